@@ -1,0 +1,164 @@
+"""The settings: names, defaults, what is allowed.  The only reader of ``app.conf``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from celery.exceptions import ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from celery import Celery, Task
+
+__all__ = ["SETTINGS", "namespace", "setting", "tombstone_seconds", "validate"]
+
+PREFIX = "continuation_"
+
+
+class Setting(NamedTuple):
+    """One setting: its default, a test for its values, and what they are in words."""
+
+    default: Any
+    accepts: Callable[[Any], bool]
+    allowed: str
+
+
+def _number(least: float, *, above: bool = False) -> Callable[[Any], bool]:
+    def accepts(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return value > least if above else value >= least
+
+    return accepts
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= least
+
+
+def _seconds(value: Any) -> bool:
+    if isinstance(value, timedelta):
+        return value > timedelta()
+    return _number(0, above=True)(value)
+
+
+_ZERO_OR_MORE = "a number of seconds, 0 or more"
+
+#: Every setting by its name without the prefix.
+SETTINGS: dict[str, Setting] = {
+    "store": Setting(
+        "auto", lambda v: isinstance(v, str) and bool(v), '"auto", "message", "memory" or a URL'
+    ),
+    "namespace": Setting(None, lambda v: v is None or (isinstance(v, str) and bool(v)), "a non-empty str or None"),
+    "checkpoint_interval": Setting(1.0, _number(0), _ZERO_OR_MORE),
+    "max_runtime": Setting(
+        "auto", lambda v: v is None or v == "auto" or _seconds(v),
+        'a number of seconds above 0, a timedelta, None or "auto"',
+    ),
+    "should_interrupt": Setting(
+        None, lambda v: v is None or callable(v) or (isinstance(v, str) and "." in v),
+        "a callable of the task, its dotted path, or None",
+    ),
+    "max_resumptions": Setting(None, lambda v: v is None or _whole(0)(v), "an int of 0 or more, or None"),
+    "resume_options": Setting({}, lambda v: isinstance(v, Mapping), "a dict of apply_async options"),
+    "resume_errors_after_advancing": Setting(True, lambda v: isinstance(v, bool), "True or False"),
+    "resume_error_countdown": Setting(5, _number(0), _ZERO_OR_MORE),
+    "max_snapshot": Setting(256 * 1024, _whole(1), "a number of bytes, 1 or more"),
+    "keep_failed": Setting(timedelta(days=30), _seconds, "a number of seconds above 0, or a timedelta"),
+}
+
+# What the resumed message takes of continuation_resume_options; anything else would change the task.
+RESUME_OPTIONS = frozenset(("queue", "exchange", "routing_key", "priority", "countdown"))
+
+
+def setting(task: Task, name: str) -> Any:
+    """Return a setting of ``task``: its own attribute, else the app's, else the default.
+
+    Read anew each time, so that a change takes effect at the next execution.
+
+    Args:
+        task: the task.
+        name: without the prefix, e.g. ``"max_runtime"``.
+    """
+    full = PREFIX + name
+    for owner in (vars(task), *map(vars, type(task).__mro__)):
+        if full in owner:
+            return getattr(task, full)
+    return app_setting(task.app, name)
+
+
+def app_setting(app: Celery, name: str) -> Any:
+    """Return a setting of the app, or the default."""
+    return app.conf.get(PREFIX + name, SETTINGS[name].default)
+
+
+def seconds(value: Any) -> Any:
+    """Turn a timedelta into seconds; leave anything else as it is."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
+    """Refuse bad settings of the app, or of one task.
+
+    Raises:
+        ImproperlyConfigured: naming the setting, the value and what is allowed.
+    """
+    for name, one in SETTINGS.items():
+        full = PREFIX + name
+        value = app.conf.get(full, one.default) if task is None else getattr(task, full, one.default)
+        # a function as class attribute becomes a method, which is still callable
+        _check(full, value, one, "" if task is None else f" of task {task.name}")
+    if task is None:
+        known = {PREFIX + name for name in SETTINGS}
+        strange = sorted(key for key in app.conf if str(key).startswith(PREFIX) and key not in known)
+        if strange:
+            raise ImproperlyConfigured(
+                f"{strange[0]} is no setting of celery-continuations; known are: {', '.join(sorted(known))}"
+            )
+        if app.conf.task_protocol != 2:
+            raise ImproperlyConfigured(
+                f"task_protocol = {app.conf.task_protocol!r}: continuable tasks need message protocol 2"
+            )
+
+
+def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check settings given without the prefix, and return them with it.
+
+    Raises:
+        TypeError: for a name that is no setting.
+        ImproperlyConfigured: for a value that is not allowed.
+    """
+    for name, value in options.items():
+        if name not in SETTINGS:
+            raise TypeError(f"{where} got {name!r}, which is no setting; known are: {', '.join(SETTINGS)}")
+        _check(name, value, SETTINGS[name], f" of {where}")
+    return {PREFIX + name: value for name, value in options.items()}
+
+
+def _check(full: str, value: Any, one: Setting, where: str) -> None:
+    if not one.accepts(value):
+        raise ImproperlyConfigured(f"{full} = {value!r}{where} is not allowed; it takes {one.allowed}")
+    if full.endswith("resume_options"):
+        for option in value:
+            if option not in RESUME_OPTIONS:
+                raise ImproperlyConfigured(
+                    f"{full}[{option!r}]{where} is not allowed; known are {', '.join(sorted(RESUME_OPTIONS))}"
+                )
+
+
+def namespace(app: Celery) -> str:
+    """Return what keeps apart services that share a store: the setting, or app name and broker."""
+    chosen = app.conf.get(PREFIX + "namespace", None)
+    if chosen:
+        return str(chosen)
+    connection = app.connection_for_write()
+    where = f"{connection.transport_cls}:{connection.hostname}:{connection.port}/{connection.virtual_host}"
+    return f"{app.main or 'celery'}@{where}"
+
+
+def tombstone_seconds(app: Celery) -> float:
+    """Return how long the record of a finished task is kept, so that a late delivery ends at it."""
+    expires = seconds(app.conf.result_expires) or 0
+    visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", 3600)
+    return float(max(expires, 2 * visibility, 86400))

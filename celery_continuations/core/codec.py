@@ -1,0 +1,222 @@
+"""Values as JSON and back, types kept.
+
+JSON has six types; a cursor may have more.  Each of the others is written as a
+mapping with one key that begins with ``~``.  Exact types only: a subclass (an
+enum, a numpy integer, a named tuple) would come back as something else, so it is
+refused when it is set, not found out when it is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from celery_continuations.exceptions import UnserializableValueError
+
+__all__ = ["IMMUTABLE", "copy", "decode", "dumps", "encode", "loads"]
+
+#: Types that need no copy when they are set.
+IMMUTABLE = frozenset(
+    (type(None), bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes)
+)
+
+# CPython refuses to turn longer integers into decimal digits (sys.set_int_max_str_digits);
+# hexadecimal has no such limit. 4,300 digits are 14,284 bits.
+_LONGEST_DECIMAL_INT = 14_000
+
+ALLOWED = (
+    "None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
+    "and lists, tuples and dicts of them"
+)
+
+
+class _Refused(Exception):
+    """A value that has no encoding; the caller knows its name."""
+
+
+def dumps(value: Any, what: str = "value") -> str:
+    """Write ``value`` as JSON text, types kept.
+
+    Raises:
+        UnserializableValueError: naming ``what``, for a type that would not come back equal.
+
+    >>> dumps((1, 2))
+    '{"~t":[1,2]}'
+    >>> dumps({1: "a"})
+    '{"~m":[[1,"a"]]}'
+    """
+    return json.dumps(encode(value, what), separators=(",", ":"))
+
+
+def loads(text: str, what: str = "value") -> Any:
+    """Read what :func:`dumps` wrote.
+
+    Raises:
+        UnserializableValueError: when ``text`` is not such JSON.
+
+    >>> loads(dumps({"at": date(2026, 1, 31), "pair": (1, 2)}))
+    {'at': datetime.date(2026, 1, 31), 'pair': (1, 2)}
+    """
+    try:
+        tree = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise UnserializableValueError(what, f"is not JSON: {exc}") from exc
+    return decode(tree, what)
+
+
+def encode(value: Any, what: str = "value") -> Any:
+    """Return ``value`` as a tree of JSON types.  Raises as :func:`dumps`."""
+    try:
+        return _encode(value)
+    except _Refused as exc:
+        raise UnserializableValueError(what, f"cannot be saved: {exc}") from None
+    except RecursionError:
+        raise UnserializableValueError(
+            what, "cannot be saved: it is nested too deeply, or contains itself"
+        ) from None
+
+
+def decode(tree: Any, what: str = "value") -> Any:
+    """Return the value that :func:`encode` made ``tree`` of.  Raises as :func:`loads`."""
+    try:
+        return _decode(tree)
+    except (ValueError, TypeError, KeyError, LookupError, OverflowError, InvalidOperation,
+            RecursionError, binascii.Error) as exc:
+        raise UnserializableValueError(
+            what, f"can no longer be decoded: {type(exc).__name__}: {exc}"
+        ) from exc
+
+
+def copy(value: Any, what: str = "value") -> Any:
+    """Return ``value`` with its containers copied, or refuse it.  Raises as :func:`dumps`."""
+    if type(value) in IMMUTABLE:
+        encode(value, what)
+        return value
+    return decode(encode(value, what), what)
+
+
+def _encode(value: Any) -> Any:
+    kind = type(value)
+    if value is None or kind is bool or kind is str:
+        return value
+    if kind is int:
+        return value if value.bit_length() <= _LONGEST_DECIMAL_INT else {"~i": hex(value)}
+    if kind is list:
+        return [_encode(item) for item in value]
+    if kind is dict:
+        if all(type(key) is str and not key.startswith("~") for key in value):
+            return {key: _encode(item) for key, item in value.items()}
+        return {"~m": [[_encode(_hashable(key)), _encode(item)] for key, item in value.items()]}
+    encoder = _ENCODERS.get(kind)
+    if encoder is None:
+        raise _Refused(f"{_type_name(kind)} is not one of {ALLOWED}")
+    return encoder(value)
+
+
+def _decode(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_decode(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if len(tree) == 1:
+        (tag, data), = tree.items()
+        if tag.startswith("~"):
+            return _DECODERS[tag](data)
+    return {key: _decode(item) for key, item in tree.items()}
+
+
+def _hashable(key: Any) -> Any:
+    if type(key) is not tuple and type(key) not in IMMUTABLE:
+        raise _Refused(f"a dict key of type {_type_name(type(key))}")
+    return key
+
+
+def _type_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _encode_float(value: float) -> Any:
+    return value if math.isfinite(value) else {"~f": repr(value)}
+
+
+def _encode_zone(zone: tzinfo | None) -> Any:
+    if zone is None:
+        return None
+    if type(zone) is ZoneInfo and zone.key is not None:
+        return zone.key
+    if type(zone) is timezone:
+        offset = zone.utcoffset(None)
+        name = zone.tzname(None)
+        return [_timedelta(offset), None if name == timezone(offset).tzname(None) else name]
+    raise _Refused(f"a time zone of type {_type_name(type(zone))}; use zoneinfo.ZoneInfo or datetime.timezone")
+
+
+def _decode_zone(data: Any) -> tzinfo | None:
+    if data is None:
+        return None
+    if isinstance(data, str):
+        return ZoneInfo(data)
+    (offset, name) = data
+    delta = timedelta(*offset)
+    if name is not None:
+        return timezone(delta, name)
+    return timezone.utc if not delta else timezone(delta)
+
+
+def _timedelta(value: timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
+
+
+def _encode_datetime(value: datetime) -> Any:
+    naive = value.replace(tzinfo=None, fold=0).isoformat()
+    return {"~dt": [naive, value.fold, _encode_zone(value.tzinfo)]}
+
+
+def _decode_datetime(data: Any) -> datetime:
+    text, fold, zone = data
+    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=_decode_zone(zone))
+
+
+def _encode_time(value: time) -> Any:
+    naive = value.replace(tzinfo=None, fold=0).isoformat()
+    return {"~time": [naive, value.fold, _encode_zone(value.tzinfo)]}
+
+
+def _decode_time(data: Any) -> time:
+    text, fold, zone = data
+    return time.fromisoformat(text).replace(fold=fold, tzinfo=_decode_zone(zone))
+
+
+_ENCODERS: dict[type, Callable[[Any], Any]] = {
+    float: _encode_float,
+    tuple: lambda value: {"~t": [_encode(item) for item in value]},
+    Decimal: lambda value: {"~dec": str(value)},
+    datetime: _encode_datetime,
+    date: lambda value: {"~d": value.isoformat()},
+    time: _encode_time,
+    timedelta: lambda value: {"~td": _timedelta(value)},
+    UUID: lambda value: {"~u": value.hex},
+    bytes: lambda value: {"~b": base64.b64encode(value).decode("ascii")},
+}
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "~i": lambda data: int(data, 16),
+    "~f": float,
+    "~t": lambda data: tuple(_decode(item) for item in data),
+    "~m": lambda data: {_decode(key): _decode(item) for key, item in data},
+    "~dec": Decimal,
+    "~dt": _decode_datetime,
+    "~d": date.fromisoformat,
+    "~time": _decode_time,
+    "~td": lambda data: timedelta(*data),
+    "~u": UUID,
+    "~b": lambda data: base64.b64decode(data, validate=True),
+}

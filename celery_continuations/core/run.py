@@ -1,0 +1,327 @@
+"""One execution of a task, from the snapshot it starts with to the one it leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from celery_continuations.core.snapshot import Outcome, Saved, Snapshot
+from celery_continuations.core.step import Iteration, Pairs, Step, key_of
+from celery_continuations.exceptions import (
+    Interrupt,
+    InvalidStepError,
+    UnserializableValueError,
+)
+
+__all__ = ["Continuation", "Host", "Run"]
+
+#: Interruptions that count against ``continuation_max_resumptions`` have other reasons than these.
+ISOLATED = "isolated"
+
+
+class Host(Protocol):
+    """What a run needs of the world around it."""
+
+    def attend(self, run: Run) -> str | None:
+        """Do what is due at a checkpoint; return a reason to interrupt, or None.
+
+        Called at a checkpoint while ``run.attention`` is set; resets it when nothing is left to do.
+        """
+
+    def save(self, run: Run) -> None:
+        """A step was completed: save."""
+
+    def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
+        """Tell whoever listens: step_started, step_completed, step_skipped or step_failed."""
+
+
+class Run:
+    """Steps in order, each once, and checkpoints between and within them.
+
+    Args:
+        run_id: what tells this run from others: the task's id.
+        snapshot: what an earlier execution left, or a new one.
+        host: see :class:`Host`.
+        interruptible: False where nothing could take up the rest (direct calls).
+
+    Attributes:
+        attention: the one attribute that every checkpoint reads; set it to have ``host.attend`` called.
+        interrupted: the interruption under way, or None.
+    """
+
+    __slots__ = (
+        "_after_isolated", "_completed_here", "_declared", "_host", "_open", "_ran", "_recorded",
+        "_seen", "_thread", "attention", "id", "interrupted", "interruptible", "snapshot",
+    )
+
+    def __init__(self, run_id: str, snapshot: Snapshot, host: Host, interruptible: bool = True) -> None:
+        self.id = run_id
+        self.snapshot = snapshot
+        self.attention = False
+        self.interrupted: Interrupt | None = None
+        self.interruptible = interruptible
+        self._host = host
+        self._thread = threading.get_ident()
+        self._recorded = snapshot.steps
+        self._seen: list[str] = []
+        self._declared: Step | None = None
+        self._open: Step | None = None
+        self._ran = False
+        self._after_isolated = False
+        self._completed_here = 0
+
+    # -- what the task calls
+
+    def step(
+        self, name: str, func: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any],
+        *, start: Any = None, isolated: bool = False,
+    ) -> Any:
+        """Run ``func`` once and return its value, or return a step to loop over once."""
+        self._declare(name)
+        step = Step(self, name, start, isolated)
+        if func is None:
+            self._declared = step
+            return step
+        return self._call(step, func, args, kwargs)
+
+    def iterate(
+        self, name: str, open_source: Callable[[], tuple[Callable[[Any], Pairs], int | None]],
+        *, start: Any = None, isolated: bool = False,
+    ) -> Iteration:
+        """Return a step that loops over a source, which is opened only if the step is still to be done."""
+        self._declare(name)
+        step = Iteration(self, name, open_source, start, isolated)
+        self._declared = step
+        return step
+
+    def checkpoint(self) -> None:
+        """A place where the task may stop."""
+        if self.interrupted is not None:
+            raise self.interrupted
+        self._settle()
+        if self.attention:
+            reason = self._host.attend(self)
+            # A continuation that stopped again before it got anywhere could go round for ever.
+            if reason is not None and (self.snapshot.resumptions == 0 or self.progressed):
+                self.interrupt(reason)
+
+    def finish(self) -> None:
+        """The task's body has returned: complete what is left open, and check that no recorded step was missed."""
+        self._settle()
+        self._refuse_unused()
+        if self._open is not None:
+            self.complete(self._open)
+        if len(self._seen) < len(self._recorded):
+            missed = self._recorded[len(self._seen)]
+            raise InvalidStepError(
+                f"the task ended before step {missed!r}, which an earlier execution had reached; "
+                "the order of steps may depend on the arguments and on remembered values only",
+                expected=missed,
+            )
+
+    # -- what the host calls
+
+    @property
+    def progressed(self) -> bool:
+        """Whether this execution has completed a step or moved a cursor."""
+        return self._completed_here > 0 or (self._open is not None and self._open.advanced)
+
+    @property
+    def current(self) -> Step | None:
+        """The step in hand."""
+        return self._open
+
+    def interrupt(self, reason: str) -> None:
+        """Leave at this place.
+
+        Raises:
+            Interrupt: always; and again at every later checkpoint, should something catch it.
+        """
+        step = self._open
+        if self.interrupted is None:
+            self.interrupted = Interrupt(
+                step.name if step else None, step.cursor if step else None, reason
+            )
+        self.attention = True
+        raise self.interrupted
+
+    def take_snapshot(self) -> Snapshot:
+        """Return the snapshot, brought up to date."""
+        step = self._open
+        if step is not None:
+            self.snapshot.current = (step.name, step.encoded_cursor())
+            self.snapshot.progress = step.progress()
+        return self.snapshot
+
+    def key(self) -> str:
+        """The idempotency key of this place."""
+        if self._open is not None:
+            return self._open.key
+        return key_of(self.id, None, len(self._seen))
+
+    # -- what steps call
+
+    def enter(self, step: Step) -> bool:
+        """Begin ``step``; return False when it is complete already."""
+        if self._declared is not step:
+            raise InvalidStepError(
+                f"step {step.name!r} is iterated a second time, or after the task went on", found=step.name
+            )
+        self._declared = None
+        return self._begin(step)
+
+    def complete(self, step: Step) -> None:
+        """``step`` has run to its end."""
+        if self._open is not step:
+            return  # a loop kept and finished after the task had gone on
+        self._open = None
+        self._completed_here += 1
+        self._after_isolated = step.isolated
+        self.snapshot.completed[step.name] = step.outcome
+        self.snapshot.current = None
+        self.snapshot.progress = (None, None)
+        self._host.notify("step_completed", self, step)
+        if self.interrupted is None:
+            self._host.save(self)
+
+    # -- inside
+
+    def _call(self, step: Step, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._begin(step):
+            return self.snapshot.completed[step.name].replay(step.name)
+        try:
+            value = func(*args, **kwargs)
+        except Exception as exc:
+            # remembered only if the task catches it and goes on
+            step.left, step.outcome = True, Outcome.of_error(exc)
+            self._host.notify("step_failed", self, step, error=exc)
+            raise
+        try:
+            step.outcome = Outcome.of_value(value, f"the value of step {step.name!r}")
+        except UnserializableValueError as exc:
+            step.outcome = Outcome("lost", exc.problem)
+            self.complete(step)
+            raise
+        self.complete(step)
+        return value
+
+    def _declare(self, name: str) -> None:
+        """Refuse a step that must not come here."""
+        if threading.get_ident() != self._thread:
+            raise InvalidStepError(
+                f"step {name!r} was started in another thread or greenlet than its task runs in", found=name
+            )
+        if type(name) is not str or not name:
+            raise InvalidStepError(f"a step's name must be a non-empty str, not {name!r}", found=name)
+        if self.interrupted is not None:
+            raise self.interrupted
+        self._settle()
+        self._refuse_unused()
+        if self._open is not None:
+            raise InvalidStepError(
+                f"step {name!r} was started inside step {self._open.name!r}; steps cannot be nested (if the "
+                f"loop over {self._open.name!r} was left while its iterator is kept in a variable, close it)",
+                found=name, expected=self._open.name,
+            )
+        if name in self._seen:
+            raise InvalidStepError(
+                f"step {name!r} was started twice; each step needs a name of its own", found=name
+            )
+        place = len(self._seen)
+        if place < len(self._recorded) and self._recorded[place] != name:
+            expected = self._recorded[place]
+            raise InvalidStepError(
+                f"step {name!r} was started where an earlier execution had step {expected!r}; the order of "
+                "steps may depend on the arguments and on remembered values only",
+                found=name, expected=expected,
+            )
+        if place >= len(self._recorded) and name in self.snapshot.completed:
+            raise InvalidStepError(f"step {name!r} was started twice", found=name)
+        self._seen.append(name)
+
+    def _refuse_unused(self) -> None:
+        unused = self._declared
+        if unused is not None:
+            raise InvalidStepError(
+                f"step {unused.name!r} was neither iterated nor given a function; write "
+                f"`for step in self.step({unused.name!r}):` or `self.step({unused.name!r}, function)`",
+                found=unused.name,
+            )
+
+    def _begin(self, step: Step) -> bool:
+        if step.name in self.snapshot.completed:
+            self._host.notify("step_skipped", self, step)
+            return False
+        if self._ran:
+            if self.interruptible and (step.isolated or self._after_isolated):
+                self.interrupt(ISOLATED)
+            self.checkpoint()
+        self._ran = True
+        current = self.snapshot.current
+        if current is not None:
+            step.enter(current[1], resumed=True)
+        else:
+            step.enter()
+        self._open = step
+        self._host.notify("step_started", self, step)
+        return True
+
+    def _settle(self) -> None:
+        """Control has left the open step's block and the task goes on: the step is complete."""
+        if self._open is not None and self._open.left:
+            self.complete(self._open)
+
+
+class Continuation:
+    """A run's own view, as ``self.continuation``."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def completed(self) -> tuple[str, ...]:
+        """Names of the completed steps, in order."""
+        return tuple(self._run.snapshot.completed)
+
+    @property
+    def current(self) -> Step | None:
+        """The step in hand, or None."""
+        return self._run.current
+
+    @property
+    def executions(self) -> int:
+        """The number of this execution: 1 for the first."""
+        return self._run.snapshot.executions
+
+    @property
+    def resumptions(self) -> int:
+        """How many times the task was resumed."""
+        return self._run.snapshot.resumptions
+
+    @property
+    def reason(self) -> str | None:
+        """Why the last execution left, or None in the first."""
+        return self._run.snapshot.reason
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        """The last errors that were resumed from, oldest first: type, message, step, cursor."""
+        return list(self._run.snapshot.errors)
+
+    @property
+    def run_time(self) -> float:
+        """Seconds spent in the executions before this one."""
+        return self._run.snapshot.run_time
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of this place in the task."""
+        return self._run.key()
+
+    @property
+    def saved(self) -> Saved:
+        """What the task keeps across executions."""
+        return self._run.snapshot.saved

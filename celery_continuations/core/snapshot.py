@@ -1,0 +1,209 @@
+"""What is saved of a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_continuations.core import codec
+from celery_continuations.exceptions import RememberedError, UnserializableValueError
+
+__all__ = ["Outcome", "Saved", "Snapshot"]
+
+VERSION = 1
+
+# Errors are kept for the operator, not for the task: a few are enough.
+_ERRORS_KEPT = 20
+
+
+class Saved(dict[str, Any]):
+    """A dict that takes only what can be saved, and takes a copy of it.
+
+    >>> saved = Saved()
+    >>> saved["rows"] = object()
+    Traceback (most recent call last):
+        ...
+    celery_continuations.exceptions.UnserializableValueError: saved['rows'] cannot be saved: object is not one of None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, and lists, tuples and dicts of them
+    """  # noqa: E501
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if type(key) is not str:
+            raise UnserializableValueError(f"saved[{key!r}]", "needs a key of type str")
+        super().__setitem__(key, codec.copy(value, f"saved[{key!r}]"))
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As of dict; the value kept is a copy."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(
+        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
+    ) -> None:  # type: ignore[override]
+        """As of dict."""
+        for key, value in dict(other, **more).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Saved:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a completed step left: nothing, a value, an error, or a value that cannot be saved.
+
+    Attributes:
+        kind: ``"done"``, ``"value"``, ``"error"`` or ``"lost"``.
+        data: the encoded value; ``[type, args or None, text]``; or what is wrong with the value.
+    """
+
+    kind: str = "done"
+    data: Any = None
+
+    @classmethod
+    def of_value(cls, value: Any, what: str) -> Outcome:
+        """Remember ``value``.  Raises UnserializableValueError when it cannot be saved."""
+        return cls("value", codec.encode(value, what))
+
+    @classmethod
+    def of_error(cls, error: Exception) -> Outcome:
+        """Remember ``error``, by type and arguments."""
+        kind = type(error)
+        try:
+            args = codec.encode(list(error.args))
+        except UnserializableValueError:
+            args = None
+        return cls("error", [f"{kind.__module__}:{kind.__qualname__}", args, str(error)])
+
+    def replay(self, name: str) -> Any:
+        """Return the remembered value, or raise the remembered error."""
+        if self.kind == "value":
+            return codec.decode(self.data, f"the value of step {name!r}")
+        if self.kind == "error":
+            raise _rebuild_error(*self.data)
+        if self.kind == "lost":
+            raise UnserializableValueError(f"the value of step {name!r}", self.data)
+        return None
+
+
+def _rebuild_error(name: str, args: Any, text: str) -> Exception:
+    """Make the error anew.  Only classes already imported are considered: data never imports."""
+    module, _, qualname = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if args is not None and isinstance(found, type) and issubclass(found, Exception):
+        try:
+            error = found(*codec.decode(args))
+        except TypeError:  # a constructor that does not take its own args
+            return RememberedError(name, text)
+        return error
+    return RememberedError(name, text)
+
+
+@dataclass
+class Snapshot:
+    """All that goes from one execution to the next.
+
+    Attributes:
+        completed: outcomes by step name, in the order of completion.
+        current: name and encoded cursor of the step in hand, or None.
+        saved: the task's ``self.saved``.
+        executions: how many executions have begun.
+        resumptions: how many times the task was resumed.
+        counted: how many of them count against ``continuation_max_resumptions``.
+        run_time: seconds spent in executions that have ended.
+        reason: why the last execution left, or None.
+        errors: the last errors that were resumed from, oldest first.
+        progress: items done and items in all of the step in hand, where known.
+    """
+
+    completed: dict[str, Outcome] = field(default_factory=dict)
+    current: tuple[str, Any] | None = None
+    saved: Saved = field(default_factory=Saved)
+    executions: int = 0
+    resumptions: int = 0
+    counted: int = 0
+    run_time: float = 0.0
+    reason: str | None = None
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    progress: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of all steps recorded, the one in hand last."""
+        return [*self.completed, *([self.current[0]] if self.current else [])]
+
+    def remember_error(self, error: BaseException) -> None:
+        """Keep ``error`` for whoever asks why the task was resumed."""
+        name, cursor = self.current or (None, None)
+        entry = {"type": type(error).__name__, "message": str(error), "step": name, "cursor": cursor}
+        self.errors = [*self.errors[1 - _ERRORS_KEPT:], entry]
+
+    def dumps(self) -> str:
+        """Write the snapshot as JSON text."""
+        return json.dumps(
+            {
+                "version": VERSION,
+                "completed": [[name, one.kind, one.data] for name, one in self.completed.items()],
+                "current": self.current,
+                "saved": {key: codec.encode(value, f"saved[{key!r}]") for key, value in self.saved.items()},
+                "executions": self.executions,
+                "resumptions": self.resumptions,
+                "counted": self.counted,
+                "run_time": self.run_time,
+                "reason": self.reason,
+                "errors": self.errors,
+                "progress": self.progress,
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def loads(cls, text: str) -> Snapshot:
+        """Read what :meth:`dumps` wrote.
+
+        The cursor stays encoded until its step asks for it, so that a cursor which can no
+        longer be decoded raises inside the task.
+
+        Raises:
+            UnserializableValueError: when ``text`` is no snapshot, or of a version unknown here.
+
+        >>> Snapshot.loads(Snapshot(current=("import", 500)).dumps()).steps
+        ['import']
+        """
+        try:
+            data = json.loads(text)
+            if data["version"] != VERSION:
+                raise ValueError(f"version {data['version']!r}, known is {VERSION}")
+            saved = Saved()
+            for key, value in data["saved"].items():
+                saved[key] = codec.decode(value, f"saved[{key!r}]")
+            return cls(
+                completed={name: Outcome(kind, value) for name, kind, value in data["completed"]},
+                current=None if data["current"] is None else (data["current"][0], data["current"][1]),
+                saved=saved,
+                executions=data["executions"],
+                resumptions=data["resumptions"],
+                counted=data["counted"],
+                run_time=data["run_time"],
+                reason=data["reason"],
+                errors=data["errors"],
+                progress=(data["progress"][0], data["progress"][1]),
+            )
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as exc:
+            raise UnserializableValueError(
+                "the snapshot", f"cannot be read: {type(exc).__name__}: {exc}"
+            ) from exc
+
+    def largest_part(self) -> str:
+        """Name the part that takes the most room."""
+        sizes = {f"the value of step {name!r}": len(json.dumps(one.data)) for name, one in self.completed.items()}
+        sizes.update((f"saved[{key!r}]", len(codec.dumps(value))) for key, value in self.saved.items())
+        if self.current is not None:
+            sizes[f"the cursor of step {self.current[0]!r}"] = len(json.dumps(self.current[1]))
+        return max(sizes, key=lambda part: sizes[part], default="nothing")

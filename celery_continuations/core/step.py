@@ -1,0 +1,186 @@
+"""One step of a run, as the task sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery_continuations.core import codec
+from celery_continuations.core.snapshot import Outcome
+from celery_continuations.exceptions import InvalidStepError, UnadvanceableCursorError
+
+if TYPE_CHECKING:
+    from celery_continuations.core.run import Run
+
+__all__ = ["Iteration", "Pairs", "Step", "key_of"]
+
+#: Items of a source, each with the cursor that comes after it.
+Pairs = Iterator[tuple[Any, Any]]
+
+_COPY_FREE = codec.IMMUTABLE - {float, date}
+_UNMOVED = object()
+
+
+class Step:
+    """A named part of a task.  ``for step in self.step("name"):`` yields it once.
+
+    Attributes:
+        name: its name.
+        cursor: where to start next; everything before it is done.
+        resumed: True when an earlier execution had begun it.
+    """
+
+    __slots__ = ("cursor", "isolated", "left", "name", "outcome", "resumed", "run", "_first", "_initial")
+
+    def __init__(self, run: Run, name: str, start: Any = None, isolated: bool = False) -> None:
+        self.run = run
+        self.name = name
+        self.cursor = self._first = codec.copy(start, f"the start of step {name!r}")
+        self.isolated = isolated
+        self.resumed = False
+        self.left = False
+        self.outcome = Outcome()
+        self._initial: Any = _UNMOVED
+
+    def enter(self, resume_at: Any = None, resumed: bool = False) -> None:
+        """Begin the step in this execution; ``resume_at`` is the encoded cursor saved of it."""
+        self.resumed = resumed
+        if resumed:
+            self.cursor = codec.decode(resume_at, f"the cursor of step {self.name!r}")
+        self._initial = self.cursor
+
+    @property
+    def advanced(self) -> bool:
+        """Whether the cursor has moved in this execution."""
+        first, now = self._initial, self.cursor
+        return first is not _UNMOVED and now is not first and (type(now) is not type(first) or now != first)
+
+    @property
+    def key(self) -> str:
+        """An idempotency key: the same wherever this step is repeated at this cursor, and nowhere else."""
+        return key_of(self.run.id, self.name, self.encoded_cursor())
+
+    def encoded_cursor(self) -> Any:
+        """The cursor as it is saved."""
+        return codec.encode(self.cursor, f"the cursor of step {self.name!r}")
+
+    def progress(self) -> tuple[int | None, int | None]:
+        """Items done and items in all, where known."""
+        return (None, None)
+
+    def set(self, cursor: Any) -> None:
+        """Move the cursor: everything before it is done.  A checkpoint.
+
+        Raises:
+            UnserializableValueError: for a cursor that would not come back equal.
+        """
+        kind = cursor.__class__
+        if kind is int or kind is str:
+            self.cursor = cursor
+        elif kind is tuple:
+            for part in cursor:
+                if part.__class__ not in _COPY_FREE:
+                    cursor = codec.copy(cursor, f"the cursor of step {self.name!r}")
+                    break
+            self.cursor = cursor
+        else:
+            self.cursor = codec.copy(cursor, f"the cursor of step {self.name!r}")
+        if self.run.attention:
+            self.run.checkpoint()
+
+    def advance(self, from_: Any = None) -> None:
+        """Move the cursor to its successor, or to that of ``from_``.  A checkpoint.
+
+        Raises:
+            UnadvanceableCursorError: when the successor is unknown.
+        """
+        cursor = self.cursor if from_ is None else from_
+        kind = cursor.__class__
+        if kind is int:
+            self.cursor = cursor + 1
+        elif kind is date:
+            self.cursor = cursor + timedelta(days=1)
+        elif hasattr(cursor, "succ"):
+            self.set(cursor.succ())
+            return
+        else:
+            raise UnadvanceableCursorError(cursor)
+        if self.run.attention:
+            self.run.checkpoint()
+
+    def checkpoint(self) -> None:
+        """A place where the task may stop, at the cursor it has."""
+        self.run.checkpoint()
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.run.enter(self):
+            return
+        try:
+            yield self
+        except GeneratorExit:
+            # break, an exception, or a frame thrown away: which of them shows in what the task does next
+            self.left = True
+            raise
+        self.run.complete(self)
+
+    def __enter__(self) -> Any:
+        raise InvalidStepError(
+            f"step {self.name!r} was used in a with statement, which cannot be skipped when the step "
+            f"is complete; write `for step in self.step({self.name!r}):`",
+            found=self.name,
+        )
+
+    def __exit__(self, *args: object) -> None:
+        """Only here so that ``with`` reaches :meth:`__enter__`, whose message helps."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} at {self.cursor!r}>"
+
+
+class Iteration(Step):
+    """A step that is a loop: iterate over it once, for items or batches of items."""
+
+    __slots__ = ("_open", "total")
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        open_source: Callable[[], tuple[Callable[[Any], Pairs], int | None]],
+        start: Any = None,
+        isolated: bool = False,
+    ) -> None:
+        super().__init__(run, name, start, isolated)
+        self.total: int | None = None
+        self._open = open_source
+
+    def progress(self) -> tuple[int | None, int | None]:
+        """Items done and items in all, where known."""
+        return (self.cursor if type(self.cursor) is int else None, self.total)
+
+    def __iter__(self) -> Iterator[Any]:
+        run = self.run
+        if not run.enter(self):
+            return
+        read, self.total = self._open()
+        pairs = read(self.cursor)
+        # The hot path: one store and one attribute read for each item, and nothing else.
+        try:
+            for item, after in pairs:
+                yield item
+                self.cursor = after
+                if run.attention:
+                    run.checkpoint()
+        except GeneratorExit:
+            self.left = True
+            raise
+        run.complete(self)
+
+
+def key_of(run_id: str, name: str | None, place: Any) -> str:
+    """Hash a place in a run into 32 hexadecimal digits."""
+    text = json.dumps([run_id, name, place], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

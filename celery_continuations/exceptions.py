@@ -1,0 +1,225 @@
+"""The errors of celery-continuations, each with its data as attributes.
+
+All are under :class:`ContinuationError`.  :class:`Interrupt` is not an error: it
+carries a run from its checkpoint to the task's boundary, and is a
+:class:`BaseException` so that ``except Exception`` cannot stop it on its way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "CheckpointError",
+    "ContinuationError",
+    "CrashLoopError",
+    "DeliveryError",
+    "Interrupt",
+    "Interrupted",
+    "InvalidStepError",
+    "RememberedError",
+    "ResumeLimitError",
+    "SnapshotTooLargeError",
+    "StoreError",
+    "UnadvanceableCursorError",
+    "UnserializableValueError",
+    "WaitTimeout",
+]
+
+
+class Interrupt(BaseException):
+    """Leave the worker here: raised at a checkpoint, caught at the task's boundary.
+
+    Attributes:
+        step: name of the step in hand, or None between two steps.
+        cursor: where that step goes on, or None.
+        reason: why, as shown in logs and events, e.g. ``"stopping"``.
+    """
+
+    def __init__(self, step: str | None, cursor: Any, reason: str) -> None:
+        super().__init__(step, cursor, reason)
+        self.step = step
+        self.cursor = cursor
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return _place("Interrupted", self.step, self.cursor, self.reason)
+
+
+class Interrupted(Exception):
+    """What the result backend and monitors show of a task between two executions.
+
+    It is ``AsyncResult(id).info`` while the state is ``RETRY``.  Attributes as of
+    :class:`Interrupt`.
+
+    >>> Interrupted("import", 500, "stopping")
+    Interrupted('import', 500, 'stopping')
+    >>> str(Interrupted("import", 500, "stopping"))
+    'Interrupted at import:500 (stopping)'
+    """
+
+    def __init__(self, step: str | None = None, cursor: Any = None, reason: str = "") -> None:
+        super().__init__(step, cursor, reason)
+        self.step = step
+        self.cursor = cursor
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return _place("Interrupted", self.step, self.cursor, self.reason)
+
+
+def _place(word: str, step: str | None, cursor: Any, reason: str) -> str:
+    if step is None:
+        return f"{word} between steps ({reason})"
+    where = step if cursor is None else f"{step}:{cursor}"
+    return f"{word} at {where} ({reason})"
+
+
+class ContinuationError(Exception):
+    """Base of every error of this package."""
+
+
+class InvalidStepError(ContinuationError):
+    """A step was used in a way that could not be resumed.
+
+    Attributes:
+        found: the step that the code started, or None.
+        expected: the step that should have come, or None where none was expected.
+    """
+
+    def __init__(
+        self, message: str, found: object = None, expected: str | None = None
+    ) -> None:
+        super().__init__(message, found, expected)
+        self.found = found
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CheckpointError(ContinuationError):
+    """A checkpoint was reached inside an open database transaction."""
+
+
+class UnadvanceableCursorError(ContinuationError):
+    """``advance()`` does not know what comes after this cursor.
+
+    Attributes:
+        cursor: the cursor that has no known successor.
+    """
+
+    def __init__(self, cursor: Any) -> None:
+        super().__init__(cursor)
+        self.cursor = cursor
+
+    def __str__(self) -> str:
+        return (
+            f"cannot advance {self.cursor!r} ({type(self.cursor).__name__}): successors are known "
+            "for int and date, and for objects with a succ() method; use set(cursor) instead"
+        )
+
+
+class UnserializableValueError(ContinuationError):
+    """A value cannot be saved, or a saved one cannot be read.
+
+    Attributes:
+        what: which value, e.g. ``"the cursor of step 'import'"``.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(what, problem)
+        self.what = what
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.problem}"
+
+
+class RememberedError(ContinuationError):
+    """Stands in for an error remembered by a call step whose class cannot be rebuilt.
+
+    Attributes:
+        error_type: ``module:qualname`` of the original error.
+        error_message: its text.
+    """
+
+    def __init__(self, error_type: str, error_message: str) -> None:
+        super().__init__(error_type, error_message)
+        self.error_type = error_type
+        self.error_message = error_message
+
+    def __str__(self) -> str:
+        return f"{self.error_type}: {self.error_message}"
+
+
+class ResumeLimitError(ContinuationError):
+    """The task was resumed more often than ``continuation_max_resumptions`` allows.
+
+    Attributes:
+        limit: the setting's value.
+        reason: the reason of the resumption that went over it.
+    """
+
+    def __init__(self, limit: int, reason: str) -> None:
+        super().__init__(limit, reason)
+        self.limit = limit
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"resumed {self.limit} times already (continuation_max_resumptions={self.limit}); "
+            f"the last reason was: {self.reason}"
+        )
+
+
+class CrashLoopError(ContinuationError):
+    """The task killed its worker again and again without progress."""
+
+
+class SnapshotTooLargeError(ContinuationError):
+    """The snapshot is larger than ``continuation_max_snapshot``.
+
+    Attributes:
+        size: bytes of the snapshot.
+        limit: bytes allowed.
+        largest: the largest part of it, e.g. ``"saved['rows']"``.
+    """
+
+    def __init__(self, size: int, limit: int, largest: str) -> None:
+        super().__init__(size, limit, largest)
+        self.size = size
+        self.limit = limit
+        self.largest = largest
+
+    def __str__(self) -> str:
+        return (
+            f"the snapshot has {self.size:,} bytes, continuation_max_snapshot allows {self.limit:,}; "
+            f"its largest part is {self.largest}. Keep big data elsewhere and save a reference to it"
+        )
+
+
+class WaitTimeout(ContinuationError):
+    """What a task waited for did not come in time."""
+
+
+class DeliveryError(ContinuationError):
+    """A delivery was refused."""
+
+
+class StoreError(ContinuationError):
+    """The store could not be reached, or holds something that is no record.
+
+    Attributes:
+        store: which store.
+        problem: what happened.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        super().__init__(store, problem)
+        self.store = store
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"store {self.store}: {self.problem}"

@@ -1,0 +1,121 @@
+"""Every touch of Celery, kombu and billiard that is not their public interface.
+
+Each stands here with its reason; a test for each fails when it changes.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from billiard import common as billiard_common
+from billiard.process import current_process
+from celery import _state
+from celery.exceptions import TaskPredicate
+from celery.local import PromiseProxy, Proxy
+from kombu.serialization import registry
+
+__all__ = [
+    "around_soft_shutdown",
+    "forget_consumer_cancellation",
+    "ignore_result_of",
+    "in_pool_child",
+    "is_predicate",
+    "on_every_app",
+    "serializer_of",
+    "terminate_signal",
+    "when_evaluated",
+]
+
+
+def around_soft_shutdown(worker: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Call ``before`` and ``after`` around the worker's ``wait_for_soft_shutdown``.
+
+    Why: it is the first thing that a cold shutdown calls (celery/apps/worker.py, on_cold_shutdown),
+    also when the timeout is 0, and the signal ``worker_shutting_down`` comes after the tasks are dead.
+    """
+    original = worker.wait_for_soft_shutdown
+
+    def wait_for_soft_shutdown(*args: Any, **kwargs: Any) -> Any:
+        before()
+        if forget_consumer_cancellation(worker):
+            return None
+        try:
+            return original(*args, **kwargs)
+        finally:
+            after()
+
+    worker.wait_for_soft_shutdown = wait_for_soft_shutdown
+
+
+def forget_consumer_cancellation(worker: Any) -> bool:
+    """On the solo pool keep a cold shutdown from raising inside the task; return whether it is solo.
+
+    Why: there the signal's handler runs on top of the task's own frame, and cancelling its request
+    ends in a NotImplementedError in the middle of the task's code.
+    """
+    from celery.concurrency import solo
+
+    if not issubclass(worker.pool_cls, solo.TaskPool):
+        return False
+    worker.consumer.cancel_active_requests = lambda: None
+    return True
+
+
+def in_pool_child() -> bool:
+    """Whether this process is a child of a prefork pool.  Why: Celery has no public test for it."""
+    return current_process()._name != "MainProcess"
+
+
+def terminate_signal() -> int:
+    """The signal that ends a pool child: SIGTERM, or what REMAP_SIGTERM says.
+
+    Why: billiard reads the variable once, and the two must agree.
+    """
+    return int(getattr(billiard_common, "TERM_SIGNAL", signal.SIGTERM))
+
+
+def is_predicate(error: BaseException) -> bool:
+    """Whether ``error`` is Celery's Retry, Ignore or Reject.  Why: their base has no public name."""
+    return isinstance(error, TaskPredicate)
+
+
+def ignore_result_of(task: Any, request: Any) -> bool:
+    """Return the effective ``ignore_result``: the message's where it says one, else the task's.
+
+    Why: ``Context`` has a class attribute of that name, so only the instance's dict can tell.
+    Celery has a function for it only since 5.6.
+    """
+    own = vars(request).get("ignore_result")
+    return bool(task.ignore_result if own is None else own)
+
+
+def serializer_of(content_type: str | None) -> str | None:
+    """Return the name of the serializer for a content type.  Why: kombu has it by name only."""
+    name = registry.type_to_name.get(content_type)
+    return str(name) if name else None
+
+
+def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:
+    """Call ``func`` with a task that ``@app.task`` has promised, as soon as it is made.
+
+    Why: to look at the promise earlier would finalize the app's configuration at import time.
+    """
+    if type(task) is PromiseProxy:
+        task.__then__(lambda: func(task._get_current_object()))
+    elif type(task) is Proxy:
+        def on_finalize(app: Any) -> None:
+            app.on_after_finalize.connect(lambda **_: func(app.tasks[task.name]), weak=False)
+
+        on_every_app(on_finalize, lambda app: func(app.tasks[task.name]))
+    else:
+        func(task)
+
+
+def on_every_app(when_finalizing: Callable[[Any], None], when_finalized: Callable[[Any], None]) -> None:
+    """Do something with every app, those to come included.  Why: shared tasks have no other hook."""
+    _state.connect_on_app_finalize(when_finalizing)
+    for app in _state._get_active_apps():
+        if app.finalized:
+            when_finalized(app)

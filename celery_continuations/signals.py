@@ -1,0 +1,29 @@
+"""Celery signals of what happens to a continuable task.
+
+Each is sent with the task as sender and ``task_id``; a receiver that raises is logged
+by Celery and otherwise without effect.
+
+====================  =====================================================
+``step_started``      ``step``: the step
+``step_completed``    ``step``
+``step_skipped``      ``step``: complete since an earlier execution
+``step_failed``       ``step``, ``error``: a call step's function raised
+``task_interrupted``  ``interrupt``: step, cursor, reason
+``task_resumed``      ``continuation``: the run's view of itself
+====================  =====================================================
+"""
+
+from __future__ import annotations
+
+from celery.utils.dispatch import Signal
+
+__all__ = [
+    "step_completed", "step_failed", "step_skipped", "step_started", "task_interrupted", "task_resumed",
+]
+
+step_started = Signal(name="step_started", providing_args={"task_id", "step"})
+step_completed = Signal(name="step_completed", providing_args={"task_id", "step"})
+step_skipped = Signal(name="step_skipped", providing_args={"task_id", "step"})
+step_failed = Signal(name="step_failed", providing_args={"task_id", "step", "error"})
+task_interrupted = Signal(name="task_interrupted", providing_args={"task_id", "interrupt"})
+task_resumed = Signal(name="task_resumed", providing_args={"task_id", "continuation"})

@@ -1,0 +1,1 @@
+"""The worker's side: hearing the stop, watching, refusing while stopping."""

@@ -1,0 +1,104 @@
+"""The flag that says: this worker is stopping.
+
+One byte of a file, mapped by the worker's main process and by its pool children.  A file
+and not anonymous memory, because children of the spawn start method inherit none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import os
+import tempfile
+
+__all__ = ["COLD", "RUNNING", "STOPPING", "StopFlag", "flag_at", "flag_of", "new_flag"]
+
+RUNNING, STOPPING, COLD = 0, 1, 2
+
+# A read-only root file system still has /dev/shm.
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
+
+# For tasks with a Request class of their own, whose requests do not carry the path.
+_VARIABLE = "CELERY_CONTINUATIONS_FLAG"
+
+
+class StopFlag:
+    """``RUNNING``, ``STOPPING`` (at the next checkpoint), or ``COLD`` (at once).
+
+    Args:
+        path: the file; made if ``create``.
+        create: True in the worker's main process.
+    """
+
+    def __init__(self, path: str, *, create: bool = False) -> None:
+        self.path = path
+        mode = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+        fd = os.open(path, mode, 0o600)
+        try:
+            if create:
+                os.ftruncate(fd, 1)
+            self._map = mmap.mmap(fd, 1)
+        finally:
+            os.close(fd)
+        self._maker = os.getpid() if create else None
+
+    @property
+    def level(self) -> int:
+        """``RUNNING``, ``STOPPING`` or ``COLD``."""
+        return self._map[0]
+
+    def raise_to(self, level: int) -> None:
+        """Raise the flag; it never comes down."""
+        if self._map[0] < level:
+            self._map[0] = level
+
+    def remove(self) -> None:
+        """Remove the file; those who have it mapped keep seeing it."""
+        if self._maker == os.getpid():
+            self._maker = None
+            os.unlink(self.path)
+
+
+class _Fixed(StopFlag):
+    """A flag without a file, that stays as it is."""
+
+    def __init__(self, level: int) -> None:
+        self.path = ""
+        self._maker = None
+        self._map = bytearray([level])  # type: ignore[assignment]
+
+
+_by_hostname: dict[str, StopFlag] = {}
+_by_path: dict[str, StopFlag] = {}
+
+
+def new_flag(hostname: str) -> StopFlag:
+    """Make the flag of a worker that starts in this process."""
+    folder = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
+    fd, path = tempfile.mkstemp(prefix="celery-continuations-", dir=folder)
+    os.close(fd)
+    flag = StopFlag(path, create=True)
+    _by_hostname[hostname] = _by_path[path] = flag
+    os.environ[_VARIABLE] = path
+    atexit.register(flag.remove)
+    return flag
+
+
+def flag_of(hostname: str) -> StopFlag | None:
+    """Return the flag of the newest worker of that name in this process."""
+    return _by_hostname.get(hostname)
+
+
+def flag_at(path: str | None) -> StopFlag:
+    """Return the flag whose path came with a task, or else with the environment."""
+    path = path or os.environ.get(_VARIABLE)
+    if path is None:
+        return _Fixed(RUNNING)  # no worker: something else runs the message
+    flag = _by_path.get(path)
+    if flag is None:
+        try:
+            flag = StopFlag(path)
+        except FileNotFoundError:
+            flag = _Fixed(STOPPING)  # the worker has ended, and its child will
+        _by_path[path] = flag
+    return flag

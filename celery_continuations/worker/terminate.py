@@ -1,0 +1,66 @@
+"""A SIGTERM for a pool child whose worker is stopping must not cut the item in hand.
+
+systemd signals the whole process group by default, and a cold shutdown signals every busy
+child.  The handler that billiard gives its children raises SystemExit wherever the task is.
+Ours waits for the stop flag, which the main process raises about now; with the flag up and a
+continuable task running it lets the task go on to its next checkpoint.  Otherwise (revoke
+with terminate, hard time limits) it calls the handler that was there.
+
+It is installed when a child first runs a continuable task, and not at the child's start,
+because billiard resets its children's handlers after their initializer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from celery_continuations import seams
+from celery_continuations.worker import native
+from celery_continuations.worker.flag import COLD, StopFlag
+from celery_continuations.worker.watcher import watcher
+
+__all__ = ["defer_terminate"]
+
+#: Seconds to wait for the flag: the child can get a group's signal before the parent does.
+PATIENCE = 1.0
+
+#: Seconds that a cold shutdown leaves the item in hand.
+COLD_GRACE = 1.0
+
+_deferring = False
+
+
+def defer_terminate(flag: StopFlag) -> None:
+    """Install the handler, once, where this is the main thread of a prefork pool's child."""
+    global _deferring
+    if _deferring or not seams.in_pool_child() or threading.current_thread() is not threading.main_thread():
+        return
+    _deferring = True
+    number = seams.terminate_signal()
+    previous = signal.getsignal(number)
+    if not callable(previous):
+        return
+    deferred = False
+
+    def on_terminate(signum: int, frame: Any) -> None:
+        nonlocal deferred
+        until = time.monotonic() + PATIENCE
+        while not flag.level and time.monotonic() < until:
+            time.sleep(0.005)
+        if deferred or not flag.level or not len(watcher):
+            previous(signum, frame)
+            return
+        deferred = True
+        if flag.level == COLD:
+            native.start_thread(insist)
+
+    def insist() -> None:
+        native.sleep(COLD_GRACE)
+        if len(watcher):
+            os.kill(os.getpid(), number)
+
+    signal.signal(number, on_terminate)

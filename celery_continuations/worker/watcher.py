@@ -1,0 +1,89 @@
+"""Looks at the clock and the stop flag, so that tasks need not.
+
+One thread of the operating system in each process that runs continuable tasks.  It does no
+I/O: it raises ``run.attention``, and the task itself does what is due, at its next checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from math import inf
+
+from celery_continuations.core.run import Run
+from celery_continuations.worker import native
+from celery_continuations.worker.flag import StopFlag
+
+__all__ = ["TICK", "Watch", "Watcher", "watcher"]
+
+#: Seconds between two looks.
+TICK = 0.02
+
+
+@dataclass(eq=False)
+class Watch:
+    """When a run needs attention.  Times are of ``time.monotonic``.
+
+    Attributes:
+        run: whose attention to raise.
+        flag: of the worker that runs it.
+        save_at: when progress is to be saved.
+        leave_at: when the execution has run long enough.
+        ask_at: when the task's own predicate is to be asked.
+    """
+
+    run: Run
+    flag: StopFlag
+    save_at: float = inf
+    leave_at: float = inf
+    ask_at: float = inf
+
+    def look(self) -> None:
+        """Raise the run's attention when something is due."""
+        if self.flag.level or time.monotonic() >= min(self.save_at, self.leave_at, self.ask_at):
+            self.run.attention = True
+
+
+class Watcher:
+    """The watched runs of this process."""
+
+    def __init__(self) -> None:
+        self._watches: set[Watch] = set()
+        self._lock = native.new_lock()
+        self._looking = False
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    def add(self, watch: Watch) -> None:
+        """Watch from now on."""
+        with self._lock:
+            self._watches.add(watch)
+            start = not self._looking
+            self._looking = True
+        if start:
+            native.start_thread(self._look)
+
+    def remove(self, watch: Watch) -> None:
+        """Watch no more."""
+        with self._lock:
+            self._watches.discard(watch)
+
+    def _look(self) -> None:
+        while True:
+            native.sleep(TICK)
+            with self._lock:
+                watches = tuple(self._watches)
+                if not watches:
+                    self._looking = False
+                    return
+            for watch in watches:
+                watch.look()
+
+
+watcher = Watcher()
+
+# Threads do not survive a fork; what the parent watched is not the child's.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=watcher.__init__)  # type: ignore[misc]
