@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from typing import Any
 
-from celery import Celery, Task, shared_task
+from celery import Task, shared_task
 from celery.local import Proxy
 
 from celery_continuations import conf, seams
@@ -48,43 +48,45 @@ def continuable(target: Any = None, /, **settings: Any) -> Any:
 
 
 def _continuable(target: Any, attributes: dict[str, Any]) -> Any:
-    if isinstance(target, type) or not callable(target):
+    kind = type(target)  # and not isinstance, which would evaluate a task that is still a promise
+    if issubclass(kind, type) or not callable(target):
         raise TypeError(f"@continuable goes on a function or a Celery task, not on {target!r}")
-    if type(target) is not Proxy and not issubclass(type(target), (Proxy, Task)):
-        return _shared(target, attributes)
-    seams.when_evaluated(target, lambda task: _convert(task, attributes))
+    if not issubclass(kind, (Proxy, Task)):
+        task = shared_task(base=ContinuableTask, bind=True, **attributes)(target)
+        return seams.FinishedTask(task._get_current_object)
+    options = seams.promised_options(target)
+    if options is not None and not options.get("bind"):
+        raise TypeError(_UNBOUND.format(options.get("name") or "this task"))
+    seams.when_evaluated(target, lambda task: _convert(task, options, attributes))
     return target
 
 
-def _shared(function: Callable[..., Any], attributes: dict[str, Any]) -> Any:
-    class Below(ContinuableTask):
-        """Refuses to be the function of another task decorator."""
-
-        abstract = True
-
-    task = shared_task(base=ContinuableTask, bind=True, **attributes)(function)
-    return task
+_UNBOUND = (
+    "@continuable needs a bound task, and {} is not: write @app.task(bind=True), "
+    "with self as the function's first argument"
+)
 
 
-def _convert(task: Task, attributes: dict[str, Any]) -> None:
+def _convert(task: Task, options: dict[str, Any] | None, attributes: dict[str, Any]) -> None:
     """Put ContinuableTask above the task's own class, which Celery made for this one task."""
     cls = type(task)
-    if not isinstance(task.__wrapped__, type(_continuable)) or isinstance(
-        cls.__dict__.get("run"), staticmethod
-    ):
-        raise TypeError(
-            f"@continuable needs a bound task, and {task.name} is not: write @app.task(bind=True), and "
-            "self as the first argument of the function"
-        )
-    app: Celery = task.app
-    delivery = {
-        name: getattr(cls, name)
-        for name in ("acks_late", "reject_on_worker_lost")
-        if getattr(cls, name) != app.conf[f"task_{name}"]
-    }
-    bases = (cls,) if issubclass(cls, ContinuableTask) else (ContinuableTask, cls)
-    task.__class__ = type(cls.__name__, bases, {**delivery, **attributes, "__module__": cls.__module__})
+    if isinstance(inspect.getattr_static(cls, "run"), staticmethod):
+        raise TypeError(_UNBOUND.format(task.name))
+    if issubclass(cls, ContinuableTask):
+        bases: tuple[type, ...] = (cls,)
+    else:
+        bases = (ContinuableTask, cls)
+        attributes = {**_delivery(task, options), **attributes}
+    task.__class__ = type(cls.__name__, bases, {**attributes, "__module__": cls.__module__})
     if "_orig_run" in vars(task):
         # autoretry_for keeps the method it wraps: from now on that is the new class's
         task._orig_run = type(task).run.__get__(task)
-    type(task).bind(app)
+    type(task).bind(task.app)
+
+
+def _delivery(task: Task, options: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the delivery settings that the task's author has chosen; ContinuableTask's hold for the others."""
+    names = ("acks_late", "reject_on_worker_lost")
+    if options is not None:
+        return {name: options[name] for name in names if name in options}
+    return {name: getattr(task, name) for name in names if getattr(task, name) != task.app.conf[f"task_{name}"]}

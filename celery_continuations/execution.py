@@ -9,8 +9,8 @@ import uuid
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from celery import states
 from celery import signals as celery_signals
+from celery import states
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_continuations import conf, seams, signals

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 from kombu.pools import producers
 
 from celery_continuations import seams
@@ -148,7 +148,7 @@ def _route(app: Celery, request: Any, options: dict[str, Any]) -> dict[str, Any]
         # The default exchange goes by the queue's name; our own Queue keeps Celery from taking the
         # route of a declared one of that name, which is declared all the same.
         return {
-            "queue": Queue(key, Exchange(""), routing_key=key),
+            "queue": Queue(key, Exchange(""), routing_key=key),  # type: ignore[no-untyped-call]
             "declare": [queue for queue in queues if queue.name == key],
         }
     return {

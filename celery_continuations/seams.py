@@ -6,6 +6,7 @@ Each stands here with its reason; a test for each fails when it changes.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,14 @@ from celery.local import PromiseProxy, Proxy
 from kombu.serialization import registry
 
 __all__ = [
+    "FinishedTask",
     "around_soft_shutdown",
     "forget_consumer_cancellation",
     "ignore_result_of",
     "in_pool_child",
     "is_predicate",
     "on_every_app",
+    "promised_options",
     "serializer_of",
     "terminate_signal",
     "when_evaluated",
@@ -65,7 +68,7 @@ def forget_consumer_cancellation(worker: Any) -> bool:
 
 def in_pool_child() -> bool:
     """Whether this process is a child of a prefork pool.  Why: Celery has no public test for it."""
-    return current_process()._name != "MainProcess"
+    return bool(current_process()._name != "MainProcess")
 
 
 def terminate_signal() -> int:
@@ -95,6 +98,35 @@ def serializer_of(content_type: str | None) -> str | None:
     """Return the name of the serializer for a content type.  Why: kombu has it by name only."""
     name = registry.type_to_name.get(content_type)
     return str(name) if name else None
+
+
+def promised_options(task: Any) -> dict[str, Any] | None:
+    """Return the options given to an ``@app.task`` that is still a promise, or None for any other task.
+
+    Why: once the task is made, an option left out cannot be told from one given.
+    """
+    if type(task) is not PromiseProxy or task.__evaluated__():
+        return None
+    options: dict[str, Any] = object.__getattribute__(task, "_Proxy__kwargs")
+    return options
+
+
+class FinishedTask(Proxy):  # type: ignore[misc]
+    """A shared task that raises when ``@app.task`` or ``@shared_task`` is put above it.
+
+    Why: Celery would take it for a function and go on with the task as it is, or not, depending
+    on names.  It reads ``__doc__`` of whatever is decorated (celery/app/base.py).
+    """
+
+    __slots__ = ()
+
+    @property
+    def __doc__(self) -> Any:  # type: ignore[override]
+        if sys._getframe(1).f_globals.get("__name__") == "celery.app.base":
+            raise TypeError(
+                "@continuable stands below a task decorator; write it above @app.task(bind=True), or alone"
+            )
+        return self._get_current_object().__doc__
 
 
 def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +39,7 @@ class Saved(dict[str, Any]):
             self[key] = default
         return self[key]
 
-    def update(
-        self, other: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any
-    ) -> None:  # type: ignore[override]
+    def update(self, other: Any = (), /, **more: Any) -> None:
         """As of dict."""
         for key, value in dict(other, **more).items():
             self[key] = value

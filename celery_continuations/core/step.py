@@ -33,7 +33,7 @@ class Step:
         resumed: True when an earlier execution had begun it.
     """
 
-    __slots__ = ("cursor", "isolated", "left", "name", "outcome", "resumed", "run", "_first", "_initial")
+    __slots__ = ("_first", "_initial", "cursor", "isolated", "left", "name", "outcome", "resumed", "run")
 
     def __init__(self, run: Run, name: str, start: Any = None, isolated: bool = False) -> None:
         self.run = run

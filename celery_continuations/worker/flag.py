@@ -16,7 +16,7 @@ __all__ = ["COLD", "RUNNING", "STOPPING", "StopFlag", "flag_at", "flag_of", "new
 RUNNING, STOPPING, COLD = 0, 1, 2
 
 # A read-only root file system still has /dev/shm.
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108
+_SHARED_MEMORY = "/dev/shm"
 
 # For tasks with a Request class of their own, whose requests do not carry the path.
 _VARIABLE = "CELERY_CONTINUATIONS_FLAG"
