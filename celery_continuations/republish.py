@@ -60,7 +60,7 @@ def republish(
             fields[name + "repr"] = None  # made anew
     if generation == 0:
         fields.setdefault("expires", request.expires)  # it has not started yet
-    stamps = {name: value for name, value in (request.stamps or {}).items()}
+    stamps = dict(request.stamps or {})
     message = app.amqp.create_task_message(**fields, **stamps)
     if snapshot is not None:
         message.body[2][SNAPSHOT] = snapshot
