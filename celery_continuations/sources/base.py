@@ -77,15 +77,16 @@ def opener(
     """
     if batch is not None and (type(batch) is not int or batch < 1):
         raise InvalidStepError(f"step {name!r}: batch must be an int of 1 or more, not {batch!r}", found=name)
-    if not callable(source) or isinstance(source, Source):
+    is_function = callable(source) and not _is_source(source)
+    if not is_function:
         _refuse(name, source)
 
     def open_source() -> tuple[Callable[[Any], Pairs], int | None]:
         opened = source
-        if callable(source) and not isinstance(source, Source):
+        if is_function:
             opened = source()
             _refuse(name, opened)
-        found = opened if isinstance(opened, Source) else Positions(opened, name)
+        found = opened if _is_source(opened) else Positions(opened, name)
         length = total
         if length is None and hasattr(opened, "__len__"):
             length = len(opened)
@@ -96,13 +97,17 @@ def opener(
     return open_source
 
 
+def _is_source(value: Any) -> bool:
+    return isinstance(value, Source) and not isinstance(value, type)  # a source's class is a function that makes one
+
+
 def _refuse(name: str, source: Any) -> None:
     problem = None
     if isinstance(source, (str, bytes, bytearray)):
         problem = "a string is iterated character by character, which is rarely meant; pass a list of them if it is"
     elif isinstance(source, Set):
         problem = "a set has no order to resume in; pass sorted(...) of it"
-    elif not isinstance(source, Source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+    elif not _is_source(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         problem = "it is not iterable"
     if problem is not None:
         raise InvalidStepError(

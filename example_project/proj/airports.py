@@ -1,0 +1,83 @@
+"""The airports: where they come from, and the table they go to."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import airportsdata
+
+from proj import settings
+
+Row = dict[str, Any]
+
+COLUMNS = ("icao", "iata", "name", "city", "subd", "country", "elevation", "lat", "lon", "tz", "lid")
+
+_TABLE = """
+    CREATE TABLE IF NOT EXISTS airports (
+        icao TEXT PRIMARY KEY, iata TEXT, name TEXT, city TEXT, subd TEXT, country TEXT,
+        elevation REAL, lat REAL, lon REAL, tz TEXT, lid TEXT,
+        imported_by TEXT,
+        times_imported INTEGER NOT NULL DEFAULT 1
+    )
+"""
+
+# A row that is imported again is counted, so that work done twice can be seen.
+_UPSERT = f"""
+    INSERT INTO airports ({", ".join(COLUMNS)}, imported_by)
+    VALUES ({", ".join(":" + column for column in COLUMNS)}, :imported_by)
+    ON CONFLICT (icao) DO UPDATE SET
+        {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[1:])},
+        imported_by = excluded.imported_by,
+        times_imported = times_imported + 1
+"""
+
+
+def load() -> list[Row]:
+    """Return all rows of the source, in an order that stays the same."""
+    return list(airportsdata.load("ICAO").values())
+
+
+def validate() -> int:
+    """Return the number of rows in the source.
+
+    Raises:
+        ValueError: when one of them cannot be an airport.
+    """
+    rows = load()
+    for row in rows:
+        if not (row["icao"] and row["name"] and abs(row["lat"]) <= 90 and abs(row["lon"]) <= 180):
+            raise ValueError(f"not an airport: {row}")
+    return len(rows)
+
+
+def upsert(rows: list[Row], imported_by: str) -> None:
+    """Insert rows, or update those that are there, in one transaction."""
+    with connect() as db:
+        db.executemany(_UPSERT, [{**row, "imported_by": imported_by} for row in rows])
+
+
+def create_indexes() -> None:
+    """Make searching by country and by IATA code fast."""
+    with connect() as db:
+        db.execute("CREATE INDEX IF NOT EXISTS airports_country ON airports (country)")
+        db.execute("CREATE INDEX IF NOT EXISTS airports_iata ON airports (iata)")
+
+
+def report(expected: int) -> dict[str, Any]:
+    """Return what is in the table now."""
+    with connect() as db:
+        imported, countries = db.execute("SELECT count(*), count(DISTINCT country) FROM airports").fetchone()
+        highest, feet = db.execute("SELECT name, max(elevation) FROM airports").fetchone()
+    return {
+        "expected": expected, "imported": imported, "countries": countries,
+        "highest": f"{highest}, {feet:,.0f} ft",
+    }
+
+
+@contextmanager
+def connect() -> Iterator[sqlite3.Connection]:
+    """Open the database for one transaction, and make the table if it is missing."""
+    with closing(sqlite3.connect(settings.database)) as db, db:
+        db.execute(_TABLE)
+        yield db

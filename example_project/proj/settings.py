@@ -1,0 +1,46 @@
+"""Celery's configuration: no server needed, or Redis or RabbitMQ with one environment variable.
+
+===================  =================================================================
+``BROKER_URL``       ``redis://…`` or ``amqp://…``; without it files in the run folder
+``AIRPORTS_FOLDER``  the run folder, where the table is too; without it ``run/``
+``AIRPORTS_QUEUE``   the queue; without it ``airports``
+===================  =================================================================
+"""
+
+import os
+from pathlib import Path
+
+_here = Path(__file__).resolve().parent.parent
+
+run_folder = Path(os.environ.get("AIRPORTS_FOLDER") or _here / "run").resolve()
+database = run_folder / "airports.sqlite3"
+
+# These transports make none of their folders.
+_messages, _processed, _control, _results = (
+    run_folder / name for name in ("messages", "processed", "control", "results")
+)
+for _folder in (_messages, _processed, _control, _results):
+    _folder.mkdir(parents=True, exist_ok=True)
+
+broker_url = os.environ.get("BROKER_URL") or "filesystem://"
+if broker_url == "filesystem://":
+    broker_transport_options = {
+        "data_folder_in": str(_messages),
+        "data_folder_out": str(_messages),
+        "control_folder": str(_control),
+        # Without these two a message passes through the system's temporary folder.
+        "processed_folder": str(_processed),
+        "store_processed": True,
+        "polling_interval": 0.05,
+    }
+broker_connection_retry_on_startup = True
+
+# It also keeps the progress of continuable tasks: continuation_store is "auto".
+result_backend = broker_url if broker_url.startswith("redis") else f"file://{_results}"
+
+# A name of its own, so that no other project's messages come here from a shared server.
+task_default_queue = os.environ.get("AIRPORTS_QUEUE") or "airports"
+task_track_started = True
+
+# Often, so that the progress is seen to move. The default is 1 second.
+continuation_checkpoint_interval = 0.2
