@@ -45,6 +45,12 @@ def _seconds(value: Any) -> bool:
 
 _ZERO_OR_MORE = "a number of seconds, 0 or more"
 
+#: RabbitMQ's default, in seconds: a message unacknowledged for longer closes its channel.
+CONSUMER_TIMEOUT = 1800
+
+#: kombu's defaults by transport, in seconds: a message unacknowledged for longer is delivered again.
+VISIBILITY_TIMEOUT = {"redis": 3600, "sqs": 1800}
+
 #: Every setting by its name without the prefix.
 SETTINGS: dict[str, Setting] = {
     "store": Setting(
@@ -157,8 +163,33 @@ def namespace(app: Celery) -> str:
     return f"{app.main or 'celery'}@{where}"
 
 
+def celery_setting(app: Celery, name: str) -> Any:
+    """Return a setting of Celery's own."""
+    return app.conf[name]
+
+
+def transport_options(app: Celery) -> dict[str, Any]:
+    """Return the broker's transport options."""
+    return dict(app.conf.broker_transport_options or {})
+
+
+def auto_max_runtime(app: Celery, store_keeps: bool) -> float | None:
+    """Return what ``continuation_max_runtime = "auto"`` means, in seconds, or None for no limit.
+
+    Args:
+        app: the app.
+        store_keeps: whether the store can tell a second delivery from the first.
+    """
+    driver = app.connection_for_write().transport.driver_type
+    if driver == "amqp":
+        # Messages wait unacknowledged behind this one: the last of them for as many slices.
+        return CONSUMER_TIMEOUT / ((app.conf.worker_prefetch_multiplier or 0) + 2)
+    visibility = transport_options(app).get("visibility_timeout", VISIBILITY_TIMEOUT.get(driver))
+    return None if store_keeps or visibility is None else visibility / 2
+
+
 def tombstone_seconds(app: Celery) -> float:
     """Return how long the record of a finished task is kept, so that a late delivery ends at it."""
     expires = seconds(app.conf.result_expires) or 0
-    visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", 3600)
+    visibility = transport_options(app).get("visibility_timeout", VISIBILITY_TIMEOUT["redis"])
     return float(max(expires, 2 * visibility, 86400))

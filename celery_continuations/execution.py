@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import signals as celery_signals
 from celery import states
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+from kombu.exceptions import OperationalError
 
 from celery_continuations import conf, seams, signals
 from celery_continuations.core import codec
@@ -54,11 +55,11 @@ _ASK_EVERY = 0.1
 # Seconds until a message that could not be claimed is tried again.
 _CLAIM_COUNTDOWN = 5
 
+# Seconds between two attempts to publish: the first, and the longest.
+_PUBLISH_DELAY, _PUBLISH_DELAY_MAX = 0.2, 5.0
+
 # A resumed message that nobody has claimed by then may be held by a killed worker.
 _QUEUED_DUE = 60.0
-
-# consumer_timeout of RabbitMQ, its default, in seconds.
-_CONSUMER_TIMEOUT = 1800
 
 
 def execution_of(request: Any) -> Any:
@@ -217,13 +218,7 @@ class Execution:
         value = conf.setting(self.task, "max_runtime")
         if value != "auto":
             return None if value is None else float(conf.seconds(value))
-        app = self.task.app
-        if app.connection_for_write().transport.driver_type == "amqp":
-            return _CONSUMER_TIMEOUT / ((app.conf.worker_prefetch_multiplier or 0) + 2)
-        visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout")
-        if not self.store.keeps and visibility:
-            return float(visibility) / 2
-        return None
+        return conf.auto_max_runtime(self.task.app, self.store.keeps)
 
     # -- running: the run's host
 
@@ -311,7 +306,7 @@ class Execution:
         run.interrupt(f"{type(error).__name__}: {error}")
 
     def returned(self) -> None:
-        """The task's body has returned; an interruption it has swallowed is raised once more."""
+        """The task's body has returned; what it has swallowed is raised once more."""
         run = self.run
         if self.refusal is not None:
             raise Interrupt(None, None, self.refusal)
@@ -319,6 +314,8 @@ class Execution:
             return
         if run.interrupted is not None:
             raise run.interrupted
+        if self.retry_options is not None:
+            raise Retry("retry(throw=False)")
         run.finish()
 
     def finish(self, value: Any) -> None:
@@ -423,20 +420,23 @@ class Execution:
     def publish(self) -> None:
         """Celery has stored the state RETRY: now the message may go out.
 
-        Raises:
-            Reject: when it cannot, and the broker still has the message of this execution.
+        While the broker is away this waits for it: the task is in nobody's hands until then.
         """
         handover, self._handover = self._handover, None
-        if handover is None:
-            return
-        try:
-            republish(self.task, self.request, delivery=self._delivery, **handover)
-        except Exception as exc:
-            self._log(logging.ERROR, "publish_failed", "could not be published again: %r", exc)
-            if not self.task.acks_late:
+        delay = _PUBLISH_DELAY
+        while handover is not None:
+            try:
+                republish(self.task, self.request, delivery=self._delivery, **handover)
+                return
+            except (OperationalError, OSError) as exc:
+                self._log(logging.WARNING, "publish_failed",
+                          "could not be published again, trying again in %s s: %r", delay, exc)
+            except Exception as exc:
+                self._log(logging.ERROR, "publish_failed", "cannot be published again, and fails: %r", exc)
+                self._end(Status.FAILED)
                 raise
-            self._release()
-            raise Reject(exc, requeue=True) from exc
+            time.sleep(delay)
+            delay = min(2 * delay, _PUBLISH_DELAY_MAX)
 
     def forget(self) -> None:
         """``self.replace()`` puts another task under this id, which must not inherit the record."""
@@ -452,10 +452,9 @@ class Execution:
             if state == states.REJECTED and getattr(result, "requeue", False):
                 self._release()
             elif state in (states.FAILURE, states.REJECTED):
-                keep = conf.seconds(conf.setting(self.task, "keep_failed"))
-                self._end(Status.FAILED, keep)
+                self._end(Status.FAILED)
             elif state in (states.SUCCESS, states.IGNORED):
-                self._end(Status.DONE, conf.tombstone_seconds(self.task.app))
+                self._end(Status.DONE)
         except StoreError as exc:
             self._log(logging.WARNING, "save_failed", "could not save that it has ended: %s", exc)
 
@@ -464,8 +463,13 @@ class Execution:
         if self._watch is not None:
             watcher.remove(self._watch)
 
-    def _end(self, status: str, keep: float) -> None:
-        assert self._fence is not None
+    def _end(self, status: str) -> None:
+        if self._fence is None:
+            return
+        if status == Status.FAILED:
+            keep = conf.seconds(conf.setting(self.task, "keep_failed"))
+        else:
+            keep = conf.tombstone_seconds(self.task.app)
         self.store.end(self.request.id, self._fence, status, self._timed_text(), keep)
         self._fence = None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.entity import Exchange, Queue
 from kombu.pools import producers
 
-from celery_continuations import seams
+from celery_continuations import conf, seams
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -101,7 +101,7 @@ def _fields(task: Task, request: Any) -> dict[str, Any]:
         "reply_to": request.reply_to,
         "time_limit": time_limit,
         "soft_time_limit": soft_time_limit,
-        "create_sent_event": task.app.conf.task_send_sent_event,
+        "create_sent_event": conf.celery_setting(task.app, "task_send_sent_event"),
         "root_id": request.root_id,
         "parent_id": request.parent_id,
         "shadow": request.shadow,
@@ -165,7 +165,7 @@ def _producer(app: Celery) -> Any:
     """Return a producer from a pool; on AMQP one whose publishes are confirmed."""
     connection = app.connection_for_write()
     if connection.transport.driver_type == "amqp":
-        options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}
+        options = {**conf.transport_options(app), "confirm_publish": True}
         connection = app.connection_for_write(transport_options=options)
         return producers[connection].acquire(block=True)
     return app.producer_pool.acquire(block=True)

@@ -75,8 +75,6 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
                 return codec.loads(execution.finished_value, "the return value")
         value = call(*args, **kwargs)
         execution.returned()
-        if execution.retry_options is not None:
-            raise Retry("Retry called without throwing")
         execution.finish(value)
     except BaseException as error:
         interrupt = execution.should_hand_over(error)

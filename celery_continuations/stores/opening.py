@@ -70,8 +70,8 @@ def _open(app: Celery, setting: str) -> Store:
 
 def _auto(app: Celery) -> tuple[Callable[[], Store], str | None]:
     """Choose: the result backend if it can compare-and-set, else a Redis broker, else the message."""
-    backend = app.conf.result_backend
-    broker = app.conf.broker_read_url or app.conf.broker_url
+    backend = conf.celery_setting(app, "result_backend")
+    broker = conf.celery_setting(app, "broker_read_url") or conf.celery_setting(app, "broker_url")
     for url in (backend, broker if _scheme(broker) in _REDIS else None):
         factory = _by_url(app, url) if isinstance(url, str) else None
         if factory is not None:

@@ -290,7 +290,7 @@ class Letters:
     [
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]), ((1, 2, 3), [1, 2, 3]), (range(10, 0, -3), [10, 7, 4, 1]), ([], []),
         (lambda: (n * n for n in range(5)), [0, 1, 4, 9, 16]), (dict.fromkeys("abc"), ["a", "b", "c"]),
-        (Letters(), list("abcde")), (lambda: [], []), (lambda: map(str, range(3)), ["0", "1", "2"]),
+        (Letters(), list("abcde")), (list, []), (lambda: map(str, range(3)), ["0", "1", "2"]),
     ],
 )
 def test_every_source_resumes_at_every_position(executions: Any, source: Any, items: list[Any]) -> None:

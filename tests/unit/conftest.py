@@ -1,0 +1,144 @@
+"""Tasks run by Celery's own tracer, message by message, in this process.
+
+The broker is kombu's memory transport, the result backend a cache in memory: what is tested
+is what one execution does, and the message that it leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.app.trace import trace_task_ret
+from celery.concurrency.solo import TaskPool
+from celery.exceptions import TaskRevokedError
+from celery.utils.imports import symbol_by_name
+from celery.worker.request import create_request_cls
+
+from celery_continuations import ContinuableTask
+from celery_continuations.stores import open_store
+from celery_continuations.worker.flag import STOPPING, new_flag
+from celery_continuations.worker.watcher import watcher
+
+_numbers = itertools.count()
+
+
+class Delivery:
+    """A message that was taken from the queue, and what became of it."""
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+        self.headers: dict[str, Any] = message.headers
+        self.body: Any = message.payload
+        self.end: str | None = None
+
+    def on_ack(self, *args: Any) -> None:
+        self.end = "acked"
+        if not self.message.acknowledged:  # a test may run a message a second time
+            self.message.ack()
+
+    def on_reject(self, logger: Any, errors: Any, requeue: bool = False) -> None:
+        self.end = "requeued" if requeue else "rejected"
+        self.message.reject(requeue=requeue)
+
+
+class Worker:
+    """One delivery after another, through the request and the tracer of a real worker.
+
+    A stop raises the worker's flag and lets the watcher look, so that the very next checkpoint
+    sees it.  The next delivery is run by a worker that has not been stopped.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self.deliveries: list[Delivery] = []
+        self.flag: Any = None
+
+    def stop(self) -> None:
+        self.flag.raise_to(STOPPING)
+        for watch in tuple(watcher._watches):
+            watch.look()
+
+    def queued(self) -> int:
+        with self.app.connection_for_read() as connection:
+            queue = self.app.amqp.queues[self.app.conf.task_default_queue](connection.default_channel)
+            return int(queue.queue_declare(passive=True).message_count)
+
+    def deliver(self, queue: str | None = None, *, stopping: bool = False) -> Delivery:
+        """Take one message and run it."""
+        hostname = f"unit{next(_numbers)}@test"
+        self.flag = new_flag(hostname)
+        if stopping:
+            self.flag.raise_to(STOPPING)
+        with self.app.connection_for_read() as connection:
+            bound = self.app.amqp.queues[queue or self.app.conf.task_default_queue](connection.default_channel)
+            bound.declare()
+            message = bound.get(no_ack=False)
+            assert message is not None, "no message in the queue"
+            self.execute(delivery := Delivery(message), hostname)
+        self.flag.remove()
+        return delivery
+
+    def execute(self, delivery: Delivery, hostname: str = "unit@test") -> None:
+        task = self.app.tasks[delivery.headers["task"]]
+        pool = TaskPool()
+        pool.start()
+        request_class = create_request_cls(
+            symbol_by_name(task.Request), task, pool, hostname, None,
+            trace=partial(trace_task_ret, app=self.app), app=self.app,
+        )
+        request = request_class(
+            delivery.message, on_ack=delivery.on_ack, on_reject=delivery.on_reject, hostname=hostname,
+            app=self.app, task=task,
+        )
+        self.deliveries.append(delivery)
+        with suppress(TaskRevokedError):
+            request.execute_using_pool(pool)
+
+    def drain(self, limit: int = 50) -> int:
+        """Run messages until there are none left; return how many."""
+        for count in range(limit):
+            if not self.queued():
+                return count
+            self.deliver()
+        raise AssertionError(f"still messages after {limit} executions")
+
+
+def make_app(**conf: Any) -> Celery:
+    app = Celery(f"unit{next(_numbers)}", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.update(task_default_queue=uuid.uuid4().hex, continuation_store="memory", **conf)
+    return app
+
+
+@pytest.fixture
+def app() -> Celery:
+    return make_app()
+
+
+@pytest.fixture
+def worker(app: Celery) -> Iterator[Worker]:
+    yield Worker(app)
+    assert len(watcher) == 0, "an execution was left watched"
+
+
+@pytest.fixture
+def record(app: Celery) -> Any:
+    """Read a record of the app's store."""
+    return lambda task_id: open_store(app, app.conf.continuation_store).read(task_id)
+
+
+@pytest.fixture
+def task(app: Celery) -> Any:
+    """Make a continuable task of a function."""
+
+    def make(function: Any, **options: Any) -> Any:
+        options = {"base": ContinuableTask, "bind": True, "name": f"task{next(_numbers)}", **options}
+        return app.task(**options)(function)
+
+    return make
