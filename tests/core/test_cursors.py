@@ -24,20 +24,37 @@ from celery_continuations.exceptions import (
 )
 
 ZONES = st.sampled_from(
-    [None, timezone.utc, ZoneInfo("Europe/Berlin"), ZoneInfo("UTC"), timezone(timedelta(hours=5, minutes=30)),
-     timezone(timedelta(hours=-3), "BRT"), timezone(timedelta(0), "GMT")]
+    [
+        None,
+        timezone.utc,
+        ZoneInfo("Europe/Berlin"),
+        ZoneInfo("UTC"),
+        timezone(timedelta(hours=5, minutes=30)),
+        timezone(timedelta(hours=-3), "BRT"),
+        timezone(timedelta(0), "GMT"),
+    ]
 )
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary(),
-    st.decimals(allow_nan=False), st.dates(), st.timedeltas(), st.uuids(),
-    st.datetimes(timezones=ZONES), st.times(timezones=ZONES),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.binary(),
+    st.decimals(allow_nan=False),
+    st.dates(),
+    st.timedeltas(),
+    st.uuids(),
+    st.datetimes(timezones=ZONES),
+    st.times(timezones=ZONES),
     st.text(st.characters(categories=["Cs", "Lu"])),
 )
 HASHABLE = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.lists(inner, max_size=4).map(tuple),
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
         st.dictionaries(st.one_of(st.text(), st.text().map("~".__add__)), inner, max_size=4),
         st.dictionaries(HASHABLE, inner, max_size=4),
     ),
@@ -85,8 +102,10 @@ class Pair(NamedTuple):
     two: int
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, Colour.RED, Pair(1, 2), [Colour.RED], {"a": object()},
-                                   {frozenset(): 1}, bytearray(b"x"), 1j])
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1, 2}, Colour.RED, Pair(1, 2), [Colour.RED], {"a": object()}, {frozenset(): 1}, bytearray(b"x"), 1j],
+)
 def test_j8_other_types_are_refused_by_name(value: Any) -> None:
     with pytest.raises(UnserializableValueError, match="the cursor cannot be saved: .* (is not one of|of type)"):
         codec.dumps(value, "the cursor")
@@ -99,8 +118,21 @@ def test_a_value_that_contains_itself() -> None:
         codec.dumps(value)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"~no":1}', '{"~d":"yesterday"}', '{"~u":"x"}', '{"~b":"*"}', '{"~dt":[1]}',
-                                  '{"~dt":["2026-01-01T00:00:00",0,"No/Such"]}', '{"~m":[[[],1]]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"~no":1}',
+        '{"~d":"yesterday"}',
+        '{"~u":"x"}',
+        '{"~b":"*"}',
+        '{"~dt":[1]}',
+        '{"~dt":["2026-01-01T00:00:00",0,"No/Such"]}',
+        '{"~m":[[[],1]]}',
+        "[" * 100_000,
+    ],
+)
 def test_what_cannot_be_decoded_is_named(text: str) -> None:
     with pytest.raises(UnserializableValueError, match="the cursor (is not JSON|can no longer be decoded)"):
         codec.loads(text, "the cursor")
@@ -193,7 +225,9 @@ def test_r25_r26_a_list_of_mixed_types_resumes_at_its_third(executions: Any) -> 
     assert seen == mixed
 
 
-@pytest.mark.parametrize("cursor", [date(2026, 2, 28), (1, "a", None), {"id": UUID(int=5)}, [datetime(2026, 1, 1, tzinfo=timezone.utc)]])
+@pytest.mark.parametrize(
+    "cursor", [date(2026, 2, 28), (1, "a", None), {"id": UUID(int=5)}, [datetime(2026, 1, 1, tzinfo=timezone.utc)]]
+)
 def test_r33_a_cursor_keeps_its_type(executions: Any, cursor: Any) -> None:
     def first(task: Any) -> None:
         for step in task.step("one"):
@@ -288,9 +322,15 @@ class Letters:
 @pytest.mark.parametrize(
     ("source", "items"),
     [
-        ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]), ((1, 2, 3), [1, 2, 3]), (range(10, 0, -3), [10, 7, 4, 1]), ([], []),
-        (lambda: (n * n for n in range(5)), [0, 1, 4, 9, 16]), (dict.fromkeys("abc"), ["a", "b", "c"]),
-        (Letters(), list("abcde")), (list, []), (lambda: map(str, range(3)), ["0", "1", "2"]),
+        ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]),
+        ((1, 2, 3), [1, 2, 3]),
+        (range(10, 0, -3), [10, 7, 4, 1]),
+        ([], []),
+        (lambda: (n * n for n in range(5)), [0, 1, 4, 9, 16]),
+        (dict.fromkeys("abc"), ["a", "b", "c"]),
+        (Letters(), list("abcde")),
+        (list, []),
+        (lambda: map(str, range(3)), ["0", "1", "2"]),
     ],
 )
 def test_every_source_resumes_at_every_position(executions: Any, source: Any, items: list[Any]) -> None:
@@ -384,8 +424,17 @@ def test_a_source_function_is_called_only_if_the_step_is_still_to_be_done(execut
     assert calls == [1]
 
 
-@pytest.mark.parametrize(("source", "why"), [({1, 2}, "no order"), (frozenset("a"), "no order"), ("abc", "a string"),
-                                             (b"abc", "a string"), (5, "not iterable"), (None, "not iterable")])
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ({1, 2}, "no order"),
+        (frozenset("a"), "no order"),
+        ("abc", "a string"),
+        (b"abc", "a string"),
+        (5, "not iterable"),
+        (None, "not iterable"),
+    ],
+)
 def test_what_cannot_be_iterated_is_refused_with_the_reason(executions: Any, source: Any, why: str) -> None:
     for given_as in (source, lambda: source):
         with pytest.raises(InvalidStepError, match=f"cannot iterate over a .*{why}"):

@@ -17,4 +17,4 @@ def test_errors_come_without_celery_and_strangers_are_named() -> None:
     assert not issubclass(celery_continuations.Interrupt, Exception)
     assert "continuable" in dir(celery_continuations)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        celery_continuations.nonsense  # noqa: B018
+        celery_continuations.nonsense

@@ -291,9 +291,7 @@ def leave_iteration_by_break(task: Any) -> None:
             break
 
 
-@pytest.mark.parametrize(
-    "leave", [leave_by_break, leave_by_continue, leave_by_caught_error, leave_iteration_by_break]
-)
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_continue, leave_by_caught_error, leave_iteration_by_break])
 def test_a_block_that_is_left_is_complete_when_the_task_goes_on(executions: Any, leave: Any) -> None:
     def body(task: Any) -> None:
         leave(task)
@@ -515,6 +513,10 @@ def test_what_is_told_of_steps(executions: Any) -> None:
     executions.execute(body, stop_at={2})
     executions.execute(body)
     assert executions.events == [
-        ("step_started", "one"), ("step_completed", "one"), ("step_started", "two"),
-        ("step_skipped", "one"), ("step_started", "two"), ("step_completed", "two"),
+        ("step_started", "one"),
+        ("step_completed", "one"),
+        ("step_started", "two"),
+        ("step_skipped", "one"),
+        ("step_started", "two"),
+        ("step_completed", "two"),
     ]

@@ -90,12 +90,21 @@ class Worker:
         pool = TaskPool()
         pool.start()
         request_class = create_request_cls(
-            symbol_by_name(task.Request), task, pool, hostname, None,
-            trace=partial(trace_task_ret, app=self.app), app=self.app,
+            symbol_by_name(task.Request),
+            task,
+            pool,
+            hostname,
+            None,
+            trace=partial(trace_task_ret, app=self.app),
+            app=self.app,
         )
         request = request_class(
-            delivery.message, on_ack=delivery.on_ack, on_reject=delivery.on_reject, hostname=hostname,
-            app=self.app, task=task,
+            delivery.message,
+            on_ack=delivery.on_ack,
+            on_reject=delivery.on_reject,
+            hostname=hostname,
+            app=self.app,
+            task=task,
         )
         self.deliveries.append(delivery)
         with suppress(TaskRevokedError):

@@ -202,8 +202,13 @@ def test_r14_the_log_of_an_interruption_after_a_step(worker: Any, task: Any, cap
     task(run).delay()
     worker.drain()
     assert [record.action for record in caplog.records] == [
-        "step_started", "step_completed", "interrupted",
-        "resumed", "step_skipped", "step_started", "step_completed",
+        "step_started",
+        "step_completed",
+        "interrupted",
+        "resumed",
+        "step_skipped",
+        "step_started",
+        "step_completed",
     ]
     text = caplog.text
     assert "Interrupted between steps (stopping)" in text
@@ -527,7 +532,9 @@ def test_c22_a_stopping_worker_does_not_run_a_continuation(worker: Any, task: An
     assert (seen, result.get()) == (list(range(10)), 10)
 
 
-def test_c22_the_main_process_of_a_stopping_worker_gives_a_continuation_back(worker: Any, app: Celery, task: Any) -> None:
+def test_c22_the_main_process_of_a_stopping_worker_gives_a_continuation_back(
+    worker: Any, app: Celery, task: Any
+) -> None:
     from celery_continuations.worker.flag import STOPPING, new_flag
     from celery_continuations.worker.receiving import strategy
 
@@ -656,7 +663,9 @@ def test_a_stale_message_ends_without_touching_anything(worker: Any, task: Any, 
     assert result.get() == 10
 
 
-def test_m3_an_execution_that_was_succeeded_ends_at_its_next_save(worker: Any, app: Celery, task: Any, record: Any) -> None:
+def test_m3_an_execution_that_was_succeeded_ends_at_its_next_save(
+    worker: Any, app: Celery, task: Any, record: Any
+) -> None:
     from celery_continuations.stores import open_store
 
     app.conf.continuation_checkpoint_interval = 0
@@ -677,7 +686,9 @@ def test_m3_an_execution_that_was_succeeded_ends_at_its_next_save(worker: Any, a
     assert result.state == states.PENDING
 
 
-def test_m3_an_execution_that_was_succeeded_is_refused_at_its_end(worker: Any, app: Celery, task: Any, record: Any) -> None:
+def test_m3_an_execution_that_was_succeeded_is_refused_at_its_end(
+    worker: Any, app: Celery, task: Any, record: Any
+) -> None:
     from celery_continuations.stores import open_store
 
     def run(self: Any) -> str:
@@ -831,6 +842,7 @@ def test_app_task_that_eats_the_refusal_of_its_claim_ends_all_the_same(worker: A
     from celery_continuations.stores import Fence, Record, open_store
 
     some_id = uuid.uuid4().hex
+
     @app.task(base=AppTask, bind=True, name="greedy")
     def greedy(self: Any) -> str:
         for _ in range(2):

@@ -1,0 +1,103 @@
+"""Private servers: own ports, own folders, ended with the test run."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+from pathlib import Path
+
+from pytest_celery import RabbitMQContainer, RedisContainer
+
+from tests.integration.processes import LocalProcess, free_port
+
+
+class _Local:
+    """pytest-celery builds a container's URL for a docker network; here it is a port of this machine."""
+
+    _container: LocalProcess
+
+    @property
+    def port(self) -> int:
+        assert self._container.port is not None
+        return self._container.port
+
+    @property
+    def url(self) -> str:
+        return str(self.host_url)  # type: ignore[attr-defined]
+
+
+class LocalRedis(_Local, RedisContainer):  # type: ignore[misc]
+    """redis-server without persistence."""
+
+
+class LocalRabbitMQ(_Local, RabbitMQContainer):  # type: ignore[misc]
+    """A RabbitMQ node."""
+
+
+def missing() -> dict[str, str]:
+    """Return what has to be installed for which ring, where it is not."""
+    found = {
+        "redis": shutil.which("redis-server"),
+        "rabbitmq": Path("/usr/lib/rabbitmq/bin/rabbitmq-server").exists() and shutil.which("epmd"),
+    }
+    return {name: f"{name}-server" for name, where in found.items() if not where}
+
+
+def start_redis(folder: Path) -> LocalProcess:
+    port = free_port()
+    argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+    server = LocalProcess(argv, folder, name="redis", port=port)
+    server.await_log("Ready to accept connections")
+    return server
+
+
+def start_epmd(folder: Path) -> LocalProcess:
+    """The port mapper that Erlang nodes need; in the foreground, or each node would leave one behind."""
+    port = free_port()
+    argv = ["epmd", "-port", str(port), "-address", "127.0.0.1"]
+    return LocalProcess(argv, folder, name="epmd", port=port, env={"PATH": os.environ["PATH"]}, user=_rabbit_user())
+
+
+def start_rabbitmq(folder: Path, epmd: LocalProcess) -> LocalProcess:
+    port = free_port()
+    for part in ("mnesia", "log", "home"):
+        (folder / part).mkdir()
+    (folder / "enabled_plugins").write_text("[].")
+    (folder / "rabbitmq.conf").write_text(
+        f"listeners.tcp.1 = 127.0.0.1:{port}\n"
+        "log.console = true\nlog.console.level = info\n"
+        "vm_memory_high_watermark.relative = 0.2\ndisk_free_limit.absolute = 50MB\n"
+    )
+    user = _rabbit_user()
+    if user:
+        account = pwd.getpwnam(user)
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, account.pw_uid, account.pw_gid)
+    env = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(folder / "home"),
+        "RABBITMQ_NODENAME": f"test{port}@localhost",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "ERL_EPMD_PORT": str(epmd.port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none",
+    }
+    argv = ["/usr/lib/rabbitmq/bin/rabbitmq-server"]  # and not the wrapper, which redirects its output
+    server = LocalProcess(argv, folder, name="rabbitmq", env=env, user=user, port=port)
+    server.await_log("Server startup complete")
+    return server
+
+
+def _rabbit_user() -> str | None:
+    return "rabbitmq" if os.geteuid() == 0 else None

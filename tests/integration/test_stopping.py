@@ -1,0 +1,98 @@
+"""Every way of stopping a worker, on every pool: the task leaves, another worker finishes it."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+SOFT = {"worker_soft_shutdown_timeout": 2}
+
+
+def sigterm(worker: Any, cluster: Any) -> None:
+    worker.kill("SIGTERM")
+
+
+def sigint(worker: Any, cluster: Any) -> None:
+    worker.kill("SIGINT")
+
+
+def sigint_twice(worker: Any, cluster: Any) -> None:
+    worker.kill("SIGINT")
+    worker.await_log("Hitting Ctrl+C again")
+    worker.kill("SIGINT")
+
+
+def sigquit(worker: Any, cluster: Any) -> None:
+    worker.kill("SIGQUIT")
+
+
+def sigterm_to_the_group(worker: Any, cluster: Any) -> None:
+    worker.signal_group(signal.SIGTERM)
+
+
+def control_shutdown(worker: Any, cluster: Any) -> None:
+    cluster.client.control.shutdown()
+
+
+def sighup(worker: Any, cluster: Any) -> None:
+    worker.kill("SIGHUP")
+
+
+STOPS = [
+    pytest.param(sigterm, {}, id="SIGTERM"),
+    pytest.param(sigint, {}, id="SIGINT"),
+    pytest.param(sigint_twice, {}, id="SIGINT twice"),
+    pytest.param(sigquit, {}, id="SIGQUIT"),
+    pytest.param(sigquit, SOFT, id="SIGQUIT soft"),
+    pytest.param(sigterm, {"REMAP": True, **SOFT}, id="REMAP_SIGTERM soft"),
+    pytest.param(sigterm_to_the_group, {}, id="SIGTERM to the group"),
+    pytest.param(control_shutdown, {}, id="control.shutdown"),
+]
+
+COUNT = 60
+
+
+def interrupt_and_resume(cluster: Any, stop: Any, conf: dict[str, Any], *options: str) -> None:
+    conf = dict(conf)
+    env = {"REMAP_SIGTERM": "SIGQUIT"} if conf.pop("REMAP", False) else {}
+    first = cluster.worker(*options, env=env, **conf)
+    result = cluster.send("rows", COUNT)
+    cluster.trace.await_items(8)
+    stop(first, cluster)
+    first.await_exit()
+    done = cluster.trace.items()
+    assert len(done) < COUNT, "the task was not interrupted"
+    assert result.state == "RETRY"
+    assert f"Interrupted at rows:{len(done)} (stopping)" == str(result.info)
+    cluster.worker(*options, **conf)
+    assert result.get(timeout=30) == COUNT
+    assert cluster.trace.items() == list(range(COUNT))
+
+
+@pytest.mark.parametrize(("stop", "conf"), STOPS)
+def test_c1_c2_c3_c23_prefork(cluster: Any, stop: Any, conf: dict[str, Any]) -> None:
+    interrupt_and_resume(cluster, stop, conf, "-c", "2")
+
+
+def test_c23_sighup_restarts_the_worker_and_the_task_goes_on_in_it(cluster: Any) -> None:
+    worker = cluster.worker("-c", "2")
+    result = cluster.send("rows", COUNT)
+    cluster.trace.await_items(8)
+    worker.kill("SIGHUP")
+    assert result.get(timeout=30) == COUNT
+    assert cluster.trace.items() == list(range(COUNT))
+    assert len(cluster.trace.lines("run")) == 2
+    worker.await_log(" ready.", times=2)
+
+
+@pytest.mark.parametrize(("stop", "conf"), STOPS)
+def test_c24_prefork_with_spawn(on_redis: Any, stop: Any, conf: dict[str, Any]) -> None:
+    interrupt_and_resume(on_redis, stop, {**conf, "worker_pool_start_method": "spawn"}, "-c", "1")
+
+
+@pytest.mark.parametrize(("stop", "conf"), STOPS)
+@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
+def test_c18_other_pools(on_redis: Any, pool: str, stop: Any, conf: dict[str, Any]) -> None:
+    interrupt_and_resume(on_redis, stop, conf, "-P", pool, "-c", "1")
