@@ -16,6 +16,10 @@ __all__ = ["SETTINGS", "namespace", "setting", "tombstone_seconds", "validate"]
 PREFIX = "continuation_"
 
 
+# The same broker, spelled differently by a worker and a caller.
+_LOOPBACK = (None, "127.0.0.1", "::1")
+
+
 class Setting(NamedTuple):
     """One setting: its default, a test for its values, and what they are in words."""
 
@@ -53,17 +57,17 @@ VISIBILITY_TIMEOUT = {"redis": 3600, "sqs": 1800}
 
 #: Every setting by its name without the prefix.
 SETTINGS: dict[str, Setting] = {
-    "store": Setting(
-        "auto", lambda v: isinstance(v, str) and bool(v), '"auto", "message", "memory" or a URL'
-    ),
+    "store": Setting("auto", lambda v: isinstance(v, str) and bool(v), '"auto", "message", "memory" or a URL'),
     "namespace": Setting(None, lambda v: v is None or (isinstance(v, str) and bool(v)), "a non-empty str or None"),
     "checkpoint_interval": Setting(1.0, _number(0), _ZERO_OR_MORE),
     "max_runtime": Setting(
-        "auto", lambda v: v is None or v == "auto" or _seconds(v),
+        "auto",
+        lambda v: v is None or v == "auto" or _seconds(v),
         'a number of seconds above 0, a timedelta, None or "auto"',
     ),
     "should_interrupt": Setting(
-        None, lambda v: v is None or callable(v) or (isinstance(v, str) and "." in v),
+        None,
+        lambda v: v is None or callable(v) or (isinstance(v, str) and "." in v),
         "a callable of the task, its dotted path, or None",
     ),
     "max_resumptions": Setting(None, lambda v: v is None or _whole(0)(v), "an int of 0 or more, or None"),
@@ -90,7 +94,8 @@ def setting(task: Task, name: str) -> Any:
     full = PREFIX + name
     for owner in (vars(task), *map(vars, type(task).__mro__)):
         if full in owner:
-            return getattr(task, full)
+            value = owner[full]  # as it was given: getattr would make a method of a function
+            return value.__func__ if isinstance(value, staticmethod) else value
     return app_setting(task.app, name)
 
 
@@ -159,7 +164,8 @@ def namespace(app: Celery) -> str:
     if chosen:
         return str(chosen)
     connection = app.connection_for_write()
-    where = f"{connection.transport_cls}:{connection.hostname}:{connection.port}/{connection.virtual_host}"
+    host = "localhost" if connection.hostname in _LOOPBACK else connection.hostname
+    where = f"{connection.transport_cls}:{host}:{connection.port}/{connection.virtual_host}"
     return f"{app.main or 'celery'}@{where}"
 
 

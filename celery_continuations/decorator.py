@@ -89,4 +89,8 @@ def _delivery(task: Task, options: dict[str, Any] | None) -> dict[str, Any]:
     names = ("acks_late", "reject_on_worker_lost")
     if options is not None:
         return {name: options[name] for name in names if name in options}
-    return {name: getattr(task, name) for name in names if getattr(task, name) != conf.celery_setting(task.app, f"task_{name}")}
+    return {
+        name: getattr(task, name)
+        for name in names
+        if getattr(task, name) != conf.celery_setting(task.app, f"task_{name}")
+    }

@@ -87,9 +87,7 @@ class InvalidStepError(ContinuationError):
         expected: the step that should have come, or None where none was expected.
     """
 
-    def __init__(
-        self, message: str, found: object = None, expected: str | None = None
-    ) -> None:
+    def __init__(self, message: str, found: object = None, expected: str | None = None) -> None:
         super().__init__(message, found, expected)
         self.found = found
         self.expected = expected

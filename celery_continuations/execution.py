@@ -156,12 +156,16 @@ class Execution:
         carried = getattr(self.request, SNAPSHOT, None)
         try:
             claim = self.store.claim(
-                self.request.id, self._generation, f"{self.request.hostname}/{os.getpid()}/{uuid.uuid4().hex}",
-                carried, self._is_finished,
+                self.request.id,
+                self._generation,
+                f"{self.request.hostname}/{os.getpid()}/{uuid.uuid4().hex}",
+                carried,
+                self._is_finished,
             )
         except StoreError as exc:
-            self._log(logging.WARNING, "given_back", "cannot be claimed, trying again in %s s: %s",
-                      _CLAIM_COUNTDOWN, exc)
+            self._log(
+                logging.WARNING, "given_back", "cannot be claimed, trying again in %s s: %s", _CLAIM_COUNTDOWN, exc
+            )
             self._give_back(_CLAIM_COUNTDOWN, str(exc))
         if claim is None:
             self._log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
@@ -188,8 +192,12 @@ class Execution:
     def _give_back(self, countdown: float, why: str) -> NoReturn:
         """Publish the message as it was, and end without touching anything else."""
         republish(
-            self.task, self.request, generation=self._generation, snapshot=getattr(self.request, SNAPSHOT, None),
-            delivery=self._delivery, options={"countdown": countdown},
+            self.task,
+            self.request,
+            generation=self._generation,
+            snapshot=getattr(self.request, SNAPSHOT, None),
+            delivery=self._delivery,
+            options={"countdown": countdown},
         )
         self._log(logging.INFO, "given_back", "given back: %s", why)
         self._refuse(why)
@@ -429,8 +437,13 @@ class Execution:
                 republish(self.task, self.request, delivery=self._delivery, **handover)
                 return
             except (OperationalError, OSError) as exc:
-                self._log(logging.WARNING, "publish_failed",
-                          "could not be published again, trying again in %s s: %r", delay, exc)
+                self._log(
+                    logging.WARNING,
+                    "publish_failed",
+                    "could not be published again, trying again in %s s: %r",
+                    delay,
+                    exc,
+                )
             except Exception as exc:
                 self._log(logging.ERROR, "publish_failed", "cannot be published again, and fails: %r", exc)
                 self._end(Status.FAILED)
@@ -492,15 +505,24 @@ class Execution:
     def _tell_resumed(self, snapshot: Snapshot) -> None:
         assert self.run is not None
         done = ", ".join(snapshot.completed) or "nothing"
-        self._log(logging.INFO, "resumed", "resumed (%s), completed: %s", snapshot.reason, done,
-                  reason=snapshot.reason, completed=list(snapshot.completed))
-        signals.task_resumed.send(
-            sender=self.task, task_id=self.request.id, continuation=Continuation(self.run)
+        self._log(
+            logging.INFO,
+            "resumed",
+            "resumed (%s), completed: %s",
+            snapshot.reason,
+            done,
+            reason=snapshot.reason,
+            completed=list(snapshot.completed),
         )
+        signals.task_resumed.send(sender=self.task, task_id=self.request.id, continuation=Continuation(self.run))
 
     def _log(self, level: int, action: str, message: str, *args: Any, **data: Any) -> None:
         logger.log(
-            level, "Task %s[%s] " + message, self.task.name, self.request.id, *args,
+            level,
+            "Task %s[%s] " + message,
+            self.task.name,
+            self.request.id,
+            *args,
             extra={"action": action, "task_id": self.request.id, "task_name": self.task.name, "data": data},
         )
 

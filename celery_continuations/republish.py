@@ -26,8 +26,7 @@ GENERATION = "continuation_generation"
 SNAPSHOT = "continuation"
 
 # Headers that the broker or this library put into a delivery, and that belong to that delivery only.
-_NOT_THE_CALLERS = ("redelivered", "x-death", "x-first-death-exchange", "x-first-death-queue",
-                    "x-first-death-reason")
+_NOT_THE_CALLERS = ("redelivered", "x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason")
 
 # apply_async options that have another name, or another place, in a message.
 _RENAMED = {"link": "callbacks", "link_error": "errbacks"}
@@ -35,7 +34,12 @@ _IN_PROPERTIES = ("priority", "delivery_mode", "serializer", "compression", "cor
 
 
 def republish(
-    task: Task, request: Any, *, generation: int, snapshot: str | None, delivery: dict[str, Any],
+    task: Task,
+    request: Any,
+    *,
+    generation: int,
+    snapshot: str | None,
+    delivery: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Publish the task of ``request`` again.
@@ -75,8 +79,21 @@ def republish(
 
 
 _FIELDS = (
-    "args", "kwargs", "countdown", "eta", "expires", "retries", "callbacks", "errbacks", "time_limit",
-    "soft_time_limit", "shadow", "ignore_result", "reply_to", "chain", "chord",
+    "args",
+    "kwargs",
+    "countdown",
+    "eta",
+    "expires",
+    "retries",
+    "callbacks",
+    "errbacks",
+    "time_limit",
+    "soft_time_limit",
+    "shadow",
+    "ignore_result",
+    "reply_to",
+    "chain",
+    "chord",
 )
 
 
@@ -117,7 +134,8 @@ def _fields(task: Task, request: Any) -> dict[str, Any]:
 
 def _callers_headers(request: Any) -> dict[str, Any]:
     return {
-        name: value for name, value in (request.headers or {}).items()
+        name: value
+        for name, value in (request.headers or {}).items()
         if name not in _NOT_THE_CALLERS and not name.startswith("continuation")
     }
 

@@ -65,6 +65,6 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
 
     @property
     def resumptions(self) -> int:
-        """How many times the task was resumed."""
+        """How many times the task has left an execution to be resumed."""
         snapshot = self.snapshot()
         return snapshot.resumptions if snapshot else 0

@@ -123,9 +123,7 @@ class FinishedTask(Proxy):  # type: ignore[misc]
     @property
     def __doc__(self) -> Any:  # type: ignore[override]
         if sys._getframe(1).f_globals.get("__name__") == "celery.app.base":
-            raise TypeError(
-                "@continuable stands below a task decorator; write it above @app.task(bind=True), or alone"
-            )
+            raise TypeError("@continuable stands below a task decorator; write it above @app.task(bind=True), or alone")
         return self._get_current_object().__doc__
 
 
@@ -137,6 +135,7 @@ def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:
     if type(task) is PromiseProxy:
         task.__then__(lambda: func(task._get_current_object()))
     elif type(task) is Proxy:
+
         def on_finalize(app: Any) -> None:
             app.on_after_finalize.connect(lambda **_: func(app.tasks[task.name]), weak=False)
 

@@ -18,7 +18,12 @@ from __future__ import annotations
 from celery.utils.dispatch import Signal
 
 __all__ = [
-    "step_completed", "step_failed", "step_skipped", "step_started", "task_interrupted", "task_resumed",
+    "step_completed",
+    "step_failed",
+    "step_skipped",
+    "step_started",
+    "task_interrupted",
+    "task_resumed",
 ]
 
 step_started = Signal(name="step_started", providing_args={"task_id", "step"})

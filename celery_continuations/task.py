@@ -181,8 +181,14 @@ class AppTask(Task):  # type: ignore[misc]
         return run.step(name, func, args, kwargs)
 
     def iterate(
-        self, name: str, source: Iterable[T] | Callable[[], Iterable[T]] | Any, *, start: Any = None,
-        isolated: bool = False, batch: int | None = None, total: int | None = None,
+        self,
+        name: str,
+        source: Iterable[T] | Callable[[], Iterable[T]] | Any,
+        *,
+        start: Any = None,
+        isolated: bool = False,
+        batch: int | None = None,
+        total: int | None = None,
     ) -> Iteration:
         """Loop over ``source``, with a checkpoint after each item.
 
@@ -209,9 +215,7 @@ class AppTask(Task):  # type: ignore[misc]
         >>> sizes()
         [4, 4, 2]
         """
-        return self._run(name).iterate(
-            name, opener(name, source, batch, total), start=start, isolated=isolated
-        )
+        return self._run(name).iterate(name, opener(name, source, batch, total), start=start, isolated=isolated)
 
     def checkpoint(self) -> None:
         """A place where the task may stop, outside or inside a step."""
@@ -236,7 +240,8 @@ class AppTask(Task):  # type: ignore[misc]
         if execution is None:
             raise InvalidStepError(
                 f"{what!r} of task {self.name} was used where the task is not running: outside of it, "
-                "or in another thread or greenlet", found=what,
+                "or in another thread or greenlet",
+                found=what,
             )
         run: Run = execution.begin()
         return run
@@ -314,8 +319,14 @@ class _RetryMessage:
     """Stands in for the signature that ``Task.retry`` would send: the boundary publishes instead."""
 
     def __init__(
-        self, execution: Execution, signature: Any, request: Any = None, args: Any = None,
-        kwargs: Any = None, queue: str | None = None, **options: Any,
+        self,
+        execution: Execution,
+        signature: Any,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: str | None = None,
+        **options: Any,
     ) -> None:
         self.args, self.kwargs = signature.args, signature.kwargs
         self._execution = execution
@@ -330,7 +341,7 @@ def _block_options(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     unknown = [*map(repr, args), *(key for key in kwargs if key not in ("start", "isolated"))]
     if unknown:
         raise InvalidStepError(
-            f"step {name!r} was given {', '.join(unknown)} but no function; without one it takes "
-            "start and isolated", found=name,
+            f"step {name!r} was given {', '.join(unknown)} but no function; without one it takes start and isolated",
+            found=name,
         )
     return kwargs

@@ -24,9 +24,7 @@ from celery_continuations.exceptions import UnserializableValueError
 __all__ = ["IMMUTABLE", "copy", "decode", "dumps", "encode", "loads"]
 
 #: Types that need no copy when they are set.
-IMMUTABLE = frozenset(
-    (type(None), bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes)
-)
+IMMUTABLE = frozenset((type(None), bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes))
 
 # CPython refuses to turn longer integers into decimal digits (sys.set_int_max_str_digits);
 # hexadecimal has no such limit. 4,300 digits are 14,284 bits.
@@ -79,20 +77,24 @@ def encode(value: Any, what: str = "value") -> Any:
     except _Refused as exc:
         raise UnserializableValueError(what, f"cannot be saved: {exc}") from None
     except RecursionError:
-        raise UnserializableValueError(
-            what, "cannot be saved: it is nested too deeply, or contains itself"
-        ) from None
+        raise UnserializableValueError(what, "cannot be saved: it is nested too deeply, or contains itself") from None
 
 
 def decode(tree: Any, what: str = "value") -> Any:
     """Return the value that :func:`encode` made ``tree`` of.  Raises as :func:`loads`."""
     try:
         return _decode(tree)
-    except (ValueError, TypeError, KeyError, LookupError, OverflowError, InvalidOperation,
-            RecursionError, binascii.Error) as exc:
-        raise UnserializableValueError(
-            what, f"can no longer be decoded: {type(exc).__name__}: {exc}"
-        ) from exc
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        LookupError,
+        OverflowError,
+        InvalidOperation,
+        RecursionError,
+        binascii.Error,
+    ) as exc:
+        raise UnserializableValueError(what, f"can no longer be decoded: {type(exc).__name__}: {exc}") from exc
 
 
 def copy(value: Any, what: str = "value") -> Any:
@@ -127,7 +129,7 @@ def _decode(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     if len(tree) == 1:
-        (tag, data), = tree.items()
+        ((tag, data),) = tree.items()
         if tag.startswith("~"):
             return _DECODERS[tag](data)
     return {key: _decode(item) for key, item in tree.items()}

@@ -51,8 +51,20 @@ class Run:
     """
 
     __slots__ = (
-        "_after_isolated", "_completed_here", "_declared", "_host", "_open", "_ran", "_recorded",
-        "_seen", "_thread", "attention", "id", "interrupted", "interruptible", "snapshot",
+        "_after_isolated",
+        "_completed_here",
+        "_declared",
+        "_host",
+        "_open",
+        "_ran",
+        "_recorded",
+        "_seen",
+        "_thread",
+        "attention",
+        "id",
+        "interrupted",
+        "interruptible",
+        "snapshot",
     )
 
     def __init__(self, run_id: str, snapshot: Snapshot, host: Host, interruptible: bool = True) -> None:
@@ -74,8 +86,14 @@ class Run:
     # -- what the task calls
 
     def step(
-        self, name: str, func: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any],
-        *, start: Any = None, isolated: bool = False,
+        self,
+        name: str,
+        func: Callable[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        start: Any = None,
+        isolated: bool = False,
     ) -> Any:
         """Run ``func`` once and return its value, or return a step to loop over once."""
         self._declare(name)
@@ -86,8 +104,12 @@ class Run:
         return self._call(step, func, args, kwargs)
 
     def iterate(
-        self, name: str, open_source: Callable[[], tuple[Callable[[Any], Pairs], int | None]],
-        *, start: Any = None, isolated: bool = False,
+        self,
+        name: str,
+        open_source: Callable[[], tuple[Callable[[Any], Pairs], int | None]],
+        *,
+        start: Any = None,
+        isolated: bool = False,
     ) -> Iteration:
         """Return a step that loops over a source, which is opened only if the step is still to be done."""
         self._declare(name)
@@ -140,9 +162,7 @@ class Run:
         """
         step = self._open
         if self.interrupted is None:
-            self.interrupted = Interrupt(
-                step.name if step else None, step.cursor if step else None, reason
-            )
+            self.interrupted = Interrupt(step.name if step else None, step.cursor if step else None, reason)
         self.attention = True
         raise self.interrupted
 
@@ -222,19 +242,19 @@ class Run:
             raise InvalidStepError(
                 f"step {name!r} was started inside step {self._open.name!r}; steps cannot be nested (if the "
                 f"loop over {self._open.name!r} was left while its iterator is kept in a variable, close it)",
-                found=name, expected=self._open.name,
+                found=name,
+                expected=self._open.name,
             )
         if name in self._seen:
-            raise InvalidStepError(
-                f"step {name!r} was started twice; each step needs a name of its own", found=name
-            )
+            raise InvalidStepError(f"step {name!r} was started twice; each step needs a name of its own", found=name)
         place = len(self._seen)
         if place < len(self._recorded) and self._recorded[place] != name:
             expected = self._recorded[place]
             raise InvalidStepError(
                 f"step {name!r} was started where an earlier execution had step {expected!r}; the order of "
                 "steps may depend on the arguments and on remembered values only",
-                found=name, expected=expected,
+                found=name,
+                expected=expected,
             )
         if place >= len(self._recorded) and name in self.snapshot.completed:
             raise InvalidStepError(f"step {name!r} was started twice", found=name)
@@ -298,7 +318,7 @@ class Continuation:
 
     @property
     def resumptions(self) -> int:
-        """How many times the task was resumed."""
+        """How many times the task has left an execution to be resumed."""
         return self._run.snapshot.resumptions
 
     @property

@@ -111,7 +111,7 @@ class Snapshot:
         current: name and encoded cursor of the step in hand, or None.
         saved: the task's ``self.saved``.
         executions: how many executions have begun.
-        resumptions: how many times the task was resumed.
+        resumptions: how many times the task has left an execution to be resumed.
         counted: how many of them count against ``continuation_max_resumptions``.
         run_time: seconds spent in executions that have ended.
         reason: why the last execution left, or None.
@@ -139,7 +139,7 @@ class Snapshot:
         """Keep ``error`` for whoever asks why the task was resumed."""
         name, cursor = self.current or (None, None)
         entry = {"type": type(error).__name__, "message": str(error), "step": name, "cursor": cursor}
-        self.errors = [*self.errors[1 - _ERRORS_KEPT:], entry]
+        self.errors = [*self.errors[1 - _ERRORS_KEPT :], entry]
 
     def dumps(self) -> str:
         """Write the snapshot as JSON text."""
@@ -193,9 +193,7 @@ class Snapshot:
                 progress=(data["progress"][0], data["progress"][1]),
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as exc:
-            raise UnserializableValueError(
-                "the snapshot", f"cannot be read: {type(exc).__name__}: {exc}"
-            ) from exc
+            raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
 
     def largest_part(self) -> str:
         """Name the part that takes the most room."""

@@ -159,7 +159,8 @@ class Iteration(Step):
 
     def progress(self) -> tuple[int | None, int | None]:
         """Items done and items in all, where known."""
-        return (self.cursor if type(self.cursor) is int else None, self.total)
+        done = 0 if self.cursor is None else self.cursor
+        return (done if type(done) is int else None, self.total)
 
     def __iter__(self) -> Iterator[Any]:
         run = self.run

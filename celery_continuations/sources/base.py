@@ -110,6 +110,4 @@ def _refuse(name: str, source: Any) -> None:
     elif not _is_source(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         problem = "it is not iterable"
     if problem is not None:
-        raise InvalidStepError(
-            f"step {name!r} cannot iterate over a {type(source).__name__}: {problem}", found=name
-        )
+        raise InvalidStepError(f"step {name!r} cannot iterate over a {type(source).__name__}: {problem}", found=name)

@@ -113,8 +113,13 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def swap(
-        self, task_id: str, expected: Fence | None, record: Record,
-        *, due_in: float | None = None, expires_in: float | None = None,
+        self,
+        task_id: str,
+        expected: Fence | None,
+        record: Record,
+        *,
+        due_in: float | None = None,
+        expires_in: float | None = None,
     ) -> bool:
         """Write ``record`` if the one in the store has the fence ``expected``; atomically.
 
@@ -140,7 +145,11 @@ class Store(abc.ABC):
     # -- the protocol, on these primitives
 
     def claim(
-        self, task_id: str, generation: int, owner: str, snapshot: str | None,
+        self,
+        task_id: str,
+        generation: int,
+        owner: str,
+        snapshot: str | None,
         is_finished: Callable[[], bool],
     ) -> Claim | None:
         """Take up the task of a message, or learn that the message is stale.

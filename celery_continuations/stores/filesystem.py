@@ -55,15 +55,18 @@ class FilesystemStore(Store):
             data = json.loads(text)
             if data["expires"] is not None and data["expires"] < time.time():
                 return None
-            return Record(
-                Fence.loads(data["fence"]), data["snapshot"], data["message"], data["value"], data["due"]
-            )
+            return Record(Fence.loads(data["fence"]), data["snapshot"], data["message"], data["value"], data["due"])
         except (ValueError, KeyError, TypeError) as exc:
             raise StoreError("filesystem", f"{path} is no record: {exc!r}") from exc
 
     def swap(
-        self, task_id: str, expected: Fence | None, record: Record,
-        *, due_in: float | None = None, expires_in: float | None = None,
+        self,
+        task_id: str,
+        expected: Fence | None,
+        record: Record,
+        *,
+        due_in: float | None = None,
+        expires_in: float | None = None,
     ) -> bool:
         """As of Store."""
         with self._locked(task_id) as path:
@@ -73,8 +76,11 @@ class FilesystemStore(Store):
             now = time.time()
             whole = merge(found, record, None if due_in is None else now + due_in)
             data = {
-                "fence": whole.fence.dumps(), "snapshot": whole.snapshot, "message": whole.message,
-                "value": whole.value, "due": whole.due,
+                "fence": whole.fence.dumps(),
+                "snapshot": whole.snapshot,
+                "message": whole.message,
+                "value": whole.value,
+                "due": whole.due,
                 "expires": None if expires_in is None else now + expires_in,
             }
             temporary = path.with_suffix(f".{os.getpid()}")

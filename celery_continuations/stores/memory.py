@@ -31,8 +31,13 @@ class MemoryStore(Store):
             return self._live(task_id)
 
     def swap(
-        self, task_id: str, expected: Fence | None, record: Record,
-        *, due_in: float | None = None, expires_in: float | None = None,
+        self,
+        task_id: str,
+        expected: Fence | None,
+        record: Record,
+        *,
+        due_in: float | None = None,
+        expires_in: float | None = None,
     ) -> bool:
         """As of Store."""
         with self._lock:

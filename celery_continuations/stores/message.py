@@ -17,8 +17,13 @@ class MessageStore(Store):
         return None
 
     def swap(
-        self, task_id: str, expected: Fence | None, record: Record,
-        *, due_in: float | None = None, expires_in: float | None = None,
+        self,
+        task_id: str,
+        expected: Fence | None,
+        record: Record,
+        *,
+        due_in: float | None = None,
+        expires_in: float | None = None,
     ) -> bool:
         """Agree."""
         return True

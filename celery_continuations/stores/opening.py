@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["open_store", "without_store"]
-
-logger = logging.getLogger(__name__)
 
 _REDIS = ("redis", "rediss", "redis+socket", "unix")
 
@@ -55,10 +52,7 @@ def _open(app: Celery, setting: str) -> Store:
     if setting == "memory":
         return MemoryStore()
     if setting == "auto":
-        factory, problem = _auto(app)
-        if problem is not None:
-            logger.warning("%s", problem)
-        return factory()
+        return _auto(app)[0]()
     factory_of_url = _by_url(app, setting)
     if factory_of_url is None:
         raise ImproperlyConfigured(
@@ -89,6 +83,7 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
     scheme = _scheme(url)
     space = conf.namespace(app)
     if scheme in _REDIS:
+
         def open_redis() -> Store:
             from celery_continuations.stores.redis import RedisStore
 
@@ -96,6 +91,7 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
 
         return open_redis
     if scheme == "file":
+
         def open_files() -> Store:
             from celery_continuations.stores.filesystem import FilesystemStore
 

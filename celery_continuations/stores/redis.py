@@ -54,7 +54,7 @@ class RedisStore(Store):
     def from_url(cls, url: str, namespace: str, **options: Any) -> RedisStore:
         """Open the store at ``redis://``, ``rediss://`` or ``redis+socket://``."""
         if url.startswith("redis+socket://"):
-            url = "unix://" + url[len("redis+socket://"):].replace("virtual_host=", "db=")
+            url = "unix://" + url[len("redis+socket://") :].replace("virtual_host=", "db=")
         return cls(Redis.from_url(url, **options), namespace)
 
     def read(self, task_id: str) -> Record | None:
@@ -74,15 +74,21 @@ class RedisStore(Store):
             raise StoreError("redis", f"{self._prefix + task_id} is no record: {exc!r}") from exc
 
     def swap(
-        self, task_id: str, expected: Fence | None, record: Record,
-        *, due_in: float | None = None, expires_in: float | None = None,
+        self,
+        task_id: str,
+        expected: Fence | None,
+        record: Record,
+        *,
+        due_in: float | None = None,
+        expires_in: float | None = None,
     ) -> bool:
         """As of Store."""
         args: list[Any] = [
             expected.dumps() if expected else "",
             "" if expires_in is None else int(expires_in * 1000),
             "" if due_in is None else due_in,
-            "fence", record.fence.dumps(),
+            "fence",
+            record.fence.dumps(),
         ]
         for part in _TEXTS:
             text = getattr(record, part)

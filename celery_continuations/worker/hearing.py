@@ -1,23 +1,31 @@
-"""Three hooks that together hear every way of stopping a worker.  No two of them do.
+"""Four hooks that together hear every way of stopping a worker at once.  No three of them do.
 
 =============================  ==========================================================
 ``worker_shutting_down``       SIGTERM and the first SIGINT, at once
 ``wait_for_soft_shutdown``     SIGQUIT, the second SIGINT, REMAP_SIGTERM, at once; the signal
                                above comes only after the tasks were killed
-the bootstep's ``close``       control.shutdown, SIGHUP, fatal errors, an embedded worker's end
+SIGHUP's own handler           SIGHUP, of which Celery sends no signal, and whose event loop may notice
+                               it only when the next message or heartbeat wakes it
+the bootstep's ``close``       control.shutdown, fatal errors, an embedded worker's end
 =============================  ==========================================================
 """
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
 from typing import Any
 
 from celery import bootsteps, signals
 
-from celery_continuations import seams
+from celery_continuations import conf, seams
+from celery_continuations.stores.opening import without_store
 from celery_continuations.worker import flag as flags
 
 __all__ = ["Hearing"]
+
+logger = logging.getLogger(__name__)
 
 
 class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -36,6 +44,27 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         signals.worker_shutting_down.connect(self._on_shutting_down, sender=worker.hostname, weak=False)
         signals.worker_shutdown.connect(self._on_shutdown, sender=worker, weak=False)
+
+    def start(self, worker: Any) -> None:
+        """Celery's signal handlers are in place: hear SIGHUP too.  And say what cannot be kept here."""
+        if conf.app_setting(worker.app, "store") == "auto":
+            problem = without_store(worker.app)
+            if problem is not None:
+                logger.warning("%s", problem)
+        self._hear_hangup()
+
+    def _hear_hangup(self) -> None:
+        if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
+            return
+        restart = signal.getsignal(signal.SIGHUP)
+        if not callable(restart):
+            return
+
+        def on_hangup(signum: int, frame: Any) -> None:
+            self.flag.raise_to(flags.STOPPING)
+            restart(signum, frame)
+
+        signal.signal(signal.SIGHUP, on_hangup)
 
     def close(self, worker: Any) -> None:
         """The worker stops, however it was told to."""

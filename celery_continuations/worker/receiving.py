@@ -48,7 +48,9 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[...,
                 consumer.task_consumer.cancel()
             message.requeue()
             logger.info(
-                "Task %s[%s] given back: this worker is stopping", task.name, message.headers["id"],
+                "Task %s[%s] given back: this worker is stopping",
+                task.name,
+                message.headers["id"],
                 extra={"action": "given_back", "task_id": message.headers["id"], "task_name": task.name},
             )
             return None

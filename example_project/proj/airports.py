@@ -6,10 +6,9 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import airportsdata
+from airportsdata import Airport
 
 from proj import settings
-
-Row = dict[str, Any]
 
 COLUMNS = ("icao", "iata", "name", "city", "subd", "country", "elevation", "lat", "lon", "tz", "lid")
 
@@ -33,7 +32,7 @@ _UPSERT = f"""
 """
 
 
-def load() -> list[Row]:
+def load() -> list[Airport]:
     """Return all rows of the source, in an order that stays the same."""
     return list(airportsdata.load("ICAO").values())
 
@@ -51,7 +50,7 @@ def validate() -> int:
     return len(rows)
 
 
-def upsert(rows: list[Row], imported_by: str) -> None:
+def upsert(rows: list[Airport], imported_by: str) -> None:
     """Insert rows, or update those that are there, in one transaction."""
     with connect() as db:
         db.executemany(_UPSERT, [{**row, "imported_by": imported_by} for row in rows])

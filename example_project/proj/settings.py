@@ -22,8 +22,8 @@ _messages, _processed, _control, _results = (
 for _folder in (_messages, _processed, _control, _results):
     _folder.mkdir(parents=True, exist_ok=True)
 
-broker_url = os.environ.get("BROKER_URL") or "filesystem://"
-if broker_url == "filesystem://":
+broker_url = os.environ.get("BROKER_URL") or "filesystem://localhost//"
+if broker_url.startswith("filesystem:"):
     broker_transport_options = {
         "data_folder_in": str(_messages),
         "data_folder_out": str(_messages),

@@ -20,7 +20,7 @@ def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0)
 
     for rows in self.iterate("import", airports.load, batch=batch):
         airports.upsert(rows, imported_by=self.request.hostname)
-        # Not of the import: without it these rows take about a second, and nobody could stop it midway.
+        # No part of an import: without it all rows take half a second, too short to stop a worker midway.
         time.sleep(pause)
 
     self.step("index", airports.create_indexes)

@@ -17,6 +17,7 @@ from celery import Celery
 from pytest_celery import CeleryTestWorker, CeleryWorkerContainer
 
 from celery_continuations import ContinuableAsyncResult
+from celery_continuations.stores import open_store
 from tests.integration import servers
 from tests.integration.processes import LocalProcess, await_condition
 
@@ -132,6 +133,10 @@ class Cluster:
     def end(self) -> None:
         for process in self.workers:
             process.end(timeout=0)
+        if "Redis" in type(self.client.backend).__name__:
+            self.client.backend.result_consumer.stop()
+            self.client.backend.client.connection_pool.disconnect()
+        open_store(self.client, "auto").close()
         self.client.close()
 
 

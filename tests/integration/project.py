@@ -8,11 +8,18 @@ import time
 from typing import Any
 
 from celery import Celery
+from kombu import Exchange, Queue
 
-from celery_continuations import ContinuableTask
+from celery_continuations import AppTask, ContinuableTask, ContinuationError
 
 app = Celery("project", set_as_current=True)
 app.conf.update(json.loads(os.environ.get("TEST_CONF", "{}")))
+if topic := app.conf.get("test_topic"):
+    app.conf.task_queues = [
+        Queue(app.conf.task_default_queue),
+        Queue(f"{topic}.q", Exchange(topic, type="topic"), routing_key="rows.#"),
+        Queue(f"{topic}.priorities", max_priority=9),
+    ]
 
 
 def trace(*words: Any) -> None:
@@ -20,11 +27,93 @@ def trace(*words: Any) -> None:
         file.write(" ".join(map(str, words)) + "\n")
 
 
-@app.task(base=ContinuableTask, bind=True, name="project.rows")
-def rows(self: Any, count: int, delay: float = 0.03, value: Any = None) -> Any:
-    """Work through rows, one at a time."""
-    trace("run", self.request.id, os.getpid(), self.request.retries)
-    for row in self.iterate("rows", range(count)):
+def always(task: Any) -> str:
+    return "again"
+
+
+def work(task: Any, count: int, delay: float = 0.03) -> int:
+    trace("run", task.request.id, os.getpid(), task.request.retries)
+    for row in task.iterate("rows", range(count)):
         time.sleep(delay)
         trace("item", row, os.getpid())
-    return count if value is None else value
+    return count
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.rows")
+def rows(self: Any, count: int, delay: float = 0.03) -> int:
+    """Work through rows, one at a time."""
+    return work(self, count, delay)
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.early", acks_late=False)
+def early(self: Any, count: int) -> int:
+    """As rows, acknowledged before it runs."""
+    return work(self, count)
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.stuttering", continuation_should_interrupt=always)
+def stuttering(self: Any, value: Any, fail: bool = False) -> Any:
+    """Leave after each of three items."""
+    for row in self.iterate("rows", range(3)):
+        trace("item", row, os.getpid())
+    trace("retries", self.request.retries)
+    if fail:
+        raise ContinuationError("failed in the end")
+    return value
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.witness", continuation_should_interrupt=always)
+def witness(self: Any, *args: Any, **kwargs: Any) -> str:
+    """Write down the whole request of two executions."""
+    seen = {key: value for key, value in vars(self.request).items() if not key.startswith("_")}
+    trace("request", json.dumps(seen, default=repr))
+    for _ in self.iterate("rows", range(1)):
+        pass
+    return "seen"
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.big")
+def big(self: Any, size: int) -> int:
+    """Carry a big snapshot over an interruption."""
+    self.saved["ballast"] = "x" * size
+    for _ in self.step("alone", isolated=True):
+        pass
+    for _ in self.step("after"):
+        pass
+    return len(self.saved["ballast"])
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.quick")
+def quick(self: Any, value: Any) -> Any:
+    return self.step("quick", lambda: value)
+
+
+@app.task(name="project.plain")
+def plain(value: Any) -> Any:
+    return value
+
+
+@app.task(base=AppTask, bind=True, name="project.late_claim")
+def late_claim(self: Any, count: int) -> int:
+    """A task of an app's own class, that claims at its first step."""
+    return work(self, count)
+
+
+@app.task(name="project.called")
+def called(*args: Any) -> Any:
+    """A callback: writes down that it was called."""
+    trace("called", json.dumps(args, default=repr))
+    return args[0]
+
+
+@app.task(name="project.total")
+def total(values: Any) -> Any:
+    """A chord's body."""
+    trace("total", json.dumps(values))
+    return sum(values)
+
+
+@app.task(name="project.failed")
+def failed(request: Any, error: Any, traceback: Any) -> None:
+    """An errback."""
+    trace("failed", request.id, type(error).__name__)

@@ -240,11 +240,13 @@ def test_r27_r28_the_third_resumption_is_one_too_many(worker: Any, task: Any, by
         for item in self.iterate("loop", range(10)):
             seen.append(item)
             if by_errors and self.continuation.current.advanced:
-                raise ValueError
+                raise ValueError("on")
 
     seen: list[int] = []
     options = {} if by_errors else {"continuation_should_interrupt": lambda task: "enough"}
     result = task(run, continuation_max_resumptions=2, **options).delay()
+    worker.deliver()
+    assert str(result.info) == f"Interrupted at loop:1 ({'enough' if not by_errors else 'ValueError: on'})"
     worker.drain()
     assert isinstance(result.result, ResumeLimitError)
     assert "resumed 2 times already (continuation_max_resumptions=2)" in str(result.result)

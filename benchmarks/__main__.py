@@ -1,0 +1,50 @@
+"""Print each figure with its floor, measured in the same run, and its target."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import traceback
+
+import click
+
+from benchmarks import amplification, items, report, restart, saves, stop, throughput
+
+FIGURES = {
+    "items": items.measure,
+    "saves": saves.measure,
+    "stop": stop.measure,
+    "restart": restart.measure,
+    "throughput": throughput.measure,
+    "amplification": amplification.measure,
+}
+
+
+@click.command()
+@click.option("--only", type=click.Choice(list(FIGURES)), multiple=True, help="Measure this one; may be repeated.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions: the figures are less certain.")
+def main(only: tuple[str, ...], quick: bool) -> None:
+    """Measure, and print with the targets.  A missed target is shown, and is no failure."""
+    # So that a SIGTERM also ends what was started: the servers and workers are context managers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    report.print_setting()
+    failed = [name for name in only or FIGURES if not _show(name, quick)]
+    if failed:
+        sys.exit(f"could not be measured: {', '.join(failed)}")
+
+
+def _show(name: str, quick: bool) -> bool:
+    """Measure and print one figure; return whether that went well."""
+    began = time.monotonic()
+    try:
+        figure = FIGURES[name](quick)
+    except Exception:
+        report.print_failure(name, traceback.format_exc())
+        return False
+    report.print_figure(name, figure, time.monotonic() - began)
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What a checkpoint costs when nothing is due: nanoseconds for each item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.report import Figure, Row
+from benchmarks.timing import interleave
+from celery_continuations.core.run import Run
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.step import Step
+from celery_continuations.sources import opener
+
+__all__ = ["measure"]
+
+ITEMS = 100_000
+
+Loop = Callable[[list[Any]], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loop, the least that a loop of its kind could cost, and the nanoseconds it may add."""
+
+    what: str
+    loop: Loop
+    floor: Loop
+    floor_name: str
+    items: list[Any]
+    target: int | None = None
+
+
+def measure(quick: bool) -> Figure:
+    """Run the loop of each case, its floor and the bare loop in turn, and keep the fastest of each."""
+    return Figure(
+        "what a checkpoint adds to the bare loop, for each item, when nothing is due",
+        f"The fastest of many interleaved loops over {ITEMS:,} items.",
+        [_row(case, rounds=10 if quick else 60) for case in _cases()],
+    )
+
+
+def _cases() -> list[Case]:
+    numbers = list(range(ITEMS))
+    texts = [f"user-{number}@example.org" for number in numbers]
+    pairs = [(number, number + 1) for number in numbers]
+    return [
+        Case("iterate over a list", _iterated, _generated, "pass-through generator", numbers, target=45),
+        Case("step.set(int)", _set, _called, "empty method", numbers, target=60),
+        Case("step.set(str)", _set, _called, "empty method", texts, target=60),
+        Case("step.set((int, int))", _set, _called, "empty method", pairs, target=250),
+        Case("step.advance()", _advanced, _called, "empty method", numbers),
+    ]
+
+
+def _row(case: Case, rounds: int) -> Row:
+    loops = {"bare": _bare, "floor": case.floor, "ours": case.loop}
+    taken = interleave({name: partial(loop, case.items) for name, loop in loops.items()}, rounds)
+    fastest = {name: min(seconds) * 1e9 / ITEMS for name, seconds in taken.items()}
+    added, floor = fastest["ours"] - fastest["bare"], fastest["floor"] - fastest["bare"]
+    return Row(
+        case.what,
+        f"+{added:.0f} ns",
+        f"+{floor:.0f} ns {case.floor_name}",
+        f"{added - floor:.0f} ns over the floor",
+        f"+{case.target} ns" if case.target else "",
+        added <= case.target if case.target else None,
+    )
+
+
+# -- the floors
+
+
+def _bare(items: list[Any]) -> None:
+    for _ in items:
+        pass
+
+
+def _generated(items: list[Any]) -> None:
+    for _ in _pass_through(items):
+        pass
+
+
+def _pass_through(items: list[Any]) -> Iterator[Any]:
+    for item in items:  # noqa: UP028 - `yield from` would leave no loop to measure
+        yield item
+
+
+def _called(items: list[Any]) -> None:
+    step = Empty()
+    for item in items:
+        step.set(item)
+
+
+class Empty:
+    """A step that does nothing."""
+
+    __slots__ = ()
+
+    def set(self, cursor: Any) -> None:
+        """Do nothing."""
+
+
+# -- the library's
+
+
+def _iterated(items: list[Any]) -> None:
+    for _ in _new_run().iterate("items", opener("items", items)):
+        pass
+
+
+def _set(items: list[Any]) -> None:
+    for step in _new_run().step("items", None, (), {}):
+        for item in items:
+            step.set(item)
+
+
+def _advanced(items: list[Any]) -> None:
+    for step in _new_run().step("items", None, (), {}, start=0):
+        for _ in items:
+            step.advance()
+
+
+def _new_run() -> Run:
+    return Run("benchmark", Snapshot(executions=1), Quiet())
+
+
+class Quiet:
+    """A host that keeps nothing; its attention is never asked for."""
+
+    def attend(self, run: Run) -> str | None:
+        """Refuse: what is measured here is the checkpoint that has nothing to do."""
+        raise AssertionError("nothing sets run.attention")
+
+    def save(self, run: Run) -> None:
+        """There is no store."""
+
+    def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
+        """Nobody listens."""

@@ -1,0 +1,159 @@
+"""A private redis-server, and workers on it; each is ended when its ``with`` block is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import STDOUT, Popen, TimeoutExpired
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from celery import Celery
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+__all__ = ["FOLDER", "REDIS", "Site", "Worker", "private_site"]
+
+#: The environment variables that tell the tasks where their server is, and where they may write.
+REDIS, FOLDER = "BENCHMARKS_REDIS", "BENCHMARKS_FOLDER"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# What a worker does at its start to get to know other workers takes seconds.
+QUIET_WORKER = (
+    "--pool=prefork", "--concurrency=1", "--without-mingle", "--without-gossip", "--without-heartbeat",
+    "--loglevel=WARNING",
+)
+
+
+class Site:
+    """A Redis server and a folder, both for one measurement.
+
+    Args:
+        url: of the server.
+        folder: for files.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.folder = folder
+        self.redis = Redis.from_url(url)
+        self._client = Celery("client", broker=url, backend=url, set_as_current=False)
+        self._environment = {REDIS: url, FOLDER: str(folder)}
+
+    def send(self, task: str, *args: Any, queue: str = "celery") -> Any:
+        """Publish a task by its name; return its AsyncResult."""
+        return self._client.send_task(task, args, queue=queue)
+
+    def send_many(self, task: str, times: int, queue: str) -> None:
+        """Publish the same task many times, over one connection."""
+        with self._client.producer_or_acquire() as producer:
+            for _ in range(times):
+                self._client.send_task(task, queue=queue, producer=producer, ignore_result=True)
+
+    def wait_for_start(self, task: str) -> None:
+        """Return once a task of that name has started that says so."""
+        if not self.redis.blpop([f"started:{task}"], timeout=60):
+            raise TimeoutError(f"task {task} does not start")
+
+    def worker(self, app: str, queue: str = "celery", **environment: str) -> Worker:
+        """Start a worker of ``benchmarks.tasks:<app>`` that consumes ``queue``."""
+        return Worker(self, app, queue, {**os.environ, **self._environment, **environment})
+
+
+class Worker:
+    """A prefork worker with one child.
+
+    Args:
+        site: where its broker is.
+        app: the name of the app in ``benchmarks.tasks``.
+        queue: that it consumes.
+        environment: of its process.
+    """
+
+    def __init__(self, site: Site, app: str, queue: str, environment: dict[str, str]) -> None:
+        self._site = site
+        self._queue = queue
+        self._log = site.folder / f"{app}-{queue}.log"
+        command = [sys.executable, "-m", "celery", "-A", f"benchmarks.tasks:{app}", "worker", *QUIET_WORKER]
+        with self._log.open("ab") as log:
+            self._process = Popen(
+                [*command, f"--hostname={queue}@%h", f"--queues={queue}"],
+                cwd=REPOSITORY, env=environment, stdout=log, stderr=STDOUT, start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Return once it has run a task."""
+        ready = self._site.send("clock", queue=self._queue)
+        _wait_until(lambda: ready.ready() or self._check(), "the worker runs a task")
+
+    def stop(self) -> float:
+        """Send it a SIGTERM and wait until it is gone; return the seconds that it took."""
+        began = time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(timeout=60)
+        return time.monotonic() - began
+
+    def _check(self) -> None:
+        if self._process.poll() is not None:
+            raise RuntimeError(f"a worker has ended with {self._process.returncode}:\n{self._log.read_text()}")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _end(self._process)
+
+
+@contextmanager
+def private_site() -> Iterator[Site]:
+    """Run a redis-server of our own on a free port, in a folder of its own."""
+    with TemporaryDirectory(prefix="benchmarks-") as folder:
+        port = _free_port()
+        options = ("--bind", "127.0.0.1", "--port", str(port), "--dir", folder, "--save", "", "--appendonly", "no")
+        with open(Path(folder, "redis.log"), "wb") as log:
+            server = Popen(["redis-server", *options], stdout=log, stderr=STDOUT, start_new_session=True)
+        try:
+            site = Site(f"redis://127.0.0.1:{port}/0", Path(folder))
+            _wait_until(lambda: _answers(site.redis), "redis-server answers")
+            yield site
+        finally:
+            _end(server)
+
+
+def _wait_until(condition: Callable[[], object], what: str) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"waited in vain until {what}")
+        time.sleep(0.01)
+
+
+def _answers(redis: Redis) -> bool:
+    try:
+        return bool(redis.ping())
+    except RedisConnectionError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end(process: Popen[bytes]) -> None:
+    """End a process, politely at first."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout=15)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,41 @@
+"""Timing things side by side, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+from time import perf_counter
+
+__all__ = ["interleave", "median_ratio", "percentile"]
+
+
+def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, times: int = 1) -> dict[str, list[float]]:
+    """Call each of ``calls`` in turn, ``times`` times in each of the rounds; every other round goes backwards.
+
+    Returns:
+        Seconds for one call, by name, one value for each round.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    there, back = list(calls.items()), list(reversed(calls.items()))
+    for number in range(rounds):
+        for name, call in back if number % 2 else there:
+            began = perf_counter()
+            for _ in range(times):
+                call()
+            taken[name].append((perf_counter() - began) / times)
+    return taken
+
+
+def median_ratio(values: Iterable[float], floors: Iterable[float]) -> float:
+    """Return the median of the ratios of values that were measured side by side."""
+    return median(value / floor for value, floor in zip(values, floors, strict=True))
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Return the value below which ``share`` of the values lie.
+
+    >>> percentile(range(101), 0.99)
+    99
+    """
+    ordered = sorted(values)
+    return ordered[round(share * (len(ordered) - 1))]

@@ -1,0 +1,335 @@
+"""A worker is stopped in the middle of an import, and another one goes on.
+
+Run it with ``python demo.py``. It needs celery-continuations, rich and airportsdata, and no
+server; with ``BROKER_URL=redis://127.0.0.1:6379/0`` or an ``amqp://`` URL it uses that one.
+It exits with 0 only if every row was imported, none of them twice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kombu.exceptions import OperationalError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from celery_continuations import ContinuableAsyncResult
+
+HERE = Path(__file__).resolve().parent
+
+#: Rows to a batch, and seconds after each, so that the whole import takes about ten.
+BATCH, PAUSE = 200, 0.06
+
+#: The share of the rows after which the first worker is stopped.
+STOP_AT = 0.4
+
+#: Seconds between two looks, and until something that does not happen is an error.
+LOOK_EVERY, PATIENCE = 0.05, 40.0
+
+# Lines are left to the terminal to wrap, so that they stay whole in a file.
+console = Console(highlight=False, soft_wrap=True)
+
+
+class DemoError(Exception):
+    """Something did not go as it should; the text says what, for a person."""
+
+
+class Worker:
+    """A Celery worker in a process of its own, ended when the ``with`` block is left.
+
+    Args:
+        name: the first part of its node name.
+        folder: where its log is written.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self._log = folder / f"{name}.log"
+        command = [
+            sys.executable, "-m", "celery", "-A", "proj", "worker",
+            "--concurrency=2", "--loglevel=INFO", f"--hostname={name}@%h",
+        ]
+        with self._log.open("wb") as log:
+            # A session of its own: Ctrl-C is for the demo, which then ends its worker itself.
+            self._process = subprocess.Popen(
+                command, cwd=HERE, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        console.print(f"[bold]{name}[/] started, process {self._process.pid}")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self._process.poll() is not None:
+            return
+        console.print(f"Ending {self.name} …")
+        try:
+            self._process.terminate()
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            console.print(f"{self.name} did not stop within 10 s and was killed")
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Tell it to stop, as a deploy does."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def error(self, problem: str) -> DemoError:
+        """Return an error that shows the end of the worker's log."""
+        tail = self._log.read_text(errors="replace").splitlines()[-25:]
+        return DemoError("\n".join([problem, f"The end of {self._log}:", *("  " + line for line in tail)]))
+
+
+def main() -> int:
+    """Run the demo; return its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    began = time.monotonic()
+    try:
+        with run_folder() as folder:
+            demonstrate(folder)
+    except DemoError as error:
+        console.print(f"[bold red]Error:[/] {escape(str(error))}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("The demo was interrupted; its worker has been ended.")
+        return 130
+    console.print(f"[bold green]All of it holds.[/] {time.monotonic() - began:.0f} s")
+    return 0
+
+
+@contextmanager
+def run_folder() -> Iterator[Path]:
+    """Make a folder for the table, the broker's files and the logs; it stays where there is an error to look into."""
+    folder = Path(tempfile.mkdtemp(prefix="airports-"))
+    # Read by proj.settings, here and in the workers.
+    os.environ["AIRPORTS_FOLDER"] = str(folder)
+    os.environ["AIRPORTS_QUEUE"] = f"airports-{uuid.uuid4().hex[:8]}"
+    keep = False
+    try:
+        yield folder
+    except Exception:
+        keep = any(folder.glob("*.log"))
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
+
+
+def demonstrate(folder: Path) -> None:
+    """Import with two workers, one after the other, and check what came of it.
+
+    Raises:
+        DemoError: when anything is not as it should be.
+    """
+    from proj.celery import app
+    from proj.tasks import import_airports
+
+    console.print("The world's airports go into SQLite. The worker is stopped midway, and another one goes on.")
+    check_broker(app)
+    try:
+        with Worker("worker1", folder) as worker:
+            result = import_airports.delay(batch=BATCH, pause=PAUSE)
+            console.print(f"import_airports sent, task id {result.id}")
+            follow(result, worker, stop_at=STOP_AT)
+            stop_midway(result, worker)
+        cursor = show_saved(result)
+        with Worker("worker2", folder) as worker:
+            follow(result, worker)
+            if not result.successful():
+                raise worker.error(f"The import ended as {result.state}: {result.result!r}")
+            check(import_airports.AsyncResult(result.id), cursor)
+    finally:
+        remove_queue(app)
+
+
+def check_broker(app: Celery) -> None:
+    """Tell which broker is used.
+
+    Raises:
+        DemoError: when it cannot be reached.
+    """
+    with app.connection_for_write() as connection:
+        url = connection.as_uri()  # without the password
+        try:
+            connection.ensure_connection(max_retries=1, timeout=5)
+        except OperationalError as error:
+            raise DemoError(f"The broker {url} cannot be reached: {error}") from error
+        embedded = connection.transport.driver_type == "filesystem"
+        console.print(f"Broker: {'files in a temporary folder, no server' if embedded else url}")
+
+
+def remove_queue(app: Celery) -> None:
+    """Leave no queue on the server, if that is still there."""
+    with suppress(OperationalError), app.connection_for_write() as connection:
+        queue = app.amqp.queues[app.conf.task_default_queue].bind(connection.default_channel)
+        queue.declare()  # a Redis connection deletes only the bindings that it knows
+        queue.delete()
+        queue.exchange.delete()
+
+
+def follow(result: ContinuableAsyncResult, worker: Worker, stop_at: float = math.inf) -> None:
+    """Show the progress until that share of the rows is done, or the task has ended.
+
+    Raises:
+        DemoError: when nothing comes of it.
+    """
+    deadline = time.monotonic() + PATIENCE
+    done, total = 0, 0
+    with progress_display() as show:
+        while not result.ready():
+            progress = result.progress
+            if progress is not None and progress.total:
+                done, total = progress.done or 0, progress.total
+                show(done, total)
+            if total and done >= stop_at * total:
+                return
+            if not worker.running:
+                raise worker.error(f"{worker.name} ended by itself.")
+            if time.monotonic() > deadline:
+                raise worker.error(f"After {PATIENCE:.0f} s the import is at {done:,} rows, state {result.state}.")
+            time.sleep(LOOK_EVERY)
+        show(total, total)
+
+
+@contextmanager
+def progress_display() -> Iterator[Callable[[int, int], None]]:
+    """Give a function that shows how many rows of how many are done: a bar, or lines where there is no terminal."""
+    if not console.is_terminal:
+        yield show_fifths()
+        return
+    columns = (TextColumn("  import"), BarColumn(40), TaskProgressColumn(), TextColumn("{task.fields[rows]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("import", total=None, rows="")
+        yield lambda done, total: bar.update(
+            task, completed=done, total=total, rows=f"{done:,} of {total:,} rows"
+        )
+
+
+def show_fifths() -> Callable[[int, int], None]:
+    """Return a function that prints a line for each fifth done."""
+    shown = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        fifths = 5 * done // total if total else 0
+        if fifths > shown:
+            shown = fifths
+            console.print(f"  import {100 * done // total:>3} %  {done:,} of {total:,} rows")
+
+    return show
+
+
+def stop_midway(result: ContinuableAsyncResult, worker: Worker) -> None:
+    """Stop the worker and tell how long that took.
+
+    Raises:
+        DemoError: when the task does not leave, or the worker does not stop.
+    """
+    if result.ready():
+        raise worker.error(f"The import ended before its worker was stopped: {result.state}, {result.result!r}")
+    began = time.monotonic()
+    worker.stop()
+    wait_until(lambda: result.state == "RETRY", worker, "the task did not leave the worker")
+    left = time.monotonic() - began
+    wait_until(lambda: not worker.running, worker, "the worker did not stop")
+    exited = time.monotonic() - began
+    console.print(
+        f"[bold]{worker.name}[/] was sent SIGTERM: the task left it after {left:.1f} s, "
+        f"its processes ended after {exited:.1f} s"
+    )
+
+
+def wait_until(condition: Callable[[], bool], worker: Worker, problem: str) -> None:
+    """Wait for a condition; raise DemoError when it does not come true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise worker.error(f"Within {PATIENCE:.0f} s {problem}.")
+        time.sleep(LOOK_EVERY)
+
+
+def show_saved(result: ContinuableAsyncResult) -> int:
+    """Print what is left of the task while no worker runs; return the cursor."""
+    interrupted = result.info
+    cursor: int = interrupted.cursor
+    with table() as db:
+        (rows,) = db.execute("SELECT count(*) FROM airports").fetchone()
+    console.print("No worker runs now. What is saved of the task:")
+    for name, value in (
+        ("state", f"{result.state}, {interrupted}"),
+        ("completed steps", ", ".join(result.steps)),
+        ("cursor", f"{cursor:,}"),
+        ("rows in the table", f"{rows:,}"),
+        ("resumptions", f"{result.resumptions}, by the next worker"),
+    ):
+        console.print(f"  {name:<17}  {escape(value)}")
+    return cursor
+
+
+def check(result: ContinuableAsyncResult, cursor: int) -> None:
+    """Compare the table with its source, and print each finding.
+
+    Raises:
+        DemoError: when one of them is not as it should be.
+    """
+    import airportsdata
+    from proj import settings
+    from proj.airports import COLUMNS
+
+    source = airportsdata.load("ICAO")
+    with table() as db:
+        found = {row[0]: dict(zip(COLUMNS, row, strict=True))
+                 for row in db.execute(f"SELECT {', '.join(COLUMNS)} FROM airports")}
+        workers = Counter(name.partition("@")[0] for (name,) in db.execute("SELECT imported_by FROM airports"))
+        (twice,) = db.execute("SELECT count(*) FROM airports WHERE times_imported > 1").fetchone()
+    findings = [
+        (len(found) == len(source), f"{len(found):,} of {len(source):,} airports are in the table"),
+        (found == source, "all their values are those of the source"),
+        (twice == 0, f"{twice:,} were imported twice"),
+        (workers == {"worker1": cursor, "worker2": len(source) - cursor},
+         " and ".join(f"{rows:,} by {name}" for name, rows in sorted(workers.items()))),
+        (result.state == "SUCCESS" and result.result["imported"] == len(source),
+         f"{result.state} under the same task id {result.id}"),
+        (result.resumptions == 1, f"resumed {result.resumptions} time(s), steps: {', '.join(result.steps)}"),
+    ]
+    console.print("Compared with the source, the package airportsdata:")
+    for good, text in findings:
+        console.print(f"  {'[green]ok[/]' if good else '[bold red]NO[/]'} {text}")
+    if not all(good for good, _ in findings):
+        raise DemoError(f"Not all of it holds. The table and the workers' logs are in {settings.run_folder}")
+
+
+def table() -> AbstractContextManager[sqlite3.Connection]:
+    """Open the database that the workers write to."""
+    from proj.airports import connect
+
+    return connect()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
