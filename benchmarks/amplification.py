@@ -33,7 +33,11 @@ def measure(quick: bool) -> Figure:
         f"{theirs.done:,} rows, {theirs.different:,} different ones.",
         [
             Row(
-                "rows done for each row needed", f"{ours.done / ROWS:.3f}", "never finishes, plain Celery", "", "1.000",
+                "rows done for each row needed",
+                f"{ours.done / ROWS:.3f}",
+                "never finishes, plain Celery",
+                "",
+                "1.000",
                 ours == (ROWS, ROWS),
             )
         ],

@@ -59,8 +59,14 @@ def print_setting() -> None:
 
 def print_figure(name: str, figure: Figure, seconds: float) -> None:
     """Print one figure as a table."""
-    table = Table(title=f"{name}: {figure.title}", caption=f"{figure.notes} ({seconds:.0f} s)",
-                  title_justify="left", caption_justify="left", title_style="bold", caption_style="dim")
+    table = Table(
+        title=f"{name}: {figure.title}",
+        caption=f"{figure.notes} ({seconds:.0f} s)",
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        caption_style="dim",
+    )
     table.add_column("")
     for heading in ("measured", "floor", "compared", "target"):
         table.add_column(heading, justify="right")

@@ -27,7 +27,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # What a worker does at its start to get to know other workers takes seconds.
 QUIET_WORKER = (
-    "--pool=prefork", "--concurrency=1", "--without-mingle", "--without-gossip", "--without-heartbeat",
+    "--pool=prefork",
+    "--concurrency=1",
+    "--without-mingle",
+    "--without-gossip",
+    "--without-heartbeat",
     "--loglevel=WARNING",
 )
 
@@ -84,7 +88,11 @@ class Worker:
         with self._log.open("ab") as log:
             self._process = Popen(
                 [*command, f"--hostname={queue}@%h", f"--queues={queue}"],
-                cwd=REPOSITORY, env=environment, stdout=log, stderr=STDOUT, start_new_session=True,
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=log,
+                stderr=STDOUT,
+                start_new_session=True,
             )
 
     def wait_until_ready(self) -> None:

@@ -28,8 +28,12 @@ def measure(quick: bool) -> Figure:
         f"Medians of {len(idle)} interleaved workers each; the task's items take 10 ms.",
         [
             Row(
-                "with a one-minute continuable task", _show(busy), f"{_show(idle)} idle", f"{more:+.2f} s",
-                f"at most +{MORE_SECONDS} s", more <= MORE_SECONDS,
+                "with a one-minute continuable task",
+                _show(busy),
+                f"{_show(idle)} idle",
+                f"{more:+.2f} s",
+                f"at most +{MORE_SECONDS} s",
+                more <= MORE_SECONDS,
             )
         ],
     )

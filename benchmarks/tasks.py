@@ -88,8 +88,12 @@ def _saves(self: Any, rounds: int) -> dict[str, list[float]]:
 
 for name, store in (("saves_to_redis", URL), ("saves_to_files", FILES)):
     steps.task(
-        _saves, name=name, base=ContinuableTask, bind=True,
-        continuation_checkpoint_interval=0, continuation_store=store,
+        _saves,
+        name=name,
+        base=ContinuableTask,
+        bind=True,
+        continuation_checkpoint_interval=0,
+        continuation_store=store,
     )
 
 

@@ -34,8 +34,12 @@ def measure(quick: bool) -> Figure:
         f"to store, which would hide what is added. Ratio of the best of each: {best:.3f}.",
         [
             Row(
-                "AppTask", f"{median(rates['steps']):,.0f}/s", f"{median(rates['plain']):,.0f}/s plain Task",
-                f"x {ratio:.3f}", f"at least x {TARGET}", ratio >= TARGET,
+                "AppTask",
+                f"{median(rates['steps']):,.0f}/s",
+                f"{median(rates['plain']):,.0f}/s plain Task",
+                f"x {ratio:.3f}",
+                f"at least x {TARGET}",
+                ratio >= TARGET,
             )
         ],
     )

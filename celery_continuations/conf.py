@@ -92,7 +92,7 @@ def setting(task: Task, name: str) -> Any:
         name: without the prefix, e.g. ``"max_runtime"``.
     """
     full = PREFIX + name
-    for owner in (vars(task), *map(vars, type(task).__mro__)):
+    for owner in (vars(task), *map(vars, task.__class__.__mro__)):
         if full in owner:
             value = owner[full]  # as it was given: getattr would make a method of a function
             return value.__func__ if isinstance(value, staticmethod) else value

@@ -115,16 +115,23 @@ class FinishedTask(Proxy):  # type: ignore[misc]
     """A shared task that raises when ``@app.task`` or ``@shared_task`` is put above it.
 
     Why: Celery would take it for a function and go on with the task as it is, or not, depending
-    on names.  It reads ``__doc__`` of whatever is decorated (celery/app/base.py).
+    on names.  It reads ``__name__`` and ``__doc__`` of what is decorated (celery/app/base.py).
     """
 
     __slots__ = ()
 
     @property
     def __doc__(self) -> Any:  # type: ignore[override]
-        if sys._getframe(1).f_globals.get("__name__") == "celery.app.base":
+        return self._unless_decorated().__doc__
+
+    @property
+    def __name__(self) -> Any:
+        return self._unless_decorated().__name__
+
+    def _unless_decorated(self) -> Any:
+        if sys._getframe(2).f_globals.get("__name__") == "celery.app.base":
             raise TypeError("@continuable stands below a task decorator; write it above @app.task(bind=True), or alone")
-        return self._get_current_object().__doc__
+        return self._get_current_object()
 
 
 def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:

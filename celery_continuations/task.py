@@ -254,7 +254,10 @@ class AppTask(Task):  # type: ignore[misc]
         execution = execution_of(request)
         if request is None or request.called_directly or (execution is not None and execution.in_body):
             return super().__call__(*args, **kwargs)
-        return self.run(*args, **kwargs)
+        following = super().__call__
+        if following.__func__ is not Task.__call__:
+            return following(*args, **kwargs)
+        return self.run(*args, **kwargs)  # Task's own would push a request without the message's data
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -64,8 +64,15 @@ class Worker:
         self.name = name
         self._log = folder / f"{name}.log"
         command = [
-            sys.executable, "-m", "celery", "-A", "proj", "worker",
-            "--concurrency=2", "--loglevel=INFO", f"--hostname={name}@%h",
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "proj",
+            "worker",
+            "--concurrency=2",
+            "--loglevel=INFO",
+            f"--hostname={name}@%h",
         ]
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C is for the demo, which then ends its worker itself.
@@ -225,9 +232,7 @@ def progress_display() -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("  import"), BarColumn(40), TaskProgressColumn(), TextColumn("{task.fields[rows]}"))
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("import", total=None, rows="")
-        yield lambda done, total: bar.update(
-            task, completed=done, total=total, rows=f"{done:,} of {total:,} rows"
-        )
+        yield lambda done, total: bar.update(task, completed=done, total=total, rows=f"{done:,} of {total:,} rows")
 
 
 def show_fifths() -> Callable[[int, int], None]:
@@ -303,18 +308,24 @@ def check(result: ContinuableAsyncResult, cursor: int) -> None:
 
     source = airportsdata.load("ICAO")
     with table() as db:
-        found = {row[0]: dict(zip(COLUMNS, row, strict=True))
-                 for row in db.execute(f"SELECT {', '.join(COLUMNS)} FROM airports")}
+        found = {
+            row[0]: dict(zip(COLUMNS, row, strict=True))
+            for row in db.execute(f"SELECT {', '.join(COLUMNS)} FROM airports")
+        }
         workers = Counter(name.partition("@")[0] for (name,) in db.execute("SELECT imported_by FROM airports"))
         (twice,) = db.execute("SELECT count(*) FROM airports WHERE times_imported > 1").fetchone()
     findings = [
         (len(found) == len(source), f"{len(found):,} of {len(source):,} airports are in the table"),
         (found == source, "all their values are those of the source"),
         (twice == 0, f"{twice:,} were imported twice"),
-        (workers == {"worker1": cursor, "worker2": len(source) - cursor},
-         " and ".join(f"{rows:,} by {name}" for name, rows in sorted(workers.items()))),
-        (result.state == "SUCCESS" and result.result["imported"] == len(source),
-         f"{result.state} under the same task id {result.id}"),
+        (
+            workers == {"worker1": cursor, "worker2": len(source) - cursor},
+            " and ".join(f"{rows:,} by {name}" for name, rows in sorted(workers.items())),
+        ),
+        (
+            result.state == "SUCCESS" and result.result["imported"] == len(source),
+            f"{result.state} under the same task id {result.id}",
+        ),
         (result.resumptions == 1, f"resumed {result.resumptions} time(s), steps: {', '.join(result.steps)}"),
     ]
     console.print("Compared with the source, the package airportsdata:")

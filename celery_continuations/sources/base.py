@@ -27,7 +27,7 @@ class Source(Protocol):
 class Positions:
     """A sequence, range or iterable, by position.
 
-    >>> list(Positions("a b c".split()).read(1))
+    >>> list(Positions("a b c".split(), "letters").read(1))
     [('b', 2), ('c', 3)]
     """
 

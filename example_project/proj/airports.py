@@ -69,7 +69,9 @@ def report(expected: int) -> dict[str, Any]:
         imported, countries = db.execute("SELECT count(*), count(DISTINCT country) FROM airports").fetchone()
         highest, feet = db.execute("SELECT name, max(elevation) FROM airports").fetchone()
     return {
-        "expected": expected, "imported": imported, "countries": countries,
+        "expected": expected,
+        "imported": imported,
+        "countries": countries,
         "highest": f"{highest}, {feet:,.0f} ft",
     }
 

@@ -86,7 +86,7 @@ class LocalProcess:
         self.status = "running" if code is None else "exited"
         self.attrs["State"] = {"Status": self.status, "Pid": self.process.pid, "ExitCode": code}
 
-    def kill(self, signal: str | int | None = None) -> None:  # noqa: A002
+    def kill(self, signal: str | int | None = None) -> None:
         number = _signal_number(signal)
         if number == 9:  # a container's death is that of all its processes
             self._kill_group()

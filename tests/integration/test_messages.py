@@ -25,7 +25,7 @@ def requests(cluster: Any) -> list[dict[str, Any]]:
 def test_c14_everything_is_kept(cluster: Any) -> None:
     cluster.worker(
         "-c", "1", "-Q", f"{cluster.conf['task_default_queue']},topic.q,topic.priorities",
-        test_topic="topic", accept_content=["json", "pickle"], task_send_sent_event=True,
+        test_topic="topic", accept_content=["json", "pickle"], task_send_sent_event=True, env={"C_FORCE_ROOT": "1"},
     )  # fmt: skip
     result = cluster.client.send_task(
         "project.witness",

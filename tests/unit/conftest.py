@@ -61,6 +61,8 @@ class Worker:
         self.flag: Any = None
 
     def stop(self) -> None:
+        if self.flag is None:
+            return  # a direct call: there is no worker
         self.flag.raise_to(STOPPING)
         for watch in tuple(watcher._watches):
             watch.look()
@@ -121,6 +123,7 @@ class Worker:
 
 def make_app(**conf: Any) -> Celery:
     app = Celery(f"unit{next(_numbers)}", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.task = partial(app.task, shared=False)  # or every test's tasks would be made in every later app
     app.conf.update(task_default_queue=uuid.uuid4().hex, continuation_store="memory", **conf)
     return app
 

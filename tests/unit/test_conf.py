@@ -1,0 +1,119 @@
+"""Settings: where they are read from, and what is refused."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+
+from celery_continuations import ContinuableTask, conf
+from tests.unit.conftest import make_app
+
+
+def body(self: Any) -> None:
+    pass
+
+
+BAD = [
+    ("continuation_store", ""),
+    ("continuation_store", 5),
+    ("continuation_namespace", ""),
+    ("continuation_checkpoint_interval", -1),
+    ("continuation_checkpoint_interval", "1"),
+    ("continuation_checkpoint_interval", True),
+    ("continuation_max_runtime", 0),
+    ("continuation_max_runtime", timedelta(0)),
+    ("continuation_max_runtime", "often"),
+    ("continuation_should_interrupt", 5),
+    ("continuation_should_interrupt", "nodot"),
+    ("continuation_max_resumptions", -1),
+    ("continuation_max_resumptions", 1.5),
+    ("continuation_resume_options", []),
+    ("continuation_resume_errors_after_advancing", 1),
+    ("continuation_resume_error_countdown", None),
+    ("continuation_max_snapshot", 0),
+    ("continuation_keep_failed", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_wrong_value_is_refused_when_the_app_is_finalized(name: str, value: Any) -> None:
+    app = make_app()
+    app.conf[name] = value
+    app.task(base=ContinuableTask, bind=True, name="any")(body)
+    with pytest.raises(ImproperlyConfigured) as caught:
+        app.finalize()
+    assert str(caught.value).startswith(f"{name} = {value!r} is not allowed; it takes ")
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_wrong_value_of_a_task_names_the_task(name: str, value: Any) -> None:
+    app = make_app()
+    app.task(base=ContinuableTask, bind=True, name="any", **{name: value})(body)
+    with pytest.raises(ImproperlyConfigured, match="of task any is not allowed"):
+        app.finalize()
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    app = make_app(continuation_max_resumption=5)
+    app.task(base=ContinuableTask, bind=True, name="any")(body)
+    with pytest.raises(ImproperlyConfigured, match="continuation_max_resumption is no setting .* known are: contin"):
+        app.finalize()
+
+
+def test_an_unknown_resume_option_is_refused() -> None:
+    app = make_app(continuation_resume_options={"queue": "a", "task_id": "b"})
+    app.task(base=ContinuableTask, bind=True, name="any")(body)
+    with pytest.raises(ImproperlyConfigured, match=r"continuation_resume_options\['task_id'\] is not allowed; known"):
+        app.finalize()
+
+
+def test_message_protocol_1_is_refused() -> None:
+    app = make_app(task_protocol=1)
+    app.task(base=ContinuableTask, bind=True, name="any")(body)
+    with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: continuable tasks need message protocol 2"):
+        app.finalize()
+
+
+def test_django_like_namespaces() -> None:
+    app = Celery(set_as_current=False)
+    app.config_from_object({"CELERY_CONTINUATION_MAX_RESUMPTIONS": 7}, namespace="CELERY")
+    made = app.task(base=ContinuableTask, bind=True, name="any", shared=False)(body)
+    assert conf.setting(made, "max_resumptions") == 7
+
+
+def test_a_setting_of_the_task_its_class_the_app_and_the_default() -> None:
+    app = make_app(continuation_max_resumptions=7)
+
+    class Base(ContinuableTask):
+        abstract = True
+        continuation_max_snapshot = 5000
+
+    plain = app.task(base=Base, bind=True, name="plain")(body)
+    own = app.task(base=Base, bind=True, name="own", continuation_max_resumptions=1)(body)
+    assert conf.setting(plain, "max_resumptions") == 7
+    assert conf.setting(own, "max_resumptions") == 1
+    assert conf.setting(own, "max_snapshot") == 5000
+    assert conf.setting(own, "checkpoint_interval") == 1.0
+
+
+def test_namespaces_tell_services_apart() -> None:
+    one = Celery("one", broker="redis://localhost:6379/0", set_as_current=False)
+    same = Celery("one", broker="redis://127.0.0.1:6379/0", set_as_current=False)
+    other_app = Celery("two", broker="redis://localhost:6379/0", set_as_current=False)
+    other_broker = Celery("one", broker="redis://localhost:6379/1", set_as_current=False)
+    named = Celery("one", broker="redis://", set_as_current=False)
+    named.conf.continuation_namespace = "mine"
+    assert conf.namespace(one) == conf.namespace(same)
+    assert len({conf.namespace(app) for app in (one, other_app, other_broker, named)}) == 4
+    assert conf.namespace(named) == "mine"
+
+
+def test_tombstones_outlive_every_late_delivery() -> None:
+    assert conf.tombstone_seconds(make_app()) == 86400
+    assert conf.tombstone_seconds(make_app(result_expires=None)) == 86400
+    assert conf.tombstone_seconds(make_app(result_expires=timedelta(days=9))) == 9 * 86400
+    assert conf.tombstone_seconds(make_app(broker_transport_options={"visibility_timeout": 86400})) == 2 * 86400
