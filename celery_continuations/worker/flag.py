@@ -10,6 +10,13 @@ import atexit
 import mmap
 import os
 import tempfile
+from contextlib import suppress
+from glob import glob
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["COLD", "RUNNING", "STOPPING", "StopFlag", "flag_at", "flag_of", "new_flag"]
 
@@ -17,6 +24,8 @@ RUNNING, STOPPING, COLD = 0, 1, 2
 
 # A read-only root file system still has /dev/shm.
 _SHARED_MEMORY = "/dev/shm"
+
+_PREFIX = "celery-continuations-"
 
 # For tasks with a Request class of their own, whose requests do not carry the path.
 _VARIABLE = "CELERY_CONTINUATIONS_FLAG"
@@ -75,13 +84,36 @@ _by_path: dict[str, StopFlag] = {}
 def new_flag(hostname: str) -> StopFlag:
     """Make the flag of a worker that starts in this process."""
     folder = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
-    fd, path = tempfile.mkstemp(prefix="celery-continuations-", dir=folder)
-    os.close(fd)
+    _remove_abandoned(folder)
+    fd, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
+    _lock(fd)  # for as long as this process lives, and its forked children
     flag = StopFlag(path, create=True)
     _by_hostname[hostname] = _by_path[path] = flag
     os.environ[_VARIABLE] = path
     atexit.register(flag.remove)
     return flag
+
+
+def _remove_abandoned(folder: str) -> None:
+    """Remove the flags of workers that were killed: nobody holds their locks any more."""
+    for path in glob(f"{folder}/{_PREFIX}*"):
+        with suppress(OSError):  # another user's, or just removed
+            fd = os.open(path, os.O_RDWR)
+            try:
+                if _lock(fd):
+                    os.unlink(path)
+            finally:
+                os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    if fcntl is None:  # pragma: no cover - Windows
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def flag_of(hostname: str) -> StopFlag | None:

@@ -1,0 +1,274 @@
+"""The flag, the watcher, the hooks that hear a stop, and the seams they go through."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+
+from celery_continuations import ContinuableTask, seams
+from celery_continuations.core.run import Run
+from celery_continuations.execution import DirectExecution
+from celery_continuations.worker import flag as flags
+from celery_continuations.worker.watcher import TICK, Watch, Watcher
+from tests.unit.conftest import make_app
+
+
+def await_(condition: Any, what: str) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.002)
+
+
+def test_a_flag_is_seen_through_its_file_and_only_goes_up() -> None:
+    flag = flags.new_flag("a@test")
+    other = flags.StopFlag(flag.path)
+    assert other.level == flags.RUNNING
+    flag.raise_to(flags.COLD)
+    flag.raise_to(flags.STOPPING)
+    assert other.level == flags.COLD
+    flag.remove()
+    assert not Path(flag.path).exists()
+    assert other.level == flags.COLD, "those who have it mapped keep seeing it"
+
+
+def test_a_flag_is_seen_by_forked_children_and_not_removed_by_them() -> None:
+    flag = flags.new_flag("fork@test")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        flag.remove()
+        while not flags.flag_at(flag.path).level:
+            time.sleep(0.001)
+        os.write(write, b"seen")
+        os._exit(0)
+    assert Path(flag.path).exists()
+    flag.raise_to(flags.STOPPING)
+    assert os.read(read, 4) == b"seen"
+    os.waitpid(child, 0)
+    flag.remove()
+
+
+def test_a_worker_of_the_same_name_starts_with_its_flag_down() -> None:
+    first = flags.new_flag("again@test")
+    first.raise_to(flags.STOPPING)
+    second = flags.new_flag("again@test")
+    found = flags.flag_of("again@test")
+    assert found is second
+    assert second.level == flags.RUNNING
+    first.remove()
+    second.remove()
+
+
+def test_the_flag_of_a_worker_that_has_ended_is_up() -> None:
+    assert flags.flag_at("/no/such/flag").level == flags.STOPPING
+
+
+def test_where_there_is_no_worker_nothing_stops(monkeypatch: Any) -> None:
+    monkeypatch.delenv("CELERY_CONTINUATIONS_FLAG", raising=False)
+    assert flags.flag_at(None).level == flags.RUNNING
+
+
+def test_a_worker_killed_with_9_leaves_no_flag_behind_for_good() -> None:
+    code = """
+from celery_continuations.worker.flag import new_flag
+import os
+print(new_flag("killed@test").path, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    left = Path(done.stdout.strip())
+    assert left.exists()
+    living = flags.new_flag("next@test")
+    assert not left.exists()
+    newest = flags.new_flag("another@test")
+    assert Path(living.path).exists(), "a living worker's flag stays"
+    living.remove()
+    newest.remove()
+
+
+def make_run() -> Run:
+    class Request:
+        id = "some-id"
+
+    return DirectExecution(Request()).run
+
+
+@pytest.mark.parametrize("due", ["flag", "save_at", "leave_at", "ask_at"])
+def test_the_watcher_raises_attention_when_something_is_due(due: str, monkeypatch: Any) -> None:
+    flag = flags.new_flag("watched@test")
+    monkeypatch.delenv("CELERY_CONTINUATIONS_FLAG")
+    watcher = Watcher()
+    idle, busy = Watch(make_run(), flags.flag_at(None)), Watch(make_run(), flag)
+    watcher.add(idle)
+    watcher.add(busy)
+    assert not busy.run.attention
+    if due == "flag":
+        flag.raise_to(flags.STOPPING)
+    else:
+        setattr(busy, due, time.monotonic())
+    await_(lambda: busy.run.attention, "attention")
+    assert not idle.run.attention
+    watcher.remove(idle)
+    watcher.remove(busy)
+    await_(lambda: not watcher._looking, "the thread's end")
+    watcher.add(idle)
+    idle.save_at = time.monotonic()
+    await_(lambda: idle.run.attention, "a thread anew")
+    watcher.remove(idle)
+    flag.remove()
+
+
+def test_the_watcher_looks_while_gevent_computes() -> None:
+    pytest.importorskip("gevent")
+    code = """
+from gevent import monkey
+monkey.patch_all()
+import time
+from celery_continuations.core.run import Run
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.worker.flag import new_flag, STOPPING
+from celery_continuations.worker.watcher import Watch, watcher
+flag = new_flag("green@test")
+run = Run("id", Snapshot(), None)
+watcher.add(Watch(run, flag))
+flag.raise_to(STOPPING)
+until = time.monotonic() + 10
+while not run.attention and time.monotonic() < until:
+    pass  # never gives the hub a turn
+print(run.attention)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def test_c27_several_workers_in_one_process() -> None:
+    """One after the other, as tests start them: the stop of one is nothing to the next."""
+    app = make_app(worker_hijack_root_logger=False)
+
+    @app.task(base=ContinuableTask, bind=True, name="embedded")
+    def embedded(self: Any) -> int:
+        for _ in self.iterate("loop", range(5)):
+            time.sleep(3 * TICK)  # the watcher looks at least once
+        return self.continuation.executions  # type: ignore[no-any-return]
+
+    for pool in ("threads", "solo", "threads"):
+        with start_worker(app, perform_ping_check=False, pool=pool, concurrency=1, shutdown_timeout=20):
+            assert embedded.delay().get(timeout=10) == 1
+
+
+def test_an_embedded_worker_that_ends_hands_its_task_over() -> None:
+    app = make_app(worker_hijack_root_logger=False)
+    started = threading.Event()
+
+    @app.task(base=ContinuableTask, bind=True, name="handed over")
+    def embedded(self: Any) -> int:
+        for _ in self.iterate("loop", range(10_000)):
+            started.set()
+            time.sleep(0.001)
+        return self.continuation.executions  # type: ignore[no-any-return]
+
+    options = {"perform_ping_check": False, "pool": "threads", "concurrency": 1, "shutdown_timeout": 20}
+    with start_worker(app, **options):
+        result = embedded.delay()
+        assert started.wait(10)
+    await_(lambda: result.state == "RETRY", "RETRY")
+    assert str(result.info).startswith("Interrupted at loop:")
+    result.forget()
+
+
+# -- the seams: each of these fails when what it rests on changes
+
+
+def test_seam_around_soft_shutdown() -> None:
+    from celery.worker import WorkController
+
+    order: list[str] = []
+
+    class Worker:
+        pool_cls = object
+
+        def wait_for_soft_shutdown(self) -> None:
+            order.append("waits")
+
+    worker = Worker()
+    seams.around_soft_shutdown(worker, lambda: order.append("before"), lambda: order.append("after"))
+    worker.wait_for_soft_shutdown()
+    assert order == ["before", "waits", "after"]
+    assert callable(WorkController.wait_for_soft_shutdown)
+    import inspect
+
+    from celery.apps import worker as celery_worker
+
+    source = inspect.getsource(celery_worker.on_cold_shutdown)
+    assert source.index("worker.wait_for_soft_shutdown()") < source.index("worker.consumer.cancel_active_requests()")
+
+
+def test_seam_pool_children_and_their_signal() -> None:
+    assert seams.in_pool_child() is False
+    assert seams.terminate_signal() == signal.SIGTERM
+    code = "from celery_continuations import seams; print(seams.terminate_signal())"
+    env = {**os.environ, "REMAP_SIGTERM": "SIGQUIT"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == signal.SIGQUIT
+
+
+def test_seam_predicates() -> None:
+    from celery.exceptions import Ignore, Reject, Retry
+
+    assert all(map(seams.is_predicate, (Retry(), Ignore(), Reject())))
+    assert not seams.is_predicate(ValueError())
+
+
+def test_seam_ignore_result() -> None:
+    from celery.app.task import Context
+
+    class Task:
+        ignore_result = True
+
+    assert seams.ignore_result_of(Task, Context()) is True
+    assert seams.ignore_result_of(Task, Context(ignore_result=None)) is True
+    assert seams.ignore_result_of(Task, Context(ignore_result=False)) is False
+
+
+def test_seam_serializers() -> None:
+    assert seams.serializer_of("application/json") == "json"
+    assert seams.serializer_of("application/x-python-serialize") == "pickle"
+    assert seams.serializer_of("application/data") is None
+    assert seams.serializer_of(None) is None
+
+
+def test_seam_promises(app: Celery) -> None:
+    def body(self: Any) -> None:
+        pass
+
+    promise = app.task(bind=True, name="promised", queue=None)(body)
+    assert seams.promised_options(promise) == {"bind": True, "name": "promised", "queue": None}
+    evaluated: list[Any] = []
+    seams.when_evaluated(promise, evaluated.append)
+    assert evaluated == []
+    app.finalize()
+    assert [task.name for task in evaluated] == ["promised"]
+    assert seams.promised_options(promise) is None
+    assert seams.promised_options(app.tasks["promised"]) is None
+
+
+def test_seam_requests_are_as_the_republisher_reads_them(app: Celery) -> None:
+    """Attributes that only the instance has, and that ``Context`` does not promise."""
+    from celery.app.task import Context
+
+    context = Context({"argsrepr": "a", "compression": "zlib", "mine": 1, "continuation_generation": 2})
+    assert (context.argsrepr, context.compression) == ("a", "zlib")
+    assert context.headers == {"mine": 1, "continuation_generation": 2}
+    message = app.amqp.create_task_message("id", "name", (), {})
+    assert set(message.body[2]) == {"callbacks", "errbacks", "chain", "chord"}
