@@ -154,7 +154,7 @@ print(run.attention)
 
 def test_c27_several_workers_in_one_process() -> None:
     """One after the other, as tests start them: the stop of one is nothing to the next."""
-    app = make_app(worker_hijack_root_logger=False)
+    app = make_app(worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01})
 
     @app.task(base=ContinuableTask, bind=True, name="embedded")
     def embedded(self: Any) -> int:
@@ -168,7 +168,7 @@ def test_c27_several_workers_in_one_process() -> None:
 
 
 def test_an_embedded_worker_that_ends_hands_its_task_over() -> None:
-    app = make_app(worker_hijack_root_logger=False)
+    app = make_app(worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01})
     started = threading.Event()
 
     @app.task(base=ContinuableTask, bind=True, name="handed over")
