@@ -62,8 +62,13 @@ def forget_consumer_cancellation(worker: Any) -> bool:
 
     if not issubclass(worker.pool_cls, solo.TaskPool):
         return False
-    worker.consumer.cancel_active_requests = lambda: None
+    for name in _CANCELLATIONS:
+        setattr(worker.consumer, name, lambda: None)
     return True
+
+
+# The second until Celery 5.5, the first since 5.6.
+_CANCELLATIONS = ("cancel_active_requests", "cancel_all_unacked_requests")
 
 
 def in_pool_child() -> bool:

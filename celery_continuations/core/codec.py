@@ -107,14 +107,16 @@ def copy(value: Any, what: str = "value") -> Any:
 
 def _encode(value: Any) -> Any:
     kind = type(value)
-    if value is None or kind is bool or kind is str:
+    if value is None or kind is bool:
         return value
+    if kind is str:
+        return value if _is_unicode(value) else {"~s": _base64(value.encode("utf-8", "surrogatepass"))}
     if kind is int:
         return value if value.bit_length() <= _LONGEST_DECIMAL_INT else {"~i": hex(value)}
     if kind is list:
         return [_encode(item) for item in value]
     if kind is dict:
-        if all(type(key) is str and not key.startswith("~") for key in value):
+        if all(type(key) is str and not key.startswith("~") and _is_unicode(key) for key in value):
             return {key: _encode(item) for key, item in value.items()}
         return {"~m": [[_encode(_hashable(key)), _encode(item)] for key, item in value.items()]}
     encoder = _ENCODERS.get(kind)
@@ -133,6 +135,23 @@ def _decode(tree: Any) -> Any:
         if tag.startswith("~"):
             return _DECODERS[tag](data)
     return {key: _decode(item) for key, item in tree.items()}
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether ``text`` has no surrogates: JSON would make one character of two that form a pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _unbase64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
 
 
 def _hashable(key: Any) -> Any:
@@ -206,7 +225,7 @@ _ENCODERS: dict[type, Callable[[Any], Any]] = {
     time: _encode_time,
     timedelta: lambda value: {"~td": _timedelta(value)},
     UUID: lambda value: {"~u": value.hex},
-    bytes: lambda value: {"~b": base64.b64encode(value).decode("ascii")},
+    bytes: lambda value: {"~b": _base64(value)},
 }
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {
@@ -220,5 +239,6 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "~time": _decode_time,
     "~td": lambda data: timedelta(*data),
     "~u": UUID,
-    "~b": lambda data: base64.b64decode(data, validate=True),
+    "~b": _unbase64,
+    "~s": lambda data: _unbase64(data).decode("utf-8", "surrogatepass"),
 }

@@ -11,7 +11,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from celery_continuations.core import codec
@@ -79,6 +79,7 @@ def same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
+@example("\ud800\udc00")
 @given(VALUES)
 def test_what_comes_back_equals_what_was_set_type_included(value: Any) -> None:
     text = codec.dumps(value)

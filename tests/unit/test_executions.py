@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery import VERSION as celery_version
 from celery import Celery, states
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
@@ -505,7 +506,9 @@ def test_c12_ignore_result(worker: Any, task: Any) -> None:
     by_call = task(loop(worker, seen, {4})).apply_async(ignore_result=True)
     worker.drain()
     assert seen == [*range(10), *range(10)]
-    assert (by_task.state, by_call.state) == (states.PENDING, states.PENDING)
+    assert by_task.state == states.PENDING
+    if celery_version >= (5, 6):  # 5.5 stores every RETRY of a task whose result only the caller ignores
+        assert by_call.state == states.PENDING
 
 
 def test_c16_revoked_between_two_executions(worker: Any, task: Any, record: Any) -> None:

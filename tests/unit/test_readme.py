@@ -1,0 +1,61 @@
+"""What the README shows is run."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_continuations import conf
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def blocks() -> list[str]:
+    text = README.read_text()
+    found = re.findall(r"^( *)```python\n(.*?)^ *```", text, flags=re.M | re.S)
+    return [textwrap.dedent(block) for _, block in found]
+
+
+def test_the_first_example() -> None:
+    done: list[Any] = []
+    names: dict[str, Any] = {
+        "validate": lambda path: done.append(path), "read": lambda path: range(1200),
+        "insert": lambda rows: done.append(len(rows)), "reindex_page": done.append,
+    }  # fmt: skip
+    exec(blocks()[0], names)
+    names["import_users"]("a path")
+    assert done == ["a path", 500, 500, 200, *range(10)]
+
+
+def test_the_first_task() -> None:
+    sent: list[Any] = []
+    names: dict[str, Any] = {
+        "load_subscribers": lambda newsletter: ["ada", "bob"],
+        "send": lambda newsletter, subscriber: sent.append((newsletter, subscriber)),
+    }
+    exec(blocks()[1], names)
+    names["send_newsletter"](7)
+    assert sent == [(7, "ada"), (7, "bob")]
+
+
+def test_every_setting_is_in_the_readme_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `continuation_(\w+)` \| (.*?) \|", README.read_text(), flags=re.M))
+    rows.pop("store_is_chosen", None)
+    assert set(rows) == set(conf.SETTINGS)
+    shown = {
+        "store": '`"auto"`', "namespace": "app name and broker", "max_runtime": '`"auto"`', "resume_options": "`{}`",
+        "max_snapshot": "256 KiB", "keep_failed": "30 days",
+    }  # fmt: skip
+    for name, setting in conf.SETTINGS.items():
+        assert rows[name] == shown.get(name, str(setting.default)), name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "example_project/README.md"])
+def test_links_within_the_project_lead_somewhere(page: str) -> None:
+    path = README.parent / page
+    for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
