@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import time
@@ -97,25 +96,31 @@ class Worker:
 
     def wait_until_ready(self) -> None:
         """Return once it has run a task."""
-        ready = self._site.send("clock", queue=self._queue)
+        ready = self._site.send("clocks", queue=self._queue)
         _wait_until(lambda: ready.ready() or self._check(), "the worker runs a task")
+
+    def terminate(self) -> None:
+        """Send it a SIGTERM."""
+        self._process.terminate()
 
     def stop(self) -> float:
         """Send it a SIGTERM and wait until it is gone; return the seconds that it took."""
         began = time.monotonic()
-        self._process.send_signal(signal.SIGTERM)
+        self.terminate()
         self._process.wait(timeout=60)
         return time.monotonic() - began
 
     def _check(self) -> None:
         if self._process.poll() is not None:
-            raise RuntimeError(f"a worker has ended with {self._process.returncode}:\n{self._log.read_text()}")
+            raise RuntimeError(f"a worker has ended with {self._process.returncode}")
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         _end(self._process)
+        if kind is not None:
+            print(self._log.read_text(), file=sys.stderr)  # the folder is about to go
 
 
 @contextmanager

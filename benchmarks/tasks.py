@@ -35,15 +35,15 @@ steps.conf.continuation_resume_errors_after_advancing = False
 # -- of both apps: alike, but for the base class that the app gives them
 
 
-def clock() -> float:
-    """Return the time, which is the same for all processes of a machine."""
-    return time.monotonic()
+def clocks() -> tuple[float, float]:
+    """Return the time, which is the same for all processes of a machine, and this process's CPU time."""
+    return time.monotonic(), time.process_time()
 
 
-def gate(key: str) -> float:
-    """Keep the worker until ``key`` is pushed; return the time from which on it is free."""
+def gate(key: str) -> tuple[float, float]:
+    """Keep the worker until ``key`` is pushed; return the times from which on it is free."""
     redis.Redis.from_url(URL).blpop([key], timeout=60)
-    return time.monotonic()
+    return clocks()
 
 
 def nothing() -> None:
@@ -51,7 +51,7 @@ def nothing() -> None:
 
 
 for app in (plain, steps):
-    app.task(clock, name="clock")
+    app.task(clocks, name="clocks")
     app.task(gate, name="gate")
     app.task(nothing, name="nothing")
 

@@ -73,7 +73,7 @@ def interrupt_and_resume(cluster: Any, stop: Any, conf: dict[str, Any], *options
 
 @pytest.mark.parametrize(("stop", "conf"), STOPS)
 def test_c1_c2_c3_c23_prefork(cluster: Any, stop: Any, conf: dict[str, Any]) -> None:
-    interrupt_and_resume(cluster, stop, conf, "-c", "2")
+    interrupt_and_resume(cluster, stop, conf, "-c", "1")
 
 
 def test_c23_sighup_restarts_the_worker_and_the_task_goes_on_in_it(cluster: Any) -> None:
@@ -95,4 +95,6 @@ def test_c24_prefork_with_spawn(on_redis: Any, stop: Any, conf: dict[str, Any]) 
 @pytest.mark.parametrize(("stop", "conf"), STOPS)
 @pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
 def test_c18_other_pools(on_redis: Any, pool: str, stop: Any, conf: dict[str, Any]) -> None:
+    if (pool, stop) == ("solo", control_shutdown):
+        pytest.skip("the solo pool reads no control message while a task runs: test_pools.py has what happens")
     interrupt_and_resume(on_redis, stop, conf, "-P", pool, "-c", "1")
