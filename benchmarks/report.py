@@ -27,8 +27,8 @@ class Row:
         measured: the value, with its unit.
         floor: what it is compared with, measured in the same run.
         compared: ratio or difference of the two.
-        target: what ``compared`` is to be.
-        met: whether it is; None where there is no target.
+        target: what is asked for.
+        met: whether it is met; None where there is no target.
     """
 
     what: str

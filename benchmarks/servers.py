@@ -17,7 +17,7 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-__all__ = ["FOLDER", "REDIS", "Site", "Worker", "private_site"]
+__all__ = ["FOLDER", "REDIS", "Site", "Worker", "connect", "private_site"]
 
 #: The environment variables that tell the tasks where their server is, and where they may write.
 REDIS, FOLDER = "BENCHMARKS_REDIS", "BENCHMARKS_FOLDER"
@@ -45,7 +45,7 @@ class Site:
 
     def __init__(self, url: str, folder: Path) -> None:
         self.folder = folder
-        self.redis = Redis.from_url(url)
+        self.redis = connect(url)
         self._client = Celery("client", broker=url, backend=url, set_as_current=False)
         self._environment = {REDIS: url, FOLDER: str(folder)}
 
@@ -119,8 +119,13 @@ class Worker:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         _end(self._process)
-        if kind is not None:
+        if isinstance(error, Exception):
             print(self._log.read_text(), file=sys.stderr)  # the folder is about to go
+
+
+def connect(url: str) -> Redis:
+    """Return a client that waits for as long as a blocking command says, and not for redis-py's few seconds."""
+    return Redis.from_url(url, socket_timeout=120)
 
 
 @contextmanager

@@ -48,7 +48,10 @@ def _seconds_to_exit(site: Site, working: bool) -> float:
             site.wait_for_start("long")
         # Nobody stops a worker always at the same point of its event loop's one-second poll.
         time.sleep(random.uniform(0.3, 1.3))
-        return worker.stop()
+        seconds = worker.stop()
+    if site.redis.llen("celery") != working:
+        raise AssertionError("the task was not handed over")
+    return seconds
 
 
 def _show(seconds: list[float]) -> str:

@@ -1,7 +1,8 @@
 """The tasks that the workers of the benchmarks run.
 
-``plain`` is an app as Celery has it, ``steps`` one whose tasks may have steps.  Where Redis and the
-folder are stands in the environment that ``benchmarks.servers`` gives its workers.
+``plain`` is an app as Celery has it, ``steps`` one whose tasks may have steps.  No task is shared, or
+each app would have those of the other.  Where Redis and the folder are stands in the environment that
+``benchmarks.servers`` gives its workers.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import redis
 from celery import Celery, Task
+from redis import Redis
 
 from benchmarks.floors import BareFile, BareRedis
-from benchmarks.servers import FOLDER, REDIS
+from benchmarks.servers import FOLDER, REDIS, connect
 from benchmarks.timing import interleave
 from celery_continuations import ContinuableTask
 from celery_continuations.stores import Fence, Record, Status, open_store
@@ -42,7 +43,7 @@ def clocks() -> tuple[float, float]:
 
 def gate(key: str) -> tuple[float, float]:
     """Keep the worker until ``key`` is pushed; return the times from which on it is free."""
-    redis.Redis.from_url(URL).blpop([key], timeout=60)
+    connect(URL).blpop([key], timeout=60)
     return clocks()
 
 
@@ -51,9 +52,9 @@ def nothing() -> None:
 
 
 for app in (plain, steps):
-    app.task(clocks, name="clocks")
-    app.task(gate, name="gate")
-    app.task(nothing, name="nothing")
+    app.task(clocks, name="clocks", shared=False)
+    app.task(gate, name="gate", shared=False)
+    app.task(nothing, name="nothing", shared=False)
 
 
 # -- saves
@@ -67,7 +68,7 @@ def _time_saves(task: Any, step: Any, rounds: int) -> dict[str, list[float]]:
     store = open_store(task.app, task.continuation_store)
     store.swap("benchmark", None, Record(fence, text))
     if task.continuation_store == URL:
-        bare = BareRedis(redis.Redis.from_url(URL), fence.dumps(), text)
+        bare = BareRedis(Redis.from_url(URL), fence.dumps(), text)  # a client like the store's
         floors = {"set": bare.set, "evalsha": bare.evalsha, "compare and set": bare.compare_and_set}
     else:
         floors = {"write": BareFile(FOLDER_PATH, text).write}
@@ -92,6 +93,7 @@ for name, store in (("saves_to_redis", URL), ("saves_to_files", FILES)):
         name=name,
         base=ContinuableTask,
         bind=True,
+        shared=False,
         continuation_checkpoint_interval=0,
         continuation_store=store,
     )
@@ -101,10 +103,10 @@ for name, store in (("saves_to_redis", URL), ("saves_to_files", FILES)):
 
 
 def _say_started(task: str) -> None:
-    redis.Redis.from_url(URL).rpush(f"started:{task}", "")
+    connect(URL).rpush(f"started:{task}", "")
 
 
-@steps.task(name="long", base=ContinuableTask, bind=True)
+@steps.task(name="long", base=ContinuableTask, bind=True, shared=False)
 def long(self: Any) -> None:
     """Work for a minute, ten milliseconds at a time."""
     _say_started("long")
@@ -148,7 +150,11 @@ def leave_now(task: Any) -> str:
 
 
 @steps.task(
-    name="interrupted", base=ContinuableTask, bind=True, continuation_should_interrupt="benchmarks.tasks.leave_now"
+    name="interrupted",
+    base=ContinuableTask,
+    bind=True,
+    shared=False,
+    continuation_should_interrupt="benchmarks.tasks.leave_now",
 )
 def interrupted(self: Any, times: int) -> list[float]:
     """Be interrupted after every item."""
@@ -168,7 +174,7 @@ def _retried(self: Any, times: int) -> list[float]:
 
 
 for name, late in (("retried", False), ("retried_late", True)):
-    steps.task(_retried, name=name, base=Task, bind=True, max_retries=None, acks_late=late)
+    steps.task(_retried, name=name, base=Task, bind=True, shared=False, max_retries=None, acks_late=late)
 
 
 # -- amplification
@@ -191,7 +197,7 @@ def _do(row: int, counts: mmap.mmap) -> None:
     counts[row] += 1
 
 
-@steps.task(name="continuable_rows", base=ContinuableTask, bind=True)
+@steps.task(name="continuable_rows", base=ContinuableTask, bind=True, shared=False)
 def continuable_rows(self: Any, path: str) -> None:
     """Do every row, with a checkpoint after each."""
     _say_started("continuable_rows")
@@ -200,7 +206,7 @@ def continuable_rows(self: Any, path: str) -> None:
             _do(row, counts)
 
 
-@plain.task(name="plain_rows", acks_late=True)
+@plain.task(name="plain_rows", acks_late=True, shared=False)
 def plain_rows(path: str) -> None:
     """Do every row."""
     _say_started("plain_rows")

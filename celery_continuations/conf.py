@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from celery.exceptions import ImproperlyConfigured
 
@@ -92,10 +93,11 @@ def setting(task: Task, name: str) -> Any:
         name: without the prefix, e.g. ``"max_runtime"``.
     """
     full = PREFIX + name
-    for owner in (vars(task), *map(vars, task.__class__.__mro__)):
-        if full in owner:
-            value = owner[full]  # as it was given: getattr would make a method of a function
-            return value.__func__ if isinstance(value, staticmethod) else value
+    if hasattr(task, full):
+        for owner in (vars(task), *map(vars, task.__class__.__mro__)):
+            if full in owner:
+                value = owner[full]  # as it was given: getattr would make a method of a function
+                return value.__func__ if isinstance(value, staticmethod) else value
     return app_setting(task.app, name)
 
 
@@ -171,12 +173,23 @@ def namespace(app: Celery) -> str:
 
 def celery_setting(app: Celery, name: str) -> Any:
     """Return a setting of Celery's own."""
-    return app.conf[name]
+    return getattr(app.conf, name)  # and not conf[name], which knows nothing of CELERY_BROKER_URL in the environment
 
 
 def transport_options(app: Celery) -> dict[str, Any]:
     """Return the broker's transport options."""
     return dict(app.conf.broker_transport_options or {})
+
+
+def driver_type(app: Celery) -> str:
+    """Return what kind of broker the app has, e.g. ``"amqp"`` or ``"redis"``."""
+    if app not in _driver_types:
+        _driver_types[app] = app.connection_for_write().transport.driver_type
+    return _driver_types[app]
+
+
+# Asked for at every hand-over, and a connection has to be made, though not opened, to know it.
+_driver_types: WeakKeyDictionary[Celery, str] = WeakKeyDictionary()
 
 
 def auto_max_runtime(app: Celery, store_keeps: bool) -> float | None:
@@ -186,7 +199,7 @@ def auto_max_runtime(app: Celery, store_keeps: bool) -> float | None:
         app: the app.
         store_keeps: whether the store can tell a second delivery from the first.
     """
-    driver = app.connection_for_write().transport.driver_type
+    driver = driver_type(app)
     if driver == "amqp":
         # Messages wait unacknowledged behind this one: the last of them for as many slices.
         return CONSUMER_TIMEOUT / ((app.conf.worker_prefetch_multiplier or 0) + 2)

@@ -78,9 +78,7 @@ def _convert(task: Task, options: dict[str, Any] | None, attributes: dict[str, A
         bases = (ContinuableTask, cls)
         attributes = {**_delivery(task, options), **attributes}
     task.__class__ = type(cls.__name__, bases, {**attributes, "__module__": cls.__module__})
-    if "_orig_run" in vars(task):
-        # autoretry_for keeps the method it wraps: from now on that is the new class's
-        task._orig_run = type(task).run.__get__(task)
+    seams.rewrap_autoretry(task)
     type(task).bind(task.app)
 
 

@@ -14,11 +14,12 @@ from celery import states
 from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from celery_continuations import conf, seams, signals
+from celery_continuations import conf, seams
 from celery_continuations.core import codec
-from celery_continuations.core.run import Continuation, Run
+from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.core.step import Step
+from celery_continuations.direct import ATTRIBUTE, execution_of
 from celery_continuations.exceptions import (
     ContinuationError,
     Interrupt,
@@ -29,8 +30,9 @@ from celery_continuations.exceptions import (
     UnserializableValueError,
 )
 from celery_continuations.republish import GENERATION, SNAPSHOT, republish
-from celery_continuations.stores import Claim, Fence, Status, open_store
-from celery_continuations.worker.flag import StopFlag, flag_at
+from celery_continuations.stores import Claim, Fence, Status, Store, open_store
+from celery_continuations.telling import Teller
+from celery_continuations.worker.flag import COLD, StopFlag, flag_at
 from celery_continuations.worker.receiving import DELIVERY
 from celery_continuations.worker.terminate import defer_terminate
 from celery_continuations.worker.watcher import Watch, watcher
@@ -38,12 +40,7 @@ from celery_continuations.worker.watcher import Watch, watcher
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["DirectExecution", "Execution", "execution_of"]
-
-logger = logging.getLogger("celery_continuations")
-
-#: The attribute of a request that holds its execution: one request is one execution.
-ATTRIBUTE = "continuation_execution"
+__all__ = ["Execution"]
 
 STOPPING = "stopping"
 MAX_RUNTIME = "max_runtime"
@@ -58,44 +55,8 @@ _CLAIM_COUNTDOWN = 5
 # Seconds between two attempts to publish: the first, and the longest.
 _PUBLISH_DELAY, _PUBLISH_DELAY_MAX = 0.2, 5.0
 
-# A resumed message that nobody has claimed by then may be held by a killed worker.
+# Seconds after which a resumed message that nobody has claimed may be held by a killed worker.
 _QUEUED_DUE = 60.0
-
-
-def execution_of(request: Any) -> Any:
-    """Return the execution of a request, or None."""
-    return None if request is None else getattr(request, ATTRIBUTE, None)
-
-
-class DirectExecution:
-    """A call without a worker, and eager mode: steps run straight through, validated."""
-
-    def __init__(self, request: Any) -> None:
-        self.in_body = False
-        self.run = Run(request.id or str(uuid.uuid4()), Snapshot(executions=1), self, interruptible=False)
-        setattr(request, ATTRIBUTE, self)
-
-    def begin(self) -> Run:
-        """There is nothing to claim."""
-        return self.run
-
-    def attend(self, run: Run) -> str | None:
-        """Nothing could take up the rest."""
-        run.attention = False
-        return None
-
-    def save(self, run: Run) -> None:
-        """There is no store."""
-
-    def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Nobody listens."""
-
-    def failed(self, error: Exception) -> None:
-        """Errors are raised as they are."""
-
-    def returned(self) -> None:
-        """The task's body has returned."""
-        self.run.finish()
 
 
 class Execution:
@@ -104,27 +65,36 @@ class Execution:
     Args:
         task: the task.
         request: of the message being run.
+
+    Attributes:
+        in_body: whether the task's own code is running.
+        run: the run, once the task is claimed.
+        retry_options: what ``self.retry()`` wants of the next message, once it was called.
     """
 
     def __init__(self, task: Task, request: Any) -> None:
-        self.in_body = False
-        self.run: Run | None = None
         self.task = task
         self.request = request
+        self.in_body = False
+        self.run: Run | None = None
         self.retry_options: dict[str, Any] | None = None
-        self.refusal: str | None = None
+        self._teller = Teller(task, request.id)
         self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}
         self._generation: int = getattr(request, GENERATION, None) or 0
+        self._refusal: str | None = None  # why this execution never began, or must end
+        self._store: Store
         self._claim: Claim | None = None
-        self._fence: Fence | None = None
+        self._fence: Fence | None = None  # None: nothing in the store is ours to write
         self._watch: Watch | None = None
-        self._error: Exception | None = None
         self._predicate: Any = None
+        self._answer: str | None = None  # of the predicate, until it has been acted on
+        self._error: Exception | None = None  # that the task is to resume from
         self._interval = 0.0
+        self._largest = 0
         self._began = time.monotonic()
         self._ran_before = 0.0
         self._saved_text: str | None = None
-        self._handover: dict[str, Any] | None = None
+        self._handover: dict[str, Any] | None = None  # the message, until it is out
         setattr(request, ATTRIBUTE, self)
 
     # -- beginning
@@ -147,71 +117,68 @@ class Execution:
         """
         if self.run is not None:
             return self.run
-        if self.refusal is not None:
-            raise Interrupt(None, None, self.refusal)
-        flag = self._flag()
+        if self._refusal is not None:
+            raise Interrupt(None, None, self._refusal)
+        flag = flag_at(self._delivery.get("flag"))
         if self.resumed and flag.level:
             self._give_back(0, "this worker is stopping")
-        self.store = open_store(self.task.app, conf.setting(self.task, "store"))
-        carried = getattr(self.request, SNAPSHOT, None)
-        try:
-            claim = self.store.claim(
-                self.request.id,
-                self._generation,
-                f"{self.request.hostname}/{os.getpid()}/{uuid.uuid4().hex}",
-                carried,
-                self._is_finished,
-            )
-        except StoreError as exc:
-            self._log(
-                logging.WARNING, "given_back", "cannot be claimed, trying again in %s s: %s", _CLAIM_COUNTDOWN, exc
-            )
-            self._give_back(_CLAIM_COUNTDOWN, str(exc))
+        claim = self._claimed()
         if claim is None:
-            self._log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
+            self._teller.log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
             self._refuse("stale")
-        self._claim, self._fence = claim, claim.fence
+        self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
+        celery_signals.task_postrun.connect(_on_postrun, dispatch_uid="celery_continuations")
         snapshot = Snapshot() if claim.snapshot is None else Snapshot.loads(claim.snapshot)
         snapshot.executions += 1
-        self._saved_text = claim.snapshot
         self._ran_before = snapshot.run_time
         self.run = Run(self.request.id, snapshot, self)
         self._start_watch(flag)
         defer_terminate(flag)
-        celery_signals.task_postrun.connect(_on_postrun, dispatch_uid="celery_continuations")
         if claim.snapshot is not None:
-            self._tell_resumed(snapshot)
+            self._teller.resumed(self.run)
+            self._warn_of_slow_queue(snapshot)
         return self.run
 
-    def _flag(self) -> StopFlag:
-        return flag_at(self._delivery.get("flag"))
+    def _claimed(self) -> Claim | None:
+        owner = f"{self.request.hostname}/{os.getpid()}/{uuid.uuid4().hex}"
+        carried = getattr(self.request, SNAPSHOT, None)
+        self._store = open_store(self.task.app, conf.setting(self.task, "store"))
+        try:
+            return self._store.claim(self.request.id, self._generation, owner, carried, self._has_ended)
+        except StoreError as exc:
+            self._give_back(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
 
-    def _is_finished(self) -> bool:
-        return self.task.backend.get_state(self.request.id) in states.READY_STATES
+    def _has_ended(self) -> bool:
+        """Ask the result backend, where there is one."""
+        try:
+            return self.task.backend.get_state(self.request.id) in states.READY_STATES
+        except NotImplementedError:
+            return False
+        except Exception as exc:
+            raise StoreError("result backend", f"{type(exc).__name__}: {exc}") from exc
 
     def _give_back(self, countdown: float, why: str) -> NoReturn:
         """Publish the message as it was, and end without touching anything else."""
-        republish(
-            self.task,
-            self.request,
+        self._teller.log(logging.INFO, "given_back", "given back: %s", why)
+        self._publish(
             generation=self._generation,
             snapshot=getattr(self.request, SNAPSHOT, None),
-            delivery=self._delivery,
             options={"countdown": countdown},
         )
-        self._log(logging.INFO, "given_back", "given back: %s", why)
         self._refuse(why)
 
     def _refuse(self, why: str) -> NoReturn:
-        self.refusal = why
+        self._refusal = why
+        self._fence = None
         raise Interrupt(None, None, why)
 
     def _start_watch(self, flag: StopFlag) -> None:
         assert self.run is not None
         now = time.monotonic()
         self._watch = watch = Watch(self.run, flag)
+        self._largest = conf.setting(self.task, "max_snapshot")
         self._interval = float(conf.setting(self.task, "checkpoint_interval"))
-        if self.store.keeps:
+        if self._store.keeps:
             watch.save_at = now + self._interval
         runtime = self._max_runtime()
         if runtime is not None:
@@ -224,9 +191,22 @@ class Execution:
 
     def _max_runtime(self) -> float | None:
         value = conf.setting(self.task, "max_runtime")
-        if value != "auto":
-            return None if value is None else float(conf.seconds(value))
-        return conf.auto_max_runtime(self.task.app, self.store.keeps)
+        if value == "auto":
+            return conf.auto_max_runtime(self.task.app, self._store.keeps)
+        return None if value is None else float(conf.seconds(value))
+
+    def _warn_of_slow_queue(self, snapshot: Snapshot) -> None:
+        """A slice costs one wait in the queue: more than the slice itself is a waste."""
+        runtime, waited = self._max_runtime(), time.time() - snapshot.left_at
+        if snapshot.reason == MAX_RUNTIME and runtime is not None and waited > runtime:
+            self._teller.log(
+                logging.WARNING,
+                "slow_queue",
+                "waited %.0f s in the queue after a slice of %.0f s; continuation_resume_options can name a queue "
+                "that is consumed first",
+                waited,
+                runtime,
+            )
 
     # -- running: the run's host
 
@@ -241,11 +221,8 @@ class Execution:
             reason = STOPPING
         elif now >= watch.leave_at:
             reason = MAX_RUNTIME
-        elif now >= watch.ask_at:
-            watch.ask_at = now + _ASK_EVERY
-            answer = self._predicate(self.task)
-            if answer:
-                reason = answer if isinstance(answer, str) else repr(answer)
+        else:
+            reason = self._ask(now)
         if reason is not None:
             run.attention = True  # for the next checkpoint, if this one comes too early to leave
         elif now >= watch.save_at:
@@ -253,46 +230,37 @@ class Execution:
             run.attention = self._interval == 0
         return reason
 
+    def _ask(self, now: float) -> str | None:
+        """Return what the task's own predicate says, or what it said, if that could not be acted on."""
+        assert self._watch is not None
+        if self._answer is None and now >= self._watch.ask_at:
+            self._watch.ask_at = now + _ASK_EVERY
+            answer = self._predicate(self.task)
+            if answer:
+                self._answer = answer if isinstance(answer, str) else repr(answer)
+        return self._answer
+
     def save(self, run: Run) -> None:
         """Save the run's progress, if there is any that is not saved."""
-        text = self._snapshot_text(run)
-        if text == self._saved_text:
+        text = self._snapshot_text()
+        if text == self._saved_text or not self._store.keeps:
             return
-        assert self._watch is not None and self._fence is not None
-        if not self.store.keeps:
-            return
+        assert self._watch is not None
+        assert self._fence is not None
         try:
-            kept = self.store.save(self.request.id, self._fence, text)
+            kept = self._store.save(self.request.id, self._fence, text)
         except StoreError as exc:
-            self._log(logging.WARNING, "save_failed", "could not save its progress, goes on and tries again: %s", exc)
+            self._warn_not_saved("its progress", exc)
         else:
             if not kept:
-                self._superseded(run)
+                self._refusal, self._fence = SUPERSEDED, None
+                run.interrupt(SUPERSEDED)
             self._saved_text = text
         self._watch.save_at = time.monotonic() + self._interval
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Log and signal what happens to a step."""
-        message = _STEP_MESSAGES[event]
-        if event == "step_started" and step.resumed:
-            message = "step %s resumed from %r"
-        args = (step.name, step.cursor) if "%r" in message else (step.name,)
-        level = logging.DEBUG if event == "step_skipped" else logging.INFO
-        self._log(level, event, message, *args, step=step.name, cursor=step.cursor)
-        getattr(signals, event).send(sender=self.task, task_id=self.request.id, step=step, **data)
-
-    def _superseded(self, run: Run) -> None:
-        run.snapshot.reason = SUPERSEDED
-        self._fence = None
-        run.interrupt(SUPERSEDED)
-
-    def _snapshot_text(self, run: Run) -> str:
-        snapshot = run.take_snapshot()
-        text = snapshot.dumps()
-        limit = conf.setting(self.task, "max_snapshot")
-        if len(text) > limit:
-            raise SnapshotTooLargeError(len(text), limit, snapshot.largest_part())
-        return text
+        """Tell what happens to a step."""
+        self._teller.step(event, step, **data)
 
     # -- leaving
 
@@ -303,11 +271,14 @@ class Execution:
             Interrupt: when the task is to resume.
         """
         run = self.run
-        if run is None or run.interrupted is not None or not run.progressed or seams.is_predicate(error):
+        if run is None or run.interrupted is not None or seams.is_predicate(error):
             return
-        if not conf.setting(self.task, "resume_errors_after_advancing"):
+        run.failed(error)
+        if not run.progressed or not conf.setting(self.task, "resume_errors_after_advancing"):
             return
-        if isinstance(error, (SoftTimeLimitExceeded, MemoryError, ContinuationError, *self.task.throws)):
+        if isinstance(error, (SoftTimeLimitExceeded, MemoryError, ContinuationError)):
+            return
+        if self.task.throws and isinstance(error, self.task.throws):
             return
         run.take_snapshot().remember_error(error)
         self._error = error
@@ -316,8 +287,8 @@ class Execution:
     def returned(self) -> None:
         """The task's body has returned; what it has swallowed is raised once more."""
         run = self.run
-        if self.refusal is not None:
-            raise Interrupt(None, None, self.refusal)
+        if self._refusal is not None:
+            raise Interrupt(None, None, self._refusal)
         if run is None:
             return
         if run.interrupted is not None:
@@ -332,56 +303,59 @@ class Execution:
         Raises:
             Ignore: when another execution has taken over.
         """
-        if self.run is None or self._fence is None:
+        if self._fence is None:
             return
         try:
             encoded: str | None = codec.dumps(value)
         except UnserializableValueError:
             encoded = None  # steps are remembered: the body is run again to make it anew
         try:
-            fence = self.store.finish(self.request.id, self._fence, self._timed_text(), encoded)
+            fence = self._store.finish(self.request.id, self._fence, self._timed_text(), encoded)
         except StoreError as exc:
-            self._log(logging.WARNING, "save_failed", "could not save that it has finished: %s", exc)
+            self._warn_not_saved("that it has finished", exc)
             return
         if fence is None:
-            self._fence = None
             self._end_superseded()
         self._fence = fence
 
-    def should_hand_over(self, error: BaseException) -> Interrupt | None:
-        """Return the interruption that ``error`` is, or stands in the way of, or None."""
-        run = self.run
-        if self.refusal is not None:
-            return Interrupt(None, None, self.refusal)
-        if run is None:
-            return None
-        if run.interrupted is not None:
-            return run.interrupted
-        # A kill of the task by its own stopping worker: SystemExit on prefork, GreenletExit on gevent.
-        killed = isinstance(error, SystemExit) or type(error).__name__ == "GreenletExit"
-        if killed and self._watch is not None and self._watch.flag.level:
-            try:
-                run.interrupt(STOPPING)
-            except Interrupt as interrupt:
-                return interrupt
-        return None
+    def left_by(self, error: BaseException) -> BaseException:
+        """Return what to raise in the place of ``error``, which leaves the task.
 
-    def hand_over(self, interrupt: Interrupt) -> None:
-        """Leave the task to another execution.
+        That is a Retry for an interruption: Celery stores it and then has :meth:`publish` called.
 
         Raises:
-            Retry: for Celery to store; then :meth:`publish` is called.
             Ignore: when another execution has taken over, or this one never began.
             ResumeLimitError: when the task was resumed too often.
         """
-        if self.refusal is not None:
-            raise Ignore(self.refusal)
+        interrupt = self._interruption(error)
+        if interrupt is not None:
+            return self._hand_over(interrupt)
+        if isinstance(error, Retry) and self.retry_options is not None:
+            assert self.run is not None
+            self.run.take_snapshot()
+            self._leave("retry", self.retry_options)
+        elif isinstance(error, Exception) and not seams.is_predicate(error):
+            self._save_failure()
+        return error
+
+    def _interruption(self, error: BaseException) -> Interrupt | None:
+        """Return the interruption that ``error`` is, or stands in the way of, or None."""
+        if self._refusal is not None:
+            raise Ignore(self._refusal)
+        run = self.run
+        if run is None or run.interrupted is not None:
+            return None if run is None else run.interrupted
+        # Its own stopping worker kills the task: SystemExit on prefork, GreenletExit on gevent.
+        killed = isinstance(error, SystemExit) or type(error).__name__ == "GreenletExit"
+        if killed and self._watch is not None and self._watch.flag.level:
+            return Interrupt(None, None, STOPPING)
+        return None
+
+    def _hand_over(self, interrupt: Interrupt) -> BaseException:
         run = self.run
         assert run is not None
-        if interrupt.reason == SUPERSEDED:
-            self._end_superseded()
         snapshot = run.take_snapshot()
-        if interrupt.reason not in _UNCOUNTED:
+        if self._error is not None or interrupt.reason is self._answer:
             limit = conf.setting(self.task, "max_resumptions")
             if limit is not None and snapshot.counted >= limit:
                 raise ResumeLimitError(limit, interrupt.reason) from self._error
@@ -390,152 +364,166 @@ class Execution:
         if self._error is not None:
             options["countdown"] = conf.setting(self.task, "resume_error_countdown")
         self._leave(interrupt.reason, options)
-        step, cursor = snapshot.current[0] if snapshot.current else None, interrupt.cursor
-        if run.current is not None:
-            cursor = run.current.cursor
-        shown = Interrupted(step, cursor, interrupt.reason)
-        self._log(logging.INFO, "interrupted", "%s", shown, step=step, cursor=cursor, reason=interrupt.reason)
-        signals.task_interrupted.send(sender=self.task, task_id=self.request.id, interrupt=shown)
-        raise Retry(str(shown), exc=shown, when=options.get("countdown") or 0) from self._error
-
-    def retry_later(self) -> None:
-        """``self.retry()`` was called: leave the record to its message."""
-        assert self.run is not None and self.retry_options is not None
-        if self.run.interrupted is None:
-            self.run.take_snapshot()
-        self._leave("retry", self.retry_options)
+        step = run.current
+        shown = Interrupted(step.name if step else None, step.cursor if step else None, interrupt.reason)
+        self._teller.interrupted(shown)
+        retry = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
+        retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
+        return retry
 
     def _leave(self, reason: str, options: dict[str, Any]) -> None:
+        """Leave the record to the next message, and keep that for :meth:`publish`."""
         assert self.run is not None
+        assert self._fence is not None
         snapshot = self.run.snapshot
         snapshot.resumptions += 1
         snapshot.reason = reason
+        snapshot.left_at = time.time()
         text = self._timed_text()
-        generation = self._generation + 1
-        if self._fence is not None:
-            generation = self._fence.generation
-            countdown = options.get("countdown") or 0
-            try:
-                kept = self.store.interrupt(self.request.id, self._fence, text, countdown + _QUEUED_DUE)
-            except StoreError as exc:
-                self._log(logging.WARNING, "save_failed", "carries its progress in the message only: %s", exc)
-            else:
-                if not kept:
-                    self._end_superseded()
-                self._fence = Fence(generation, Status.QUEUED)
+        generation = self._fence.generation
+        due_in = (options.get("countdown") or 0) + _QUEUED_DUE
+        try:
+            if not self._store.interrupt(self.request.id, self._fence, text, due_in):
+                self._end_superseded()
+        except StoreError as exc:
+            self._warn_not_saved("its progress, and carries it in the message only", exc)
+        else:
+            self._fence = Fence(generation, Status.QUEUED)
+        if self._watch is not None:
+            watcher.leave(self._watch)
         self._handover = {"generation": generation, "snapshot": text, "options": options}
 
     def publish(self) -> None:
-        """Celery has stored the state RETRY: now the message may go out.
+        """Celery has stored the state RETRY: now the message may go out."""
+        handover = self._handover
+        if handover is None:
+            return
+        try:
+            self._publish(**handover)
+        except SystemExit:
+            self._release()  # the message of this execution, which is not acknowledged, may claim again
+            raise
+        except Exception as exc:
+            self._teller.log(logging.ERROR, "publish_failed", "cannot be published again, and fails: %r", exc)
+            self._end(Status.FAILED)
+            raise
+        finally:
+            self._handover = None
+            self.close()
 
-        While the broker is away this waits for it: the task is in nobody's hands until then.
-        """
-        handover, self._handover = self._handover, None
+    def _publish(self, **message: Any) -> None:
+        """Publish; while the broker is away wait for it, for the task is in nobody's hands until then."""
         delay = _PUBLISH_DELAY
-        while handover is not None:
+        while True:
             try:
-                republish(self.task, self.request, delivery=self._delivery, **handover)
-                return
+                return republish(self.task, self.request, delivery=self._delivery, **message)
             except (OperationalError, OSError) as exc:
-                self._log(
+                if flag_at(self._delivery.get("flag")).level == COLD:
+                    raise SystemExit(f"the broker is away, and this worker is to stop at once: {exc}") from exc
+                self._teller.log(
                     logging.WARNING,
                     "publish_failed",
                     "could not be published again, trying again in %s s: %r",
                     delay,
                     exc,
                 )
-            except Exception as exc:
-                self._log(logging.ERROR, "publish_failed", "cannot be published again, and fails: %r", exc)
-                self._end(Status.FAILED)
-                raise
+            except BaseException as exc:
+                # gevent would acknowledge the message of a greenlet that it has killed
+                if type(exc).__name__ != "GreenletExit":
+                    raise
             time.sleep(delay)
             delay = min(2 * delay, _PUBLISH_DELAY_MAX)
 
     def forget(self) -> None:
-        """``self.replace()`` puts another task under this id, which must not inherit the record."""
+        """``self.replace()`` puts another task under this id, which must not inherit the record.
+
+        Raises:
+            Ignore: when another execution has taken over.
+        """
         if self._fence is not None:
-            self.store.delete(self.request.id, self._fence)
+            if not self._store.delete(self.request.id, self._fence):
+                self._end_superseded()
             self._fence = None
 
     def settle(self, state: str | None, result: Any) -> None:
-        """Celery has stored ``state``: the record follows."""
-        if self._fence is None or self._fence.status == Status.QUEUED or self.run is None:
-            return
-        try:
-            if state == states.REJECTED and getattr(result, "requeue", False):
-                self._release()
-            elif state in (states.FAILURE, states.REJECTED):
-                self._end(Status.FAILED)
-            elif state in (states.SUCCESS, states.IGNORED):
-                self._end(Status.DONE)
-        except StoreError as exc:
-            self._log(logging.WARNING, "save_failed", "could not save that it has ended: %s", exc)
+        """Celery has stored ``state``, or has tried to: the record follows."""
+        if self._handover is not None:
+            self.publish()  # the state RETRY could not be stored, and on_retry was not called
+        elif state == states.REJECTED and getattr(result, "requeue", False):
+            self._release()
+        elif state in (states.FAILURE, states.REJECTED):
+            self._end(Status.FAILED)
+        elif state in (states.SUCCESS, states.IGNORED):
+            self._end(Status.DONE)
 
     def close(self) -> None:
-        """The execution is over, whatever came of it."""
-        if self._watch is not None:
+        """The execution is over, but for a message that is still to go out."""
+        if self._watch is not None and self._handover is None:
             watcher.remove(self._watch)
+        if self.run is None:
+            self.detach()
+
+    def detach(self) -> None:
+        """Let go of the request, which would else live, arguments and all, until a garbage collection."""
+        vars(self.request).pop(ATTRIBUTE, None)
+
+    def _save_failure(self) -> None:
+        """Save a last time before an error is stored, which only the owner may do."""
+        if self._fence is None or self.run is None:
+            return
+        try:
+            kept = self._store.save(self.request.id, self._fence, self._timed_text())
+        except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:
+            self._warn_not_saved("its last progress", exc)
+        else:
+            if not kept:
+                self._end_superseded()
 
     def _end(self, status: str) -> None:
-        if self._fence is None:
+        if self._fence is None or (self._fence.status == Status.QUEUED and status != Status.FAILED):
             return
         if status == Status.FAILED:
-            keep = conf.seconds(conf.setting(self.task, "keep_failed"))
+            text, keep = None, conf.seconds(conf.setting(self.task, "keep_failed"))  # _save_failure has saved it
         else:
-            keep = conf.tombstone_seconds(self.task.app)
-        self.store.end(self.request.id, self._fence, status, self._timed_text(), keep)
+            text, keep = self._timed_text(), conf.tombstone_seconds(self.task.app)
+        try:
+            self._store.end(self.request.id, self._fence, status, text, keep)
+        except StoreError as exc:
+            self._warn_not_saved("that it has ended", exc)
         self._fence = None
 
     def _release(self) -> None:
-        if self._fence is not None:
-            self.store.release(self.request.id, self._fence, self._generation)
-            self._fence = None
+        """Let the message of this execution, which goes back to the broker, claim again."""
+        if self._fence is None:
+            return
+        try:
+            self._store.release(self.request.id, self._fence, self._timed_text())
+        except StoreError as exc:
+            self._warn_not_saved("that it gives its message back", exc)
+        self._fence = None
 
-    def _end_superseded(self) -> None:
-        self._log(logging.WARNING, "refused", "ends here: another execution has taken the task over")
+    def _end_superseded(self) -> NoReturn:
+        self._fence = None
+        self._teller.log(logging.WARNING, "refused", "ends here: another execution has taken the task over")
         raise Ignore(SUPERSEDED)
+
+    # -- the snapshot's text
 
     def _timed_text(self) -> str:
         assert self.run is not None
         self.run.snapshot.run_time = self._ran_before + time.monotonic() - self._began
-        return self._snapshot_text(self.run)
+        return self._snapshot_text()
 
-    # -- telling
-
-    def _tell_resumed(self, snapshot: Snapshot) -> None:
+    def _snapshot_text(self) -> str:
         assert self.run is not None
-        done = ", ".join(snapshot.completed) or "nothing"
-        self._log(
-            logging.INFO,
-            "resumed",
-            "resumed (%s), completed: %s",
-            snapshot.reason,
-            done,
-            reason=snapshot.reason,
-            completed=list(snapshot.completed),
-        )
-        signals.task_resumed.send(sender=self.task, task_id=self.request.id, continuation=Continuation(self.run))
+        snapshot = self.run.take_snapshot()
+        text = snapshot.dumps()
+        if len(text) > self._largest:
+            raise SnapshotTooLargeError(len(text), self._largest, snapshot.largest_part())
+        return text
 
-    def _log(self, level: int, action: str, message: str, *args: Any, **data: Any) -> None:
-        logger.log(
-            level,
-            "Task %s[%s] " + message,
-            self.task.name,
-            self.request.id,
-            *args,
-            extra={"action": action, "task_id": self.request.id, "task_name": self.task.name, "data": data},
-        )
-
-
-#: Reasons that do not count against continuation_max_resumptions.
-_UNCOUNTED = frozenset((STOPPING, MAX_RUNTIME, "isolated"))
-
-_STEP_MESSAGES = {
-    "step_started": "step %s started",
-    "step_completed": "step %s completed",
-    "step_skipped": "step %s skipped",
-    "step_failed": "step %s failed",
-}
+    def _warn_not_saved(self, what: str, error: Exception) -> None:
+        self._teller.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
 
 
 def _resolve(predicate: Any) -> Any:
@@ -549,3 +537,4 @@ def _on_postrun(sender: Any = None, state: str | None = None, retval: Any = None
     execution = execution_of(sender.request_stack.top if sender is not None else None)
     if isinstance(execution, Execution):
         execution.settle(state, retval)
+        execution.detach()

@@ -26,7 +26,17 @@ GENERATION = "continuation_generation"
 SNAPSHOT = "continuation"
 
 # Headers that the broker or this library put into a delivery, and that belong to that delivery only.
-_NOT_THE_CALLERS = ("redelivered", "x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason")
+_NOT_THE_CALLERS = (
+    GENERATION,
+    SNAPSHOT,
+    "continuation_delivery",
+    "continuation_execution",
+    "redelivered",
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+)
 
 # apply_async options that have another name, or another place, in a message.
 _RENAMED = {"link": "callbacks", "link_error": "errbacks"}
@@ -133,11 +143,7 @@ def _fields(task: Task, request: Any) -> dict[str, Any]:
 
 
 def _callers_headers(request: Any) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in (request.headers or {}).items()
-        if name not in _NOT_THE_CALLERS and not name.startswith("continuation")
-    }
+    return {name: value for name, value in (request.headers or {}).items() if name not in _NOT_THE_CALLERS}
 
 
 def _properties(request: Any, delivery: dict[str, Any]) -> dict[str, Any]:
@@ -181,8 +187,7 @@ def _route(app: Celery, request: Any, options: dict[str, Any]) -> dict[str, Any]
 
 def _producer(app: Celery) -> Any:
     """Return a producer from a pool; on AMQP one whose publishes are confirmed."""
-    connection = app.connection_for_write()
-    if connection.transport.driver_type == "amqp":
+    if conf.driver_type(app) == "amqp":
         options = {**conf.transport_options(app), "confirm_publish": True}
         connection = app.connection_for_write(transport_options=options)
         return producers[connection].acquire(block=True)

@@ -26,6 +26,7 @@ __all__ = [
     "is_predicate",
     "on_every_app",
     "promised_options",
+    "rewrap_autoretry",
     "serializer_of",
     "terminate_signal",
     "when_evaluated",
@@ -154,6 +155,15 @@ def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:
         on_every_app(on_finalize, lambda app: func(app.tasks[task.name]))
     else:
         func(task)
+
+
+def rewrap_autoretry(task: Any) -> None:
+    """Let ``autoretry_for`` wrap the method that the task's class has now.
+
+    Why: it keeps the method it found when the task was made (celery/app/autoretry.py).
+    """
+    if "_orig_run" in vars(task):
+        task._orig_run = type(task).run.__get__(task)
 
 
 def on_every_app(when_finalizing: Callable[[Any], None], when_finalized: Callable[[Any], None]) -> None:

@@ -22,15 +22,15 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from celery import Celery, Task
-from celery.exceptions import Retry
 
 from celery_continuations import conf
 from celery_continuations.core import codec
 from celery_continuations.core.run import Continuation, Run
 from celery_continuations.core.snapshot import Saved
 from celery_continuations.core.step import Iteration
+from celery_continuations.direct import DirectExecution, execution_of
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.execution import DirectExecution, Execution, execution_of
+from celery_continuations.execution import Execution
 from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.sources import opener
 from celery_continuations.worker.hearing import Hearing
@@ -77,12 +77,10 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
         execution.returned()
         execution.finish(value)
     except BaseException as error:
-        interrupt = execution.should_hand_over(error)
-        if interrupt is not None:
-            execution.hand_over(interrupt)
-        if isinstance(error, Retry) and execution.retry_options is not None:
-            execution.retry_later()
-        raise
+        instead = execution.left_by(error)
+        if instead is error:
+            raise
+        raise instead from instead.__cause__
     finally:
         execution.close()
     return value
@@ -252,7 +250,14 @@ class AppTask(Task):  # type: ignore[misc]
         """Call the task directly: straight through, with no worker, no store, no interruption."""
         request = self.request_stack.top
         execution = execution_of(request)
-        if request is None or request.called_directly or (execution is not None and execution.in_body):
+        if execution is not None and execution.in_body:
+            # The task calls itself. In a worker Celery would give the first such call this same request.
+            self.push_request(args=args, kwargs=kwargs)
+            try:
+                return self.run(*args, **kwargs)
+            finally:
+                self.pop_request()
+        if request is None or request.called_directly:
             return super().__call__(*args, **kwargs)
         following = super().__call__
         if following.__func__ is not Task.__call__:
@@ -279,7 +284,7 @@ class AppTask(Task):  # type: ignore[misc]
     def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult:  # noqa: N802
         """As of Task; the result also tells the progress."""
         return ContinuableAsyncResult(
-            task_id, backend=self.backend, app=self._get_app(), store=conf.setting(self, "store"), **kwargs
+            task_id, backend=self.backend, app=self.app, store=conf.setting(self, "store"), **kwargs
         )
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Any:

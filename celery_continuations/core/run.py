@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -58,6 +59,7 @@ class Run:
         "_open",
         "_ran",
         "_recorded",
+        "_remembered",
         "_seen",
         "_thread",
         "attention",
@@ -82,6 +84,7 @@ class Run:
         self._ran = False
         self._after_isolated = False
         self._completed_here = 0
+        self._remembered: list[tuple[str, BaseException]] = []
 
     # -- what the task calls
 
@@ -153,6 +156,19 @@ class Run:
     def current(self) -> Step | None:
         """The step in hand."""
         return self._open
+
+    def failed(self, error: BaseException) -> None:
+        """``error`` leaves the task, so that the call step which raised it is not complete after all.
+
+        The task had caught it around another step, for instance in a ``finally``, and then let it go on.
+        """
+        for name, remembered in self._remembered:
+            if remembered is error:
+                names = list(self.snapshot.completed)
+                for later in names[names.index(name) :]:
+                    del self.snapshot.completed[later]
+                self.snapshot.current = (name, None)
+                self._open = None
 
     def interrupt(self, reason: str) -> None:
         """Leave at this place.
@@ -236,8 +252,8 @@ class Run:
             raise InvalidStepError(f"a step's name must be a non-empty str, not {name!r}", found=name)
         if self.interrupted is not None:
             raise self.interrupted
-        self._settle()
         self._refuse_unused()
+        self._settle_before(name)
         if self._open is not None:
             raise InvalidStepError(
                 f"step {name!r} was started inside step {self._open.name!r}; steps cannot be nested (if the "
@@ -283,14 +299,39 @@ class Run:
             step.enter(current[1], resumed=True)
         else:
             step.enter()
+        step.handling = sys.exc_info()[1]
         self._open = step
         self._host.notify("step_started", self, step)
         return True
 
     def _settle(self) -> None:
-        """Control has left the open step's block and the task goes on: the step is complete."""
-        if self._open is not None and self._open.left:
-            self.complete(self._open)
+        """Control has left the open step's block and the task goes on: the step is complete.
+
+        It does not go on while an error that came up in the block is being handled, for that may still leave
+        the task.
+        """
+        step = self._open
+        if step is not None and step.left and sys.exc_info()[1] is step.handling:
+            self.complete(step)
+
+    def _settle_before(self, name: str) -> None:
+        """As :meth:`_settle`, for a step that is to come."""
+        self._settle()
+        step = self._open
+        if step is None or not step.left:
+            return
+        if step.outcome.kind != "error":
+            raise InvalidStepError(
+                f"step {name!r} was started while the error that left step {step.name!r} is being handled; after a "
+                "resumption that error would not come again. Start it after the except or finally block, or "
+                f"catch the error inside of step {step.name!r}",
+                found=name,
+            )
+        # The error of a call step does come again: it is remembered, unless it leaves the task in the end.
+        error = sys.exc_info()[1]
+        assert error is not None
+        self._remembered.append((step.name, error))
+        self.complete(step)
 
 
 class Continuation:

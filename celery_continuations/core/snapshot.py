@@ -95,10 +95,11 @@ def _rebuild_error(name: str, args: Any, text: str) -> Exception:
         found = getattr(found, part, None)
     if args is not None and isinstance(found, type) and issubclass(found, Exception):
         try:
-            error = found(*codec.decode(args))
-        except TypeError:  # a constructor that does not take its own args
-            return RememberedError(name, text)
-        return error
+            error: Exception = found(*codec.decode(args))
+            if str(error) == text:
+                return error
+        except Exception:  # a constructor that does not take its own args: any error may come of that
+            pass
     return RememberedError(name, text)
 
 
@@ -115,6 +116,7 @@ class Snapshot:
         counted: how many of them count against ``continuation_max_resumptions``.
         run_time: seconds spent in executions that have ended.
         reason: why the last execution left, or None.
+        left_at: when, in seconds since the epoch.
         errors: the last errors that were resumed from, oldest first.
         progress: items done and items in all of the step in hand, where known.
     """
@@ -127,6 +129,7 @@ class Snapshot:
     counted: int = 0
     run_time: float = 0.0
     reason: str | None = None
+    left_at: float = 0.0
     errors: list[dict[str, Any]] = field(default_factory=list)
     progress: tuple[int | None, int | None] = (None, None)
 
@@ -154,6 +157,7 @@ class Snapshot:
                 "counted": self.counted,
                 "run_time": self.run_time,
                 "reason": self.reason,
+                "left_at": self.left_at,
                 "errors": self.errors,
                 "progress": self.progress,
             },
@@ -189,6 +193,7 @@ class Snapshot:
                 counted=data["counted"],
                 run_time=data["run_time"],
                 reason=data["reason"],
+                left_at=data["left_at"],
                 errors=data["errors"],
                 progress=(data["progress"][0], data["progress"][1]),
             )

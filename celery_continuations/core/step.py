@@ -5,23 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import date, datetime, time, timedelta
+from typing import Any, Protocol
 
 from celery_continuations.core import codec
 from celery_continuations.core.snapshot import Outcome
 from celery_continuations.exceptions import InvalidStepError, UnadvanceableCursorError
-
-if TYPE_CHECKING:
-    from celery_continuations.core.run import Run
 
 __all__ = ["Iteration", "Pairs", "Step", "key_of"]
 
 #: Items of a source, each with the cursor that comes after it.
 Pairs = Iterator[tuple[Any, Any]]
 
-_COPY_FREE = codec.IMMUTABLE - {float, date}
+# Types whose every value can be saved: a datetime's zone may be one that cannot.
+_COPY_FREE = codec.IMMUTABLE - {datetime, time}
 _UNMOVED = object()
+
+
+class Checkpoints(Protocol):
+    """What a step needs of the run it is part of."""
+
+    attention: bool
+    id: str
+
+    def checkpoint(self) -> None:
+        """A place where the task may stop."""
+
+    def enter(self, step: Step) -> bool:
+        """Begin ``step``; return False when it is complete already."""
+
+    def complete(self, step: Step) -> None:
+        """``step`` has run to its end."""
 
 
 class Step:
@@ -33,15 +47,16 @@ class Step:
         resumed: True when an earlier execution had begun it.
     """
 
-    __slots__ = ("_first", "_initial", "cursor", "isolated", "left", "name", "outcome", "resumed", "run")
+    __slots__ = ("_first", "_initial", "cursor", "handling", "isolated", "left", "name", "outcome", "resumed", "run")
 
-    def __init__(self, run: Run, name: str, start: Any = None, isolated: bool = False) -> None:
+    def __init__(self, run: Checkpoints, name: str, start: Any = None, isolated: bool = False) -> None:
         self.run = run
         self.name = name
         self.cursor = self._first = codec.copy(start, f"the start of step {name!r}")
         self.isolated = isolated
         self.resumed = False
         self.left = False
+        self.handling: BaseException | None = None  # the error that was being handled when the step began
         self.outcome = Outcome()
         self._initial: Any = _UNMOVED
 
@@ -147,7 +162,7 @@ class Iteration(Step):
 
     def __init__(
         self,
-        run: Run,
+        run: Checkpoints,
         name: str,
         open_source: Callable[[], tuple[Callable[[Any], Pairs], int | None]],
         start: Any = None,

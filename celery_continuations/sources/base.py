@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from itertools import count, islice
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, Set
+from itertools import chain, count, islice
 from typing import Any, Protocol, runtime_checkable
 
+from celery_continuations.core import codec
 from celery_continuations.exceptions import InvalidStepError
 
 __all__ = ["Pairs", "Source", "opener"]
@@ -58,6 +59,19 @@ def _batches(pairs: Pairs, size: int) -> Pairs:
         yield [item for item, _ in chunk], chunk[-1][1]
 
 
+def _checked(read: Callable[[Any], Pairs], name: str) -> Callable[[Any], Pairs]:
+    """Look at a source's first cursor: one that cannot be saved is refused now, and not when the worker stops."""
+
+    def checked(cursor: Any) -> Pairs:
+        pairs = iter(read(cursor))
+        for pair in islice(pairs, 1):
+            codec.encode(pair[1], f"the cursor of step {name!r}")
+            return chain([pair], pairs)
+        return pairs
+
+    return checked
+
+
 def opener(
     name: str, source: Any, batch: int | None = None, total: int | None = None
 ) -> Callable[[], tuple[Callable[[Any], Pairs], int | None]]:
@@ -90,9 +104,10 @@ def opener(
         length = total
         if length is None and hasattr(opened, "__len__"):
             length = len(opened)
+        read = found.read if isinstance(found, Positions) else _checked(found.read, name)
         if batch is None:
-            return found.read, length
-        return lambda cursor: _batches(found.read(cursor), batch), length
+            return read, length
+        return lambda cursor: _batches(read(cursor), batch), length
 
     return open_source
 
@@ -105,7 +120,7 @@ def _refuse(name: str, source: Any) -> None:
     problem = None
     if isinstance(source, (str, bytes, bytearray)):
         problem = "a string is iterated character by character, which is rarely meant; pass a list of them if it is"
-    elif isinstance(source, Set):
+    elif isinstance(source, Set) and not isinstance(source, (KeysView, ItemsView)):
         problem = "a set has no order to resume in; pass sorted(...) of it"
     elif not _is_source(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         problem = "it is not iterable"

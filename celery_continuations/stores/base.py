@@ -183,7 +183,8 @@ class Store(abc.ABC):
             if known.status in ENDED or not self._may_own(known, generation):
                 return None
             mine = Fence(max(known.generation, generation) + 1, Status.RUNNING, owner)
-            newest = snapshot if generation > known.generation or not record.snapshot else record.snapshot
+            # A message of the record's own generation was made after the record's last save.
+            newest = snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot
             if self.swap(task_id, known, Record(mine, newest)):
                 return Claim(mine, newest, record.value if known.status == Status.FINISHING else None)
 
@@ -204,9 +205,10 @@ class Store(abc.ABC):
         queued = Fence(fence.generation, Status.QUEUED)
         return self.swap(task_id, fence, Record(queued, snapshot), due_in=due_in)
 
-    def release(self, task_id: str, fence: Fence, generation: int) -> bool:
-        """Undo a claim, so that the message of ``generation`` can claim again."""
-        return self.swap(task_id, fence, Record(Fence(generation, Status.QUEUED)), due_in=0)
+    def release(self, task_id: str, fence: Fence, snapshot: str) -> bool:
+        """Save, and let the message that was claimed with ``fence`` claim again."""
+        # The generation stays, or that message's older snapshot would be taken for the newer.
+        return self.swap(task_id, fence, Record(Fence(fence.generation, Status.RUNNING), snapshot), due_in=0)
 
     def finish(self, task_id: str, fence: Fence, snapshot: str, value: str | None) -> Fence | None:
         """The body has returned; None when another execution has taken over."""
@@ -214,7 +216,7 @@ class Store(abc.ABC):
         written = self.swap(task_id, fence, Record(finishing, snapshot, value=value))
         return finishing if written else None
 
-    def end(self, task_id: str, fence: Fence, status: str, snapshot: str, expires_in: float) -> bool:
+    def end(self, task_id: str, fence: Fence, status: str, snapshot: str | None, expires_in: float) -> bool:
         """The result is stored: keep a tombstone, or the failed record, for ``expires_in`` seconds."""
         ended = Record(Fence(fence.generation, status), snapshot)
         return self.swap(task_id, fence, ended, expires_in=expires_in)

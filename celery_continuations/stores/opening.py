@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 from weakref import WeakKeyDictionary
 
+from celery.app.backends import by_url
 from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import conf
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store", "without_store"]
 
-_REDIS = ("redis", "rediss", "redis+socket", "unix")
+_REDIS = ("redis", "rediss", "redis+socket", "sentinel")
 
 _opened: WeakKeyDictionary[Celery, dict[str, Store]] = WeakKeyDictionary()
 
@@ -57,7 +58,7 @@ def _open(app: Celery, setting: str) -> Store:
     if factory_of_url is None:
         raise ImproperlyConfigured(
             f"continuation_store = {setting!r} is not allowed; it takes "
-            f"{conf.SETTINGS['store'].allowed}: redis://, rediss://, redis+socket:// or file://"
+            f"{conf.SETTINGS['store'].allowed}: redis://, rediss://, redis+socket://, sentinel:// or file://"
         )
     return factory_of_url()
 
@@ -87,7 +88,8 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
         def open_redis() -> Store:
             from celery_continuations.stores.redis import RedisStore
 
-            return RedisStore.from_url(url.split(";")[0], space)
+            # Celery's own reading of the URL and of the settings that go with it: TLS, timeouts, Sentinel.
+            return RedisStore(_backend(app, url).client, space)
 
         return open_redis
     if scheme == "file":
@@ -99,6 +101,11 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
 
         return open_files
     return None
+
+
+def _backend(app: Celery, url: str) -> Any:
+    backend, url = by_url(url, app.loader)
+    return backend(app=app, url=url)
 
 
 def _scheme(url: Any) -> str:

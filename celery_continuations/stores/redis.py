@@ -8,7 +8,6 @@ from celery_continuations.exceptions import StoreError
 from celery_continuations.stores.base import Fence, Record, Store
 
 try:
-    from redis import Redis
     from redis.exceptions import RedisError
 except ImportError as exc:  # pragma: no cover - tested in a subprocess without redis
     raise StoreError("redis", "redis-py is missing; run: pip install 'celery-continuations[redis]'") from exc
@@ -49,13 +48,6 @@ class RedisStore(Store):
         self._prefix = f"continuation:{namespace}:"
         self._swap = client.register_script(_SWAP)
         self._delete = client.register_script(_DELETE)
-
-    @classmethod
-    def from_url(cls, url: str, namespace: str, **options: Any) -> RedisStore:
-        """Open the store at ``redis://``, ``rediss://`` or ``redis+socket://``."""
-        if url.startswith("redis+socket://"):
-            url = "unix://" + url[len("redis+socket://") :].replace("virtual_host=", "db=")
-        return cls(Redis.from_url(url, **options), namespace)
 
     def read(self, task_id: str) -> Record | None:
         """As of Store."""

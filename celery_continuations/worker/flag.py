@@ -65,7 +65,11 @@ class StopFlag:
         """Remove the file; those who have it mapped keep seeing it."""
         if self._maker == os.getpid():
             self._maker = None
-            os.unlink(self.path)
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
+            for hostname, flag in list(_by_hostname.items()):
+                if flag is self:
+                    del _by_hostname[hostname]
 
 
 class _Fixed(StopFlag):
@@ -85,8 +89,7 @@ def new_flag(hostname: str) -> StopFlag:
     """Make the flag of a worker that starts in this process."""
     folder = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
     _remove_abandoned(folder)
-    fd, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
-    _lock(fd)  # for as long as this process lives, and its forked children
+    path = _locked_file(folder)
     flag = StopFlag(path, create=True)
     _by_hostname[hostname] = _by_path[path] = flag
     os.environ[_VARIABLE] = path
@@ -106,12 +109,22 @@ def _remove_abandoned(folder: str) -> None:
                 os.close(fd)
 
 
+def _locked_file(folder: str) -> str:
+    """Make a file, locked for as long as this process lives, and its forked children."""
+    while True:
+        fd, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
+        if not _lock(fd) or os.fstat(fd).st_nlink:
+            return path
+        os.close(fd)  # another worker that starts took it for abandoned, just before it was locked
+
+
 def _lock(fd: int) -> bool:
+    """Lock a file, and return whether it was free; where locks do not work, nothing is ever taken for abandoned."""
     if fcntl is None:  # pragma: no cover - Windows
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         return False
     return True
 

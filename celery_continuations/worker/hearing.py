@@ -18,6 +18,7 @@ import threading
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.worker import state
 
 from celery_continuations import conf, seams
 from celery_continuations.stores.opening import without_store
@@ -61,8 +62,9 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
             return
 
         def on_hangup(signum: int, frame: Any) -> None:
-            self.flag.raise_to(flags.STOPPING)
             restart(signum, frame)
+            if state.should_stop is not None:  # the handler was Celery's, and not one that does something else
+                self.flag.raise_to(flags.STOPPING)
 
         signal.signal(signal.SIGHUP, on_hangup)
 

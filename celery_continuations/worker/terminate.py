@@ -51,7 +51,9 @@ def defer_terminate(flag: StopFlag) -> None:
         until = time.monotonic() + PATIENCE
         while not flag.level and time.monotonic() < until:
             time.sleep(0.005)
-        if deferred or not flag.level or not len(watcher):
+        if flag.level and watcher.leaving:
+            return  # and cut nothing between the saved progress and the message that carries it
+        if deferred or not flag.level or not watcher.running:
             previous(signum, frame)
             return
         deferred = True
@@ -60,7 +62,7 @@ def defer_terminate(flag: StopFlag) -> None:
 
     def insist() -> None:
         native.sleep(COLD_GRACE)
-        if len(watcher):
+        if watcher.running:
             os.kill(os.getpid(), number)
 
     signal.signal(number, on_terminate)

@@ -50,11 +50,19 @@ class Watcher:
 
     def __init__(self) -> None:
         self._watches: set[Watch] = set()
+        self._leaving: set[Watch] = set()
         self._lock = native.new_lock()
         self._looking = False
 
-    def __len__(self) -> int:
-        return len(self._watches)
+    @property
+    def running(self) -> bool:
+        """Whether a task is running that can leave at its next checkpoint."""
+        return bool(self._watches)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a task has left whose message is not out yet."""
+        return bool(self._leaving)
 
     def add(self, watch: Watch) -> None:
         """Watch from now on."""
@@ -65,10 +73,17 @@ class Watcher:
         if start:
             native.start_thread(self._look)
 
+    def leave(self, watch: Watch) -> None:
+        """Watch no more; but its message is still to go out."""
+        with self._lock:
+            self._watches.discard(watch)
+            self._leaving.add(watch)
+
     def remove(self, watch: Watch) -> None:
         """Watch no more."""
         with self._lock:
             self._watches.discard(watch)
+            self._leaving.discard(watch)
 
     def _look(self) -> None:
         while True:

@@ -321,6 +321,8 @@ def test_s4_j7_executions_cursor_and_run_time(worker: Any, task: Any, monkeypatc
         def monotonic(self) -> float:
             return self.now
 
+        time = monotonic
+
     clock = Clock()
     monkeypatch.setattr(execution, "time", clock)
 

@@ -61,11 +61,17 @@ def store(request: Any, tmp_path: Path) -> Iterator[Store]:
     elif request.param == "filesystem":
         yield FilesystemStore(tmp_path, "some namespace")
     else:
-        from celery_continuations.stores.redis import RedisStore
-
-        made = RedisStore.from_url(request.getfixturevalue("redis_url"), os.urandom(8).hex())
+        made = redis_store(request.getfixturevalue("redis_url"), os.urandom(8).hex())
         yield made
         made.close()
+
+
+def redis_store(url: str, namespace: str) -> Any:
+    from redis import Redis
+
+    from celery_continuations.stores.redis import RedisStore
+
+    return RedisStore(Redis.from_url(url), namespace)
 
 
 IDS = ["simple", "0f3c10e2-1111-4222-8333-444455556666", "", "../../etc/passwd", "a b\n", "ключ/🗝", "x" * 500, "UPPER",
@@ -207,10 +213,9 @@ def test_a_store_that_lost_its_data_trusts_the_message_unless_the_task_has_ended
 
 def test_release_lets_the_same_message_claim_again(store: Store) -> None:
     fence = claim(store, 0).fence
-    store.save("id", fence, "progress")
-    assert store.release("id", fence, 0)
-    again = claim(store, 0, "again")
-    assert (again.fence.generation, again.snapshot) == (1, "progress")
+    assert store.release("id", fence, "progress")
+    again = claim(store, 0, "again", "older")
+    assert (again.fence.generation, again.snapshot) == (2, "progress")
 
 
 def test_the_message_store_keeps_nothing_and_agrees() -> None:
@@ -237,9 +242,7 @@ def test_wrong_bytes_in_a_file_are_named(tmp_path: Path, text: str) -> None:
 def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
     import redis
 
-    from celery_continuations.stores.redis import RedisStore
-
-    store = RedisStore.from_url(redis_url, "wrong")
+    store = redis_store(redis_url, "wrong")
     client = redis.Redis.from_url(redis_url)
     for fields in (
         {"fence": "nonsense"},
@@ -260,9 +263,8 @@ def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
 
 
 def test_stores_that_are_away_say_so(tmp_path: Path) -> None:
-    from celery_continuations.stores.redis import RedisStore
 
-    store = RedisStore.from_url("redis://127.0.0.1:1/0", "n")
+    store = redis_store("redis://127.0.0.1:1/0", "n")
     with pytest.raises(StoreError, match="store redis: ConnectionError"):
         store.read("id")
     (tmp_path / "file").touch()
@@ -275,11 +277,10 @@ def test_stores_that_are_away_say_so(tmp_path: Path) -> None:
 
 
 def test_namespaces_keep_stores_apart(tmp_path: Path, redis_url: str) -> None:
-    from celery_continuations.stores.redis import RedisStore
 
     for one, two in (
         (FilesystemStore(tmp_path, "one"), FilesystemStore(tmp_path, "two")),
-        (RedisStore.from_url(redis_url, "one"), RedisStore.from_url(redis_url, "two")),
+        (redis_store(redis_url, "one"), redis_store(redis_url, "two")),
     ):
         one.swap("id", None, Record(RUNNING))
         assert two.read("id") is None

@@ -17,7 +17,7 @@ from celery.contrib.testing.worker import start_worker
 
 from celery_continuations import ContinuableTask, seams
 from celery_continuations.core.run import Run
-from celery_continuations.execution import DirectExecution
+from celery_continuations.direct import DirectExecution
 from celery_continuations.worker import flag as flags
 from celery_continuations.worker.watcher import TICK, Watch, Watcher
 from tests.unit.conftest import make_app
