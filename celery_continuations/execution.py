@@ -460,12 +460,13 @@ class Execution:
         """The execution is over, but for a message that is still to go out."""
         if self._watch is not None and self._handover is None:
             watcher.remove(self._watch)
-        if self.run is None:
+        if self.run is None and self._fence is None:
             self.detach()
 
     def detach(self) -> None:
         """Let go of the request, which would else live, arguments and all, until a garbage collection."""
         vars(self.request).pop(ATTRIBUTE, None)
+        self.request = None
 
     def _save_failure(self) -> None:
         """Save a last time before an error is stored, which only the owner may do."""

@@ -28,7 +28,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.run import Continuation, Run
 from celery_continuations.core.snapshot import Saved
 from celery_continuations.core.step import Iteration
-from celery_continuations.direct import DirectExecution, execution_of
+from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution import Execution
 from celery_continuations.result import ContinuableAsyncResult
@@ -251,8 +251,8 @@ class AppTask(Task):  # type: ignore[misc]
         request = self.request_stack.top
         execution = execution_of(request)
         if execution is not None and execution.in_body:
-            # The task calls itself. In a worker Celery would give the first such call this same request.
-            self.push_request(args=args, kwargs=kwargs)
+            # The task calls itself. Celery would give the call this same request, or a copy of it.
+            self.push_request(args=args, kwargs=kwargs, called_directly=True, **{ATTRIBUTE: None})
             try:
                 return self.run(*args, **kwargs)
             finally:

@@ -274,3 +274,122 @@ def test_seam_requests_are_as_the_republisher_reads_them(app: Celery) -> None:
     assert context.headers == {"mine": 1, "continuation_generation": 2}
     message = app.amqp.create_task_message("id", "name", (), {})
     assert set(message.body[2]) == {"callbacks", "errbacks", "chain", "chord"}
+
+
+# -- a pool child that is told to end
+
+
+@pytest.fixture
+def child(monkeypatch: Any) -> Any:
+    """The handler of a pool child, in this process, with a previous handler that only counts."""
+    from celery_continuations.worker import terminate
+
+    calls: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda *args: calls.append(1))
+    flag = flags.new_flag("child@test")
+    monkeypatch.setattr(terminate, "_deferring", False)
+    monkeypatch.setattr(terminate, "PATIENCE", 0.2)
+    monkeypatch.setattr(terminate, "COLD_GRACE", 0.05)
+    monkeypatch.setattr(seams, "in_pool_child", lambda: True)
+    watcher = Watcher()
+    monkeypatch.setattr(terminate, "watcher", watcher)
+    terminate.defer_terminate(flag)
+    watch = Watch(make_run(), flag)
+    yield flag, watcher, watch, calls
+    watcher.remove(watch)
+    signal.signal(signal.SIGTERM, before)
+    flag.remove()
+
+
+def test_a_child_told_to_end_while_its_worker_runs_on_ends(child: Any) -> None:
+    """revoke(terminate=True), hard time limits."""
+    _, watcher, watch, calls = child
+    watcher.add(watch)
+    signal.raise_signal(signal.SIGTERM)
+    assert calls == [1]
+
+
+def test_a_child_waits_for_the_flag_that_its_parent_is_about_to_raise(child: Any) -> None:
+    flag, watcher, watch, calls = child
+    watcher.add(watch)
+    threading.Timer(0.05, flag.raise_to, [flags.STOPPING]).start()
+    signal.raise_signal(signal.SIGTERM)
+    assert calls == [], "the task leaves at its next checkpoint"
+    signal.raise_signal(signal.SIGTERM)
+    assert calls == [1], "whoever says it twice means it"
+
+
+def test_an_idle_child_ends_with_its_worker(child: Any) -> None:
+    flag, _, _, calls = child
+    flag.raise_to(flags.STOPPING)
+    signal.raise_signal(signal.SIGTERM)
+    assert calls == [1]
+
+
+def test_a_cold_stop_leaves_the_item_in_hand_some_time_and_no_more(child: Any) -> None:
+    flag, watcher, watch, calls = child
+    watcher.add(watch)
+    flag.raise_to(flags.COLD)
+    signal.raise_signal(signal.SIGTERM)
+    assert calls == []
+    await_(lambda: calls == [1], "the second signal, by itself")
+
+
+def test_no_signal_cuts_what_is_between_a_saved_progress_and_its_message(child: Any) -> None:
+    flag, watcher, watch, calls = child
+    watcher.add(watch)
+    flag.raise_to(flags.COLD)
+    watcher.leave(watch)
+    for _ in range(3):
+        signal.raise_signal(signal.SIGTERM)
+    assert calls == []
+    watcher.remove(watch)
+    signal.raise_signal(signal.SIGTERM)
+    assert calls == [1]
+
+
+def test_what_the_parent_watches_is_not_the_childs() -> None:
+    from celery_continuations.worker.watcher import watcher
+
+    watch = Watch(make_run(), flags.flag_at(None))
+    watcher.add(watch)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(watcher.running or watcher._looking))
+    assert os.waitpid(child, 0)[1] == 0
+    watcher.remove(watch)
+
+
+def test_a_hangup_that_is_not_celerys_does_not_stop_anything() -> None:
+    from celery.worker import state
+
+    from celery_continuations.worker.hearing import Hearing
+
+    heard: list[str] = []
+    before = signal.signal(signal.SIGHUP, lambda *args: heard.append("own"))
+    hearing = Hearing.__new__(Hearing)
+    hearing.flag = flags.new_flag("hangup@test")
+    try:
+        hearing._hear_hangup()
+        signal.raise_signal(signal.SIGHUP)
+        assert (heard, hearing.flag.level) == (["own"], flags.RUNNING)
+        state.should_stop = 0
+        signal.raise_signal(signal.SIGHUP)
+        assert hearing.flag.level == flags.STOPPING
+    finally:
+        state.should_stop = None
+        signal.signal(signal.SIGHUP, before)
+        hearing.flag.remove()
+
+
+def test_workers_that_start_at_once_leave_each_others_flags_alone() -> None:
+    code = """
+import os
+from celery_continuations.worker.flag import new_flag
+made = [new_flag(f"{n}@test") for n in range(100)]
+print(sum(os.path.exists(flag.path) for flag in made))
+for flag in made:
+    flag.remove()
+"""
+    racing = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0].strip() for process in racing] == ["100"] * 4
