@@ -367,7 +367,7 @@ class Execution:
         step = run.current
         shown = Interrupted(step.name if step else None, step.cursor if step else None, interrupt.reason)
         self._teller.interrupted(shown)
-        retry = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
+        retry: BaseException = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
         retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
         return retry
 

@@ -22,6 +22,9 @@ except ImportError:  # pragma: no cover - Windows
 __all__ = ["FilesystemStore"]
 
 
+_A_DAY = 86400
+
+
 class FilesystemStore(Store):
     """One file for each record, replaced as a whole under a lock.
 
@@ -41,6 +44,7 @@ class FilesystemStore(Store):
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise StoreError("filesystem", f"cannot make {self._folder}: {exc}") from exc
+        self._remove_expired()
 
     def read(self, task_id: str) -> Record | None:
         """As of Store."""
@@ -96,6 +100,18 @@ class FilesystemStore(Store):
                 return False
             path.unlink()
             return True
+
+    def _remove_expired(self) -> None:
+        """Remove what has expired.  No tombstone does within a day, so younger files are not even opened."""
+        for path in self._folder.glob("*.json"):
+            with suppress(
+                OSError, StoreError, ValueError, KeyError, TypeError
+            ):  # what is no record is not ours to judge
+                if path.stat().st_mtime < time.time() - _A_DAY:
+                    with self._locked(path.stem):
+                        expires = json.loads(path.read_text("ascii"))["expires"]
+                        if expires is not None and expires < time.time():
+                            path.unlink()
 
     def _path(self, task_id: str) -> Path:
         return self._folder / f"{_file_name(task_id)}.json"

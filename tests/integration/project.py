@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from celery import Celery
+from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
 from celery_continuations import AppTask, ContinuableTask, ContinuationError
@@ -20,6 +21,15 @@ if topic := app.conf.get("test_topic"):
         Queue(f"{topic}.q", Exchange(topic, type="topic"), routing_key="rows.#"),
         Queue(f"{topic}.priorities", max_priority=9),
     ]
+
+
+if app.conf.get("test_slow_publish"):
+
+    @before_task_publish.connect
+    def slow(**kwargs: Any) -> None:
+        """A broker that takes its time: a second signal comes while the message goes out."""
+        trace("publishing")
+        time.sleep(app.conf.test_slow_publish)
 
 
 def trace(*words: Any) -> None:

@@ -98,3 +98,21 @@ def test_c18_other_pools(on_redis: Any, pool: str, stop: Any, conf: dict[str, An
     if (pool, stop) == ("solo", control_shutdown):
         pytest.skip("the solo pool reads no control message while a task runs: test_pools.py has what happens")
     interrupt_and_resume(on_redis, stop, conf, "-P", pool, "-c", "1")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("then", ["SIGQUIT", "SIGTERM to the group"])
+def test_a_second_signal_while_the_message_goes_out(on_redis: Any, pool: str, then: str) -> None:
+    first = on_redis.worker("-P", pool, "-c", "1", test_slow_publish=1.0)
+    result = on_redis.send("rows", COUNT)
+    on_redis.trace.await_items(8)
+    first.kill("SIGTERM")
+    on_redis.trace.await_items(1, "publishing")
+    if then == "SIGQUIT":
+        first.kill("SIGQUIT")
+    else:
+        first.signal_group(signal.SIGTERM)
+    first.await_exit()
+    on_redis.worker("-c", "1")
+    assert result.get(timeout=30) == COUNT
+    assert on_redis.trace.items() == list(range(COUNT))

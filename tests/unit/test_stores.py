@@ -226,6 +226,19 @@ def test_the_message_store_keeps_nothing_and_agrees() -> None:
     assert store.read("id") is None
 
 
+def test_files_of_tasks_long_ended_are_removed_when_a_store_opens(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path, "n")
+    store.swap("ended", None, Record(RUNNING), expires_in=-1)
+    store.swap("recent", None, Record(RUNNING), expires_in=-1)
+    store.swap("unfinished", None, Record(RUNNING))
+    (tmp_path / "continuations-n" / "strange.json").write_text("?")
+    long_ago = time.time() - 2 * 86400
+    for name in ("ended", "unfinished", "strange"):
+        os.utime(tmp_path / "continuations-n" / f"{name}.json", (long_ago, long_ago))
+    FilesystemStore(tmp_path, "n")
+    assert {path.stem for path in tmp_path.rglob("*.json")} == {"recent", "unfinished", "strange"}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"fence": 5}', "null", '{"fence": "1 lost x"}', "\xff"])
 def test_wrong_bytes_in_a_file_are_named(tmp_path: Path, text: str) -> None:
     store = FilesystemStore(tmp_path, "n")
