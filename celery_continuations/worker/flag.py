@@ -113,17 +113,17 @@ def _locked_file(folder: str) -> str:
     """Make a file, locked for as long as this process lives, and its forked children."""
     while True:
         fd, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
-        if not _lock(fd) or os.fstat(fd).st_nlink:
+        if not _lock(fd, wait=True) or os.fstat(fd).st_nlink:
             return path
         os.close(fd)  # another worker that starts took it for abandoned, just before it was locked
 
 
-def _lock(fd: int) -> bool:
+def _lock(fd: int, *, wait: bool = False) -> bool:
     """Lock a file, and return whether it was free; where locks do not work, nothing is ever taken for abandoned."""
     if fcntl is None:  # pragma: no cover - Windows
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
