@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import uuid
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -90,11 +91,13 @@ class Execution:
         self._answer: str | None = None  # of the predicate, until it has been acted on
         self._error: Exception | None = None  # that the task is to resume from
         self._interval = 0.0
+        self._runtime: float | None = None
         self._largest = 0
         self._began = time.monotonic()
         self._ran_before = 0.0
         self._saved_text: str | None = None
         self._handover: dict[str, Any] | None = None  # the message, until it is out
+        self._interrupted: Interrupted | None = None
         setattr(request, ATTRIBUTE, self)
 
     # -- beginning
@@ -127,7 +130,7 @@ class Execution:
             self._teller.log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
             self._refuse("stale")
         self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
-        celery_signals.task_postrun.connect(_on_postrun, dispatch_uid="celery_continuations")
+        _hear_postrun()
         snapshot = Snapshot() if claim.snapshot is None else Snapshot.loads(claim.snapshot)
         snapshot.executions += 1
         self._ran_before = snapshot.run_time
@@ -136,7 +139,7 @@ class Execution:
         defer_terminate(flag)
         if claim.snapshot is not None:
             self._teller.resumed(self.run)
-            self._warn_of_slow_queue(snapshot)
+            self._warn_of_slow_queue()
         return self.run
 
     def _claimed(self) -> Claim | None:
@@ -180,9 +183,9 @@ class Execution:
         self._interval = float(conf.setting(self.task, "checkpoint_interval"))
         if self._store.keeps:
             watch.save_at = now + self._interval
-        runtime = self._max_runtime()
-        if runtime is not None:
-            watch.leave_at = now + runtime
+        self._runtime = self._max_runtime()
+        if self._runtime is not None:
+            watch.leave_at = now + self._runtime
         self._predicate = _resolve(conf.setting(self.task, "should_interrupt"))
         if self._predicate is not None:
             watch.ask_at = now
@@ -195,17 +198,19 @@ class Execution:
             return conf.auto_max_runtime(self.task.app, self._store.keeps)
         return None if value is None else float(conf.seconds(value))
 
-    def _warn_of_slow_queue(self, snapshot: Snapshot) -> None:
+    def _warn_of_slow_queue(self) -> None:
         """A slice costs one wait in the queue: more than the slice itself is a waste."""
-        runtime, waited = self._max_runtime(), time.time() - snapshot.left_at
-        if snapshot.reason == MAX_RUNTIME and runtime is not None and waited > runtime:
+        assert self.run is not None
+        snapshot = self.run.snapshot
+        waited = time.time() - snapshot.left_at
+        if snapshot.reason == MAX_RUNTIME and self._runtime is not None and waited > self._runtime:
             self._teller.log(
                 logging.WARNING,
                 "slow_queue",
                 "waited %.0f s in the queue after a slice of %.0f s; continuation_resume_options can name a queue "
                 "that is consumed first",
                 waited,
-                runtime,
+                self._runtime,
             )
 
     # -- running: the run's host
@@ -366,7 +371,7 @@ class Execution:
         self._leave(interrupt.reason, options)
         step = run.current
         shown = Interrupted(step.name if step else None, step.cursor if step else None, interrupt.reason)
-        self._teller.interrupted(shown)
+        self._interrupted = shown
         retry: BaseException = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
         retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
         return retry
@@ -400,6 +405,8 @@ class Execution:
             return
         try:
             self._publish(**handover)
+            if self._interrupted is not None:
+                self._teller.interrupted(self._interrupted)  # only now: whoever takes the task up need not wait for it
         except SystemExit:
             self._release()  # the message of this execution, which is not acknowledged, may claim again
             raise
@@ -532,6 +539,12 @@ def _resolve(predicate: Any) -> Any:
         return predicate
     module, _, name = predicate.rpartition(".")
     return getattr(import_module(module), name)
+
+
+@cache
+def _hear_postrun() -> None:
+    """Have records follow the states that Celery stores, from this process's first claim on."""
+    celery_signals.task_postrun.connect(_on_postrun, dispatch_uid="celery_continuations")
 
 
 def _on_postrun(sender: Any = None, state: str | None = None, retval: Any = None, **kwargs: Any) -> None:

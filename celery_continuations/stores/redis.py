@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores.base import Fence, Record, Store
 
 try:
-    from redis.exceptions import RedisError
+    from redis.exceptions import NoScriptError, RedisError
 except ImportError as exc:  # pragma: no cover - tested in a subprocess without redis
     raise StoreError("redis", "redis-py is missing; run: pip install 'celery-continuations[redis]'") from exc
 
 __all__ = ["RedisStore"]
 
+
+class _ScriptMissing(Exception):
+    """The server has not seen this script, or has been restarted since."""
+
+
+def _script(text: str) -> tuple[str, str]:
+    """Return a script and the hash that Redis knows it by."""
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
 # KEYS[1] the record; ARGV: expected fence ("" for none), milliseconds to live ("" for ever),
 # seconds until it is due ("" for never), then field, value, ...
-_SWAP = """
+_SWAP = _script("""
 if (redis.call('HGET', KEYS[1], 'fence') or '') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 if ARGV[3] ~= '' then
@@ -27,11 +38,11 @@ else
 end
 if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) else redis.call('PERSIST', KEYS[1]) end
 return 1
-"""
-_DELETE = """
+""")
+_DELETE = _script("""
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
-"""
+""")
 _TEXTS = ("snapshot", "message", "value")
 
 
@@ -46,8 +57,6 @@ class RedisStore(Store):
     def __init__(self, client: Any, namespace: str) -> None:
         self._client = client
         self._prefix = f"continuation:{namespace}:"
-        self._swap = client.register_script(_SWAP)
-        self._delete = client.register_script(_DELETE)
 
     def read(self, task_id: str) -> Record | None:
         """As of Store."""
@@ -86,19 +95,28 @@ class RedisStore(Store):
             text = getattr(record, part)
             if text is not None:
                 args += (part, text)
-        return bool(self._call(self._swap, keys=[self._prefix + task_id], args=args))
+        return bool(self._run(_SWAP, task_id, *args))
 
     def delete(self, task_id: str, expected: Fence) -> bool:
         """As of Store."""
-        return bool(self._call(self._delete, keys=[self._prefix + task_id], args=[expected.dumps()]))
+        return bool(self._run(_DELETE, task_id, expected.dumps()))
 
     def close(self) -> None:
         """Close the connections of the pool."""
         self._client.close()
 
-    def _call(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, script: tuple[str, str], task_id: str, *args: Any) -> Any:
+        text, sha = script
         try:
-            return func(*args, **kwargs)
+            return self._call(self._client.evalsha, sha, 1, self._prefix + task_id, *args)
+        except _ScriptMissing:
+            return self._call(self._client.eval, text, 1, self._prefix + task_id, *args)
+
+    def _call(self, func: Any, *args: Any) -> Any:
+        try:
+            return func(*args)
+        except NoScriptError as exc:
+            raise _ScriptMissing from exc
         except RedisError as exc:
             raise StoreError("redis", f"{type(exc).__name__}: {exc}") from exc
 
