@@ -141,23 +141,14 @@ def test_a_snapshot_of_200_kb_survives_and_one_over_the_limit_is_refused(any_clu
         any_cluster.send("big", 300_000).get(timeout=30)
 
 
-def test_early_acknowledged_tasks_are_interrupted_and_resumed_too(cluster: Any) -> None:
+@pytest.mark.parametrize("name", ["early", "late_claim"])
+def test_tasks_acknowledged_early_and_tasks_of_an_apps_own_class(cluster: Any, name: str) -> None:
     first = cluster.worker()
-    result = cluster.send("early", 40)
+    result = cluster.send(name, 40)
     cluster.trace.await_items(5)
     first.kill("SIGTERM")
     first.await_exit()
-    cluster.worker()
-    assert result.get(timeout=30) == 40
-    assert cluster.trace.items() == list(range(40))
-
-
-def test_an_app_task_claims_at_its_first_step_and_resumes(cluster: Any) -> None:
-    first = cluster.worker()
-    result = cluster.send("late_claim", 40)
-    cluster.trace.await_items(5)
-    first.kill("SIGTERM")
-    first.await_exit()
+    assert result.state == "RETRY"
     cluster.worker()
     assert result.get(timeout=30) == 40
     assert cluster.trace.items() == list(range(40))
