@@ -313,7 +313,9 @@ class Execution:
         try:
             encoded: str | None = codec.dumps(value)
         except UnserializableValueError:
-            encoded = None  # steps are remembered: the body is run again to make it anew
+            encoded = None
+        if encoded is not None and len(encoded) > self._largest:
+            encoded = None  # steps are remembered: the body would be run again to make it anew
         try:
             fence = self._store.finish(self.request.id, self._fence, self._timed_text(), encoded)
         except StoreError as exc:

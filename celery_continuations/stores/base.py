@@ -218,5 +218,5 @@ class Store(abc.ABC):
 
     def end(self, task_id: str, fence: Fence, status: str, snapshot: str | None, expires_in: float) -> bool:
         """The result is stored: keep a tombstone, or the failed record, for ``expires_in`` seconds."""
-        ended = Record(Fence(fence.generation, status), snapshot)
+        ended = Record(Fence(fence.generation, status), snapshot, value="")
         return self.swap(task_id, fence, ended, expires_in=expires_in)

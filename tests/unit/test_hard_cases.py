@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -431,6 +432,29 @@ def test_an_interrupted_record_becomes_due_and_a_finished_one_expires(
     worker.drain()
     _, until = open_store(app, "memory")._records[result.id]  # type: ignore[attr-defined]
     assert until is not None
+
+
+@pytest.mark.parametrize(("size", "kept"), [(10, True), (2000, False)])
+def test_a_return_value_is_kept_only_until_its_result_is_stored(
+    worker: Any, task: Any, record: Any, monkeypatch: Any, size: int, kept: bool
+) -> None:
+    def run(self: Any) -> str:
+        return "x" * size
+
+    finishing: list[Any] = []
+    finish = MemoryStore.finish
+
+    def watched(self: Any, task_id: str, *args: Any) -> Any:
+        fence = finish(self, task_id, *args)
+        finishing.append(record(task_id).value)
+        return fence
+
+    monkeypatch.setattr(MemoryStore, "finish", watched)
+    result = task(run, continuation_max_snapshot=1000).delay()
+    worker.drain()
+    assert result.get() == "x" * size
+    assert finishing == [json.dumps("x" * size) if kept else None]
+    assert not record(result.id).value
 
 
 def test_a_wait_that_exceeds_the_slice_is_warned_of(worker: Any, task: Any, monkeypatch: Any, caplog: Any) -> None:
