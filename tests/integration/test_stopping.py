@@ -116,3 +116,17 @@ def test_a_second_signal_while_the_message_goes_out(on_redis: Any, pool: str, th
     on_redis.worker("-c", "1")
     assert result.get(timeout=30) == COUNT
     assert on_redis.trace.items() == list(range(COUNT))
+
+
+def test_a_cold_stop_does_not_wait_for_a_long_item(on_redis: Any) -> None:
+    """It gives the item in hand a second, then cuts it; the item is done again elsewhere."""
+    first = on_redis.worker("-c", "1")
+    result = on_redis.send("rows", 1, 6.0)
+    on_redis.trace.await_items(1, "run")
+    first.kill("SIGQUIT")
+    first.await_exit(within=5)
+    assert on_redis.trace.items() == []
+    assert str(result.info) == "Interrupted at rows (stopping)"
+    on_redis.worker("-c", "1")
+    assert result.get(timeout=30) == 1
+    assert on_redis.trace.items() == [0]
