@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -48,6 +50,19 @@ def _seconds(value: Any) -> bool:
     return _number(0, above=True)(value)
 
 
+_DOTTED = re.compile(r"\w+(\.\w+)+")
+
+#: Kinds of URL that name a store.
+STORE_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "file")
+
+
+def _is_store(value: Any) -> bool:
+    if value in ("auto", "message", "memory"):
+        return True
+    scheme, separator, _ = value.partition("://") if isinstance(value, str) else ("", "", "")
+    return bool(separator) and scheme in STORE_SCHEMES
+
+
 _ZERO_OR_MORE = "a number of seconds, 0 or more"
 
 #: RabbitMQ's default, in seconds: a message unacknowledged for longer closes its channel.
@@ -58,7 +73,9 @@ VISIBILITY_TIMEOUT = {"redis": 3600, "sqs": 1800}
 
 #: Every setting by its name without the prefix.
 SETTINGS: dict[str, Setting] = {
-    "store": Setting("auto", lambda v: isinstance(v, str) and bool(v), '"auto", "message", "memory" or a URL'),
+    "store": Setting(
+        "auto", _is_store, '"auto", "message", "memory" or a URL: ' + ", ".join(f"{s}://…" for s in STORE_SCHEMES)
+    ),
     "namespace": Setting(None, lambda v: v is None or (isinstance(v, str) and bool(v)), "a non-empty str or None"),
     "checkpoint_interval": Setting(1.0, _number(0), _ZERO_OR_MORE),
     "max_runtime": Setting(
@@ -68,8 +85,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "should_interrupt": Setting(
         None,
-        lambda v: v is None or callable(v) or (isinstance(v, str) and "." in v),
-        "a callable of the task, its dotted path, or None",
+        lambda v: v is None or callable(v) or (isinstance(v, str) and bool(_DOTTED.fullmatch(v))),
+        "a callable of the task, its dotted path (package.module.function), or None",
     ),
     "max_resumptions": Setting(None, lambda v: v is None or _whole(0)(v), "an int of 0 or more, or None"),
     "resume_options": Setting({}, lambda v: isinstance(v, Mapping), "a dict of apply_async options"),
@@ -122,17 +139,39 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
         value = app.conf.get(full, one.default) if task is None else getattr(task, full, one.default)
         # a function as class attribute becomes a method, which is still callable
         _check(full, value, one, "" if task is None else f" of task {task.name}")
-    if task is None:
-        known = {PREFIX + name for name in SETTINGS}
-        strange = sorted(key for key in app.conf if str(key).startswith(PREFIX) and key not in known)
-        if strange:
+    names, known, where = app.conf, SETTINGS, ""
+    if task is not None:
+        names, known, where = dir(task), _of_tasks(), f" of a task, as {task.name} has it"
+    for full in sorted(str(name) for name in names):
+        if full.startswith(PREFIX) and full[len(PREFIX) :] not in known:
             raise ImproperlyConfigured(
-                f"{strange[0]} is no setting of celery-continuations; known are: {', '.join(sorted(known))}"
+                f"{full} is no setting of celery-continuations{where}; known are: "
+                + ", ".join(sorted(PREFIX + name for name in known))
             )
-        if app.conf.task_protocol != 2:
-            raise ImproperlyConfigured(
-                f"task_protocol = {app.conf.task_protocol!r}: continuable tasks need message protocol 2"
-            )
+    if app.conf.task_protocol != 2:
+        raise ImproperlyConfigured(
+            f"task_protocol = {app.conf.task_protocol!r}: continuable tasks need message protocol 2"
+        )
+
+
+def _of_tasks() -> dict[str, Setting]:
+    """Return the settings that a task may have of its own: all but the app's namespace."""
+    return {name: one for name, one in SETTINGS.items() if name != "namespace"}
+
+
+def predicate(value: Any) -> Any:
+    """Return the callable that a value of ``continuation_should_interrupt`` names.
+
+    Raises:
+        ImproperlyConfigured: when there is none at that path.
+    """
+    if not isinstance(value, str):
+        return value
+    module, _, name = value.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as exc:
+        raise ImproperlyConfigured(f"{PREFIX}should_interrupt = {value!r} leads nowhere: {exc}") from exc
 
 
 def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -143,8 +182,8 @@ def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         ImproperlyConfigured: for a value that is not allowed.
     """
     for name, value in options.items():
-        if name not in SETTINGS:
-            raise TypeError(f"{where} got {name!r}, which is no setting; known are: {', '.join(SETTINGS)}")
+        if name not in _of_tasks():
+            raise TypeError(f"{where} got {name!r}, which is no setting of a task; known are: {', '.join(_of_tasks())}")
         _check(name, value, SETTINGS[name], f" of {where}")
     return {PREFIX + name: value for name, value in options.items()}
 

@@ -112,6 +112,8 @@ class UnadvanceableCursorError(ContinuationError):
         self.cursor = cursor
 
     def __str__(self) -> str:
+        if self.cursor is None:
+            return "cannot advance None: give the step a start, e.g. start=0"
         return (
             f"cannot advance {self.cursor!r} ({type(self.cursor).__name__}): successors are known "
             "for int and date, and for objects with a succ() method; use set(cursor) instead"

@@ -7,7 +7,6 @@ import os
 import time
 import uuid
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import signals as celery_signals
@@ -138,7 +137,7 @@ class Execution:
         self._start_watch(flag)
         defer_terminate(flag)
         if claim.snapshot is not None:
-            self._teller.resumed(self.run)
+            self._teller.resumed(self.run, claim.lost)
             self._warn_of_slow_queue()
         return self.run
 
@@ -162,7 +161,8 @@ class Execution:
 
     def _give_back(self, countdown: float, why: str) -> NoReturn:
         """Publish the message as it was, and end without touching anything else."""
-        self._teller.log(logging.INFO, "given_back", "given back: %s", why)
+        level = logging.WARNING if countdown else logging.INFO
+        self._teller.log(level, "given_back", "given back: %s", why)
         self._publish(
             generation=self._generation,
             snapshot=getattr(self.request, SNAPSHOT, None),
@@ -186,7 +186,7 @@ class Execution:
         self._runtime = self._max_runtime()
         if self._runtime is not None:
             watch.leave_at = now + self._runtime
-        self._predicate = _resolve(conf.setting(self.task, "should_interrupt"))
+        self._predicate = conf.predicate(conf.setting(self.task, "should_interrupt"))
         if self._predicate is not None:
             watch.ask_at = now
         watch.look()
@@ -407,8 +407,6 @@ class Execution:
             return
         try:
             self._publish(**handover)
-            if self._interrupted is not None:
-                self._teller.interrupted(self._interrupted)  # only now: whoever takes the task up need not wait for it
         except SystemExit:
             self._release()  # the message of this execution, which is not acknowledged, may claim again
             raise
@@ -419,6 +417,8 @@ class Execution:
         finally:
             self._handover = None
             self.close()
+        if self._interrupted is not None:  # told only now: whoever takes the task up need not wait for it
+            self._teller.interrupted(self._interrupted, self._error)
 
     def _publish(self, **message: Any) -> None:
         """Publish; while the broker is away wait for it, for the task is in nobody's hands until then."""
@@ -534,13 +534,6 @@ class Execution:
 
     def _warn_not_saved(self, what: str, error: Exception) -> None:
         self._teller.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
-
-
-def _resolve(predicate: Any) -> Any:
-    if not isinstance(predicate, str):
-        return predicate
-    module, _, name = predicate.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 @cache

@@ -25,7 +25,7 @@ from celery import Celery, Task
 
 from celery_continuations import conf
 from celery_continuations.core import codec
-from celery_continuations.core.run import Continuation, Run
+from celery_continuations.core.run import Continuation, Run, check_name
 from celery_continuations.core.snapshot import Saved
 from celery_continuations.core.step import Iteration
 from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of
@@ -171,11 +171,15 @@ class AppTask(Task):  # type: ignore[misc]
         >>> total(3)
         6
         """
+        check_name(name)
         run = self._run(name)
         if func is None:
             return run.step(name, None, (), {}, **_block_options(name, args, kwargs))
         if not callable(func):
-            raise InvalidStepError(f"step {name!r} was given {func!r}, which is not callable", found=name)
+            raise InvalidStepError(
+                f"step {name!r} was given {func!r}, which is not callable; for a cursor write start={func!r}",
+                found=name,
+            )
         return run.step(name, func, args, kwargs)
 
     def iterate(
@@ -213,6 +217,7 @@ class AppTask(Task):  # type: ignore[misc]
         >>> sizes()
         [4, 4, 2]
         """
+        check_name(name)
         return self._run(name).iterate(name, opener(name, source, batch, total), start=start, isolated=isolated)
 
     def checkpoint(self) -> None:

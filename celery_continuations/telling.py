@@ -32,7 +32,9 @@ class Teller:
         self._task = task
         self._task_id = task_id
 
-    def log(self, level: int, action: str, message: str, *args: Any, **data: Any) -> None:
+    def log(
+        self, level: int, action: str, message: str, *args: Any, exc_info: Exception | None = None, **data: Any
+    ) -> None:
         """Write one record."""
         logger.log(
             level,
@@ -40,6 +42,7 @@ class Teller:
             self._task.name,
             self._task_id,
             *args,
+            exc_info=exc_info,
             extra={"action": action, "task_id": self._task_id, "task_name": self._task.name, "data": data},
         )
 
@@ -52,22 +55,25 @@ class Teller:
         self.log(level, event, message, *args, step=step.name, cursor=step.cursor)
         getattr(signals, event).send(sender=self._task, task_id=self._task_id, step=step, **data)
 
-    def resumed(self, run: Run) -> None:
-        """An execution goes on where another has left."""
+    def resumed(self, run: Run, lost: bool) -> None:
+        """An execution goes on where another has left, or was ``lost``."""
         snapshot = run.snapshot
+        reason = "its execution was lost" if lost else snapshot.reason
         completed = list(snapshot.completed)
         self.log(
             logging.INFO,
             "resumed",
             "resumed (%s), completed: %s",
-            snapshot.reason,
+            reason,
             ", ".join(completed) or "nothing",
-            reason=snapshot.reason,
+            reason=reason,
             completed=completed,
         )
         signals.task_resumed.send(sender=self._task, task_id=self._task_id, continuation=Continuation(run))
 
-    def interrupted(self, shown: Interrupted) -> None:
-        """The execution leaves."""
-        self.log(logging.INFO, "interrupted", "%s", shown, step=shown.step, cursor=shown.cursor, reason=shown.reason)
+    def interrupted(self, shown: Interrupted, error: Exception | None) -> None:
+        """The execution leaves; for ``error``, if there is one, whose traceback nothing else would keep."""
+        level = logging.INFO if error is None else logging.WARNING
+        data = {"step": shown.step, "cursor": shown.cursor, "reason": shown.reason}
+        self.log(level, "interrupted", "%s", shown, exc_info=error, **data)
         signals.task_interrupted.send(sender=self._task, task_id=self._task_id, interrupt=shown)

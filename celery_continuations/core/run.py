@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from celery_continuations.core.snapshot import Outcome, Saved, Snapshot
-from celery_continuations.core.step import Iteration, Pairs, Step, key_of
+from celery_continuations.core.step import Iteration, Over, Pairs, Step, key_of
 from celery_continuations.exceptions import (
     Interrupt,
     InvalidStepError,
     UnserializableValueError,
 )
 
-__all__ = ["Continuation", "Host", "Run"]
+__all__ = ["Continuation", "Host", "Run", "check_name"]
 
 #: Interruptions that count against ``continuation_max_resumptions`` have other reasons than these.
 ISOLATED = "isolated"
@@ -209,9 +209,8 @@ class Run:
 
     def complete(self, step: Step) -> None:
         """``step`` has run to its end."""
-        if self._open is not step:
-            return  # a loop kept and finished after the task had gone on
         self._open = None
+        step.run = Over(self.id, step.name)
         self._completed_here += 1
         self._after_isolated = step.isolated
         self.snapshot.completed[step.name] = step.outcome
@@ -248,8 +247,7 @@ class Run:
             raise InvalidStepError(
                 f"step {name!r} was started in another thread or greenlet than its task runs in", found=name
             )
-        if type(name) is not str or not name:
-            raise InvalidStepError(f"a step's name must be a non-empty str, not {name!r}", found=name)
+        check_name(name)
         if self.interrupted is not None:
             raise self.interrupted
         self._refuse_unused()
@@ -332,6 +330,14 @@ class Run:
         assert error is not None
         self._remembered.append((step.name, error))
         self.complete(step)
+
+
+def check_name(name: Any) -> None:
+    """Refuse what is no name of a step."""
+    if type(name) is not str or not name:
+        raise InvalidStepError(
+            f"a step's name must be a non-empty str, not {name!r}; it is the first argument", found=name
+        )
 
 
 class Continuation:

@@ -38,6 +38,26 @@ class Checkpoints(Protocol):
         """``step`` has run to its end."""
 
 
+class Over:
+    """Takes the place of a step's run once the step is complete."""
+
+    def __init__(self, run_id: str, name: str) -> None:
+        self.id = run_id
+        self.attention = True
+        self._name = name
+
+    def checkpoint(self) -> None:
+        """Refuse to go on with a step that is over."""
+        raise InvalidStepError(f"step {self._name!r} is complete; its cursor was moved after its block", self._name)
+
+    def enter(self, step: Step) -> bool:
+        """Refuse to begin it again."""
+        raise InvalidStepError(f"step {self._name!r} is iterated a second time", self._name)
+
+    def complete(self, step: Step) -> None:
+        """A loop kept and finished after the task had gone on."""
+
+
 class Step:
     """A named part of a task.  ``for step in self.step("name"):`` yields it once.
 

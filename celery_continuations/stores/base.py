@@ -90,11 +90,13 @@ class Claim(NamedTuple):
         fence: to be shown at every write.
         snapshot: what to go on from, or None for a fresh start.
         value: the encoded return value of an execution that was lost after it had finished, or None.
+        lost: whether the execution before this one did not come to its end.
     """
 
     fence: Fence
     snapshot: str | None
     value: str | None = None
+    lost: bool = False
 
 
 class Store(abc.ABC):
@@ -186,7 +188,8 @@ class Store(abc.ABC):
             # A message of the record's own generation was made after the record's last save.
             newest = snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot
             if self.swap(task_id, known, Record(mine, newest)):
-                return Claim(mine, newest, record.value if known.status == Status.FINISHING else None)
+                value = record.value if known.status == Status.FINISHING else None
+                return Claim(mine, newest, value, lost=bool(known.owner))
 
     @staticmethod
     def _may_own(known: Fence, generation: int) -> bool:

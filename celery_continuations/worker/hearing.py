@@ -52,6 +52,7 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
             problem = without_store(worker.app)
             if problem is not None:
                 logger.warning("%s", problem)
+        conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a path that leads nowhere ends it here
         self._hear_hangup()
 
     def _hear_hangup(self) -> None:

@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery_continuations import seams
@@ -40,10 +41,15 @@ def defer_terminate(flag: StopFlag) -> None:
     if _deferring or not seams.in_pool_child() or threading.current_thread() is not threading.main_thread():
         return
     _deferring = True
-    number = seams.terminate_signal()
-    previous = signal.getsignal(number)
-    if not callable(previous):
-        return
+    # SIGQUIT too: Ctrl-\ in a terminal sends it to the whole group. Each is deferred once, for a cold
+    # shutdown sends the other one right after it.
+    for number in {seams.terminate_signal(), signal.SIGQUIT}:
+        previous = signal.getsignal(number)
+        if callable(previous):
+            signal.signal(number, _deferred(number, previous, flag))
+
+
+def _deferred(number: int, previous: Callable[..., Any], flag: StopFlag) -> Callable[..., None]:
     deferred = False
 
     def on_terminate(signum: int, frame: Any) -> None:
@@ -65,4 +71,4 @@ def defer_terminate(flag: StopFlag) -> None:
         if watcher.running:
             os.kill(os.getpid(), number)
 
-    signal.signal(number, on_terminate)
+    return on_terminate

@@ -32,6 +32,10 @@ def sigterm_to_the_group(worker: Any, cluster: Any) -> None:
     worker.signal_group(signal.SIGTERM)
 
 
+def sigquit_to_the_group(worker: Any, cluster: Any) -> None:
+    worker.signal_group(signal.SIGQUIT)
+
+
 def control_shutdown(worker: Any, cluster: Any) -> None:
     cluster.client.control.shutdown()
 
@@ -48,6 +52,7 @@ STOPS = [
     pytest.param(sigquit, SOFT, id="SIGQUIT soft"),
     pytest.param(sigterm, {"REMAP": True, **SOFT}, id="REMAP_SIGTERM soft"),
     pytest.param(sigterm_to_the_group, {}, id="SIGTERM to the group"),
+    pytest.param(sigquit_to_the_group, {}, id="SIGQUIT to the group"),
     pytest.param(control_shutdown, {}, id="control.shutdown"),
 ]
 

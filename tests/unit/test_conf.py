@@ -20,6 +20,11 @@ def body(self: Any) -> None:
 BAD = [
     ("continuation_store", ""),
     ("continuation_store", 5),
+    ("continuation_store", "rediss"),
+    ("continuation_store", "db+sqlite:///x"),
+    ("continuation_store", "nope"),
+    ("continuation_should_interrupt", "no.such:thing"),
+    ("continuation_should_interrupt", "package."),
     ("continuation_namespace", ""),
     ("continuation_checkpoint_interval", -1),
     ("continuation_checkpoint_interval", "1"),
@@ -49,7 +54,7 @@ def test_a_wrong_value_is_refused_when_the_app_is_finalized(name: str, value: An
     assert str(caught.value).startswith(f"{name} = {value!r} is not allowed; it takes ")
 
 
-@pytest.mark.parametrize(("name", "value"), BAD)
+@pytest.mark.parametrize(("name", "value"), [bad for bad in BAD if bad[0] != "continuation_namespace"])
 def test_a_wrong_value_of_a_task_names_the_task(name: str, value: Any) -> None:
     app = make_app()
     app.task(base=ContinuableTask, bind=True, name="any", **{name: value})(body)
@@ -62,6 +67,23 @@ def test_an_unknown_setting_is_refused() -> None:
     app.task(base=ContinuableTask, bind=True, name="any")(body)
     with pytest.raises(ImproperlyConfigured, match="continuation_max_resumption is no setting .* known are: contin"):
         app.finalize()
+
+
+@pytest.mark.parametrize("name", ["continuation_max_resumption", "continuation_namespace"])
+def test_an_attribute_of_a_task_that_is_no_setting_is_refused(name: str) -> None:
+    app = make_app()
+    app.task(base=ContinuableTask, bind=True, name="any", **{name: "x"})(body)
+    with pytest.raises(ImproperlyConfigured, match=f"{name} is no setting of .* of a task, as any has it; known are"):
+        app.finalize()
+
+
+def test_a_path_that_leads_nowhere_is_named() -> None:
+    with pytest.raises(
+        ImproperlyConfigured, match="continuation_should_interrupt = 'no.such' leads nowhere: No module"
+    ):
+        conf.predicate("no.such")
+    with pytest.raises(ImproperlyConfigured, match="leads nowhere: module 'os' has no attribute 'such'"):
+        conf.predicate("os.such")
 
 
 def test_an_unknown_resume_option_is_refused() -> None:

@@ -25,6 +25,7 @@ from celery_continuations import (
     conf,
     execution,
 )
+from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.stores.memory import MemoryStore
 
@@ -583,3 +584,28 @@ def test_redis_urls_are_read_as_celery_reads_them(url: str) -> None:
     app.conf.result_backend_transport_options = {"master_name": "mymaster"}
     assert type(open_store(app, "auto")).__name__ == "RedisStore"
     assert conf.driver_type(app) == "memory"
+
+
+def test_what_the_log_says_of_an_execution_that_was_lost(worker: Any, task: Any, app: Celery, caplog: Any) -> None:
+    def run(self: Any) -> None:
+        self.step("one", int)
+
+    made = task(run)
+    open_store(app, "memory").swap("lost-id", None, Record(Fence(1, Status.RUNNING, "killed"), Snapshot().dumps()))
+    made.apply_async(task_id="lost-id")
+    caplog.set_level("INFO", "celery_continuations")
+    worker.drain()
+    assert "resumed (its execution was lost), completed: nothing" in caplog.text
+
+
+def test_the_log_has_the_traceback_of_an_error_that_is_resumed_from(worker: Any, task: Any, caplog: Any) -> None:
+    def run(self: Any) -> None:
+        self.step("one", int)
+        raise KeyError("with a traceback")
+
+    task(run).delay()
+    worker.deliver()
+    (told,) = [record for record in caplog.records if getattr(record, "action", "") == "interrupted"]
+    assert told.levelname == "WARNING"
+    assert told.exc_info[0] is KeyError
+    worker.drain()

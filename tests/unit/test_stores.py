@@ -20,7 +20,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores import Fence, Record, Status, Store, open_store
+from celery_continuations.stores import Claim, Fence, Record, Status, Store, open_store
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
@@ -162,12 +162,12 @@ def claim(store: Store, generation: int, owner: str = "o", snapshot: str | None 
 
 def test_claims_of_fresh_and_resumed_messages(store: Store) -> None:
     first = claim(store, 0, "first")
-    assert first == (Fence(1, Status.RUNNING, "first"), None, None)
+    assert first == Claim(Fence(1, Status.RUNNING, "first"), None)
     assert store.save("id", first.fence, "saved")
     assert store.interrupt("id", first.fence, "left", due_in=60)
     assert not store.save("id", first.fence, "late")
     second = claim(store, 1, "second", "carried")
-    assert second == (Fence(2, Status.RUNNING, "second"), "carried", None)
+    assert second == Claim(Fence(2, Status.RUNNING, "second"), "carried")
     record = store.read("id")
     assert record is not None
     assert (record.snapshot, record.due) == ("carried", None)
@@ -190,7 +190,7 @@ def test_a_second_delivery_of_what_runs_takes_over_and_goes_on_from_the_last_sav
     first = claim(store, 0, "first")
     store.save("id", first.fence, "saved")
     second = claim(store, 0, "second")
-    assert second == (Fence(2, Status.RUNNING, "second"), "saved", None)
+    assert second == Claim(Fence(2, Status.RUNNING, "second"), "saved", lost=True)
     assert not store.save("id", first.fence, "late")
     assert store.finish("id", first.fence, "late", "5") is None
 
@@ -199,12 +199,12 @@ def test_a_finished_execution_leaves_its_value(store: Store) -> None:
     fence = claim(store, 0).fence
     finishing = store.finish("id", fence, "at the end", "[1]")
     assert finishing == fence._replace(status=Status.FINISHING)
-    assert claim(store, 0, "next") == (Fence(2, Status.RUNNING, "next"), "at the end", "[1]")
+    assert claim(store, 0, "next") == Claim(Fence(2, Status.RUNNING, "next"), "at the end", "[1]", lost=True)
 
 
 def test_a_store_that_lost_its_data_trusts_the_message_unless_the_task_has_ended(store: Store) -> None:
     assert claim(store, 3, finished=True) is None
-    assert claim(store, 3, "o", "carried") == (Fence(4, Status.RUNNING, "o"), "carried", None)
+    assert claim(store, 3, "o", "carried") == Claim(Fence(4, Status.RUNNING, "o"), "carried")
     store.swap("older", None, Record(Fence(1, Status.QUEUED), "old"))
     found = store.claim("older", 4, "o", "new", lambda: False)
     assert found is not None
@@ -222,7 +222,7 @@ def test_the_message_store_keeps_nothing_and_agrees() -> None:
     store = MessageStore()
     assert not store.keeps
     assert claim(store, 0).fence.generation == 1
-    assert claim(store, 3, "o", "carried") == (Fence(4, Status.RUNNING, "o"), "carried", None)
+    assert claim(store, 3, "o", "carried") == Claim(Fence(4, Status.RUNNING, "o"), "carried")
     assert store.read("id") is None
 
 

@@ -16,6 +16,7 @@ from celery_continuations import (
     AppTask,
     ContinuableTask,
     InvalidStepError,
+    UnadvanceableCursorError,
     UnserializableValueError,
     continuable,
 )
@@ -66,7 +67,7 @@ def test_continuable_takes_settings_without_their_prefix() -> None:
     app = make_app()
     made = continuable(max_resumptions=7, checkpoint_interval=0)(app.task(bind=True, name="squares")(squares))
     assert (made.continuation_max_resumptions, made.continuation_checkpoint_interval) == (7, 0)
-    with pytest.raises(TypeError, match="got 'expires', which is no setting; known are: store, "):
+    with pytest.raises(TypeError, match="got 'expires', which is no setting of a task; known are: store, "):
         continuable(expires=5)
     with pytest.raises(ImproperlyConfigured, match=r"max_resumptions = -1 of @continuable is not allowed; it takes"):
         continuable(max_resumptions=-1)
@@ -234,6 +235,18 @@ def test_direct_calls_are_validated(app: Celery) -> None:
             self.step("one")
         if what == "saved":
             self.saved["x"] = object()
+        if what == "changed":
+            self.saved["x"] = []
+            self.saved["x"].append(object())
+        if what == "after":
+            for step in self.step("one", start=0):
+                step.advance()
+            step.advance()
+        if what == "order":
+            self.iterate([1, 2], "name")
+        if what == "start":
+            for step in self.step("one"):
+                step.advance()
 
     made = app.task(base=ContinuableTask, bind=True, name="validated")(run)
     for call in (made, made.run, lambda what: made.apply((what,), throw=True)):
@@ -243,8 +256,15 @@ def test_direct_calls_are_validated(app: Celery) -> None:
             call("unused")
         with pytest.raises(UnserializableValueError, match="the value of step 'one'"):
             call("value")
-        with pytest.raises(UnserializableValueError, match=r"saved\['x'\]"):
-            call("saved")
+        for how in ("saved", "changed"):
+            with pytest.raises(UnserializableValueError, match=r"saved\['x'\]"):
+                call(how)
+        with pytest.raises(InvalidStepError, match="step 'one' is complete; its cursor was moved after its block"):
+            call("after")
+        with pytest.raises(InvalidStepError, match=r"must be a non-empty str, not \[1, 2\]; it is the first argument"):
+            call("order")
+        with pytest.raises(UnadvanceableCursorError, match="cannot advance None: give the step a start, e.g. start=0"):
+            call("start")
 
 
 def test_eager_tasks_see_their_own_request(app: Celery) -> None:
@@ -325,7 +345,7 @@ def test_what_is_no_step(app: Celery) -> None:
         self.step("one", *args, **kwargs)
 
     made = app.task(base=ContinuableTask, bind=True, name="no step")(run)
-    with pytest.raises(InvalidStepError, match="was given 5, which is not callable"):
+    with pytest.raises(InvalidStepError, match="was given 5, which is not callable; for a cursor write start=5"):
         made((5,), {})
     with pytest.raises(InvalidStepError, match="was given begin but no function; without one it takes start and iso"):
         made((), {"begin": 5})
