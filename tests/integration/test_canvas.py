@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -89,3 +92,32 @@ def test_rpc_reply_queues(make_cluster: Any, rabbitmq_server: Any) -> None:
     assert isinstance(result, AsyncResult)
     assert result.get(timeout=30) == 3
     assert cluster.trace.items() == [0, 1, 2]
+
+
+def test_monitors_see_one_task_that_is_retried(cluster: Any) -> None:
+    """What Flower and every other reader of Celery's events builds its rows of."""
+    seen: list[dict[str, Any]] = []
+
+    def receive() -> None:
+        with cluster.client.connection_for_read() as connection:
+            receiver = cluster.client.events.Receiver(connection, handlers={"*": seen.append})
+            receivers.append(receiver)
+            with suppress(socket.timeout):
+                receiver.capture(limit=None, timeout=30, wakeup=True)
+
+    receivers: list[Any] = []
+    thread = threading.Thread(target=receive, daemon=True)
+    thread.start()
+    cluster.worker("-c", "1", "-E")
+    await_condition(lambda: seen, "a first event, such as a heartbeat")
+    result = cluster.send("stuttering", 1)
+    assert result.get(timeout=30) == 1
+    await_condition(lambda: "task-succeeded" in [event["type"] for event in seen], "the last event")
+    receivers[0].should_stop = True
+    thread.join(10)
+    types = [event["type"] for event in seen if event["type"].startswith("task-")]
+    assert types.count("task-retried") == 3
+    assert types.count("task-succeeded") == 1
+    assert {event["uuid"] for event in seen if "uuid" in event} == {result.id}
+    retried = next(event for event in seen if event["type"] == "task-retried")
+    assert retried["exception"] == "Interrupted('rows', 1, 'again')"
