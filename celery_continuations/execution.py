@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import uuid
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -388,7 +389,7 @@ class Execution:
         snapshot.left_at = time.time()
         text = self._timed_text()
         generation = self._fence.generation
-        due_in = (options.get("countdown") or 0) + _QUEUED_DUE
+        due_in = _delay(options) + _QUEUED_DUE
         try:
             if not self._store.interrupt(self.request.id, self._fence, text, due_in):
                 self._end_superseded()
@@ -534,6 +535,14 @@ class Execution:
 
     def _warn_not_saved(self, what: str, error: Exception) -> None:
         self._teller.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
+
+
+def _delay(options: dict[str, Any]) -> float:
+    """Return the seconds until a message of these options is to be run."""
+    eta = options.get("eta")
+    if isinstance(eta, datetime):
+        return max(0.0, (eta - datetime.now(eta.tzinfo)).total_seconds())
+    return float(options.get("countdown") or 0)
 
 
 @cache

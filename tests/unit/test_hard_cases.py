@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
@@ -608,4 +608,20 @@ def test_the_log_has_the_traceback_of_an_error_that_is_resumed_from(worker: Any,
     (told,) = [record for record in caplog.records if getattr(record, "action", "") == "interrupted"]
     assert told.levelname == "WARNING"
     assert told.exc_info[0] is KeyError
+    worker.drain()
+
+
+@pytest.mark.parametrize("when", ["countdown", "eta"])
+def test_a_retry_is_due_when_it_is_to_be_run(worker: Any, task: Any, record: Any, when: str) -> None:
+    def run(self: Any) -> None:
+        self.step("one", int)
+        if self.request.retries == 0:
+            later = (
+                {"countdown": 1000} if when == "countdown" else {"eta": datetime.now(timezone.utc) + timedelta(0, 1000)}
+            )
+            self.retry(**later)
+
+    result = task(run).delay()
+    worker.deliver()
+    assert record(result.id).due > execution.time.time() + 990
     worker.drain()
