@@ -43,7 +43,7 @@ def defer_terminate(flag: StopFlag) -> None:
     _deferring = True
     # SIGQUIT too: Ctrl-\ in a terminal sends it to the whole group. Each is deferred once, for a cold
     # shutdown sends the other one right after it.
-    for number in {seams.terminate_signal(), signal.SIGQUIT}:
+    for number in {seams.terminate_signal(), getattr(signal, "SIGQUIT", signal.SIGTERM)}:
         previous = signal.getsignal(number)
         if callable(previous):
             signal.signal(number, _deferred(number, previous, flag))
