@@ -67,12 +67,12 @@ class Step:
         resumed: True when an earlier execution had begun it.
     """
 
-    __slots__ = ("_first", "_initial", "cursor", "handling", "isolated", "left", "name", "outcome", "resumed", "run")
+    __slots__ = ("_initial", "cursor", "handling", "isolated", "left", "name", "outcome", "resumed", "run")
 
     def __init__(self, run: Checkpoints, name: str, start: Any = None, isolated: bool = False) -> None:
         self.run = run
         self.name = name
-        self.cursor = self._first = codec.copy(start, f"the start of step {name!r}")
+        self.cursor = codec.copy(start, f"the start of step {name!r}")
         self.isolated = isolated
         self.resumed = False
         self.left = False

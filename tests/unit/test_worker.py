@@ -19,7 +19,7 @@ from celery_continuations import ContinuableTask, seams
 from celery_continuations.core.run import Run
 from celery_continuations.direct import DirectExecution
 from celery_continuations.worker import flag as flags
-from celery_continuations.worker.watcher import TICK, Watch, Watcher
+from celery_continuations.worker.watcher import Watch, Watcher
 from tests.unit.conftest import make_app
 
 
@@ -154,12 +154,15 @@ print(run.attention)
 
 def test_c27_several_workers_in_one_process() -> None:
     """One after the other, as tests start them: the stop of one is nothing to the next."""
+    from celery_continuations.worker.watcher import watcher
+
     app = make_app(worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01})
 
     @app.task(base=ContinuableTask, bind=True, name="embedded")
     def embedded(self: Any) -> int:
         for _ in self.iterate("loop", range(5)):
-            time.sleep(3 * TICK)  # the watcher looks at least once
+            for watch in tuple(watcher._watches):
+                watch.look()
         return self.continuation.executions  # type: ignore[no-any-return]
 
     for pool in ("threads", "solo", "threads"):
