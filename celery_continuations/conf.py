@@ -52,15 +52,20 @@ def _seconds(value: Any) -> bool:
 
 _DOTTED = re.compile(r"\w+(\.\w+)+")
 
-#: Kinds of URL that name a store.
-STORE_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "file")
+#: Kinds of URL that name a store; those of a database may name a driver as well, as in db+postgresql+psycopg.
+STORE_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "file", "db+sqlite", "db+postgresql")
 
 
 def _is_store(value: Any) -> bool:
     if value in ("auto", "message", "memory"):
         return True
     scheme, separator, _ = value.partition("://") if isinstance(value, str) else ("", "", "")
-    return bool(separator) and scheme in STORE_SCHEMES
+    return bool(separator) and (scheme in STORE_SCHEMES or is_database(scheme))
+
+
+def is_database(scheme: str) -> bool:
+    """Return whether a URL with this scheme names a database that a store can be in."""
+    return "+".join(scheme.split("+")[:2]) in ("db+sqlite", "db+postgresql")
 
 
 _ZERO_OR_MORE = "a number of seconds, 0 or more"
@@ -93,8 +98,16 @@ SETTINGS: dict[str, Setting] = {
     "resume_errors_after_advancing": Setting(True, lambda v: isinstance(v, bool), "True or False"),
     "resume_error_countdown": Setting(5, _number(0), _ZERO_OR_MORE),
     "max_snapshot": Setting(256 * 1024, _whole(1), "a number of bytes, 1 or more"),
+    "lease": Setting(10, _number(1), "a number of seconds, 1 or more"),
+    "sweep_interval": Setting(3, _number(0), _ZERO_OR_MORE),
+    "max_crashes": Setting(5, _whole(1), "an int of 1 or more"),
+    "change_grace": Setting(600, lambda v: _seconds(v) or v == 0, "a number of seconds, 0 or more, or a timedelta"),
+    "on_change": Setting("fail", lambda v: v in ("fail", "restart"), '"fail" or "restart"'),
     "keep_failed": Setting(timedelta(days=30), _seconds, "a number of seconds above 0, or a timedelta"),
 }
+
+# Of the worker, not of a task.
+_OF_THE_APP = ("namespace", "lease", "sweep_interval")
 
 # What the resumed message takes of continuation_resume_options; anything else would change the task.
 RESUME_OPTIONS = frozenset(("queue", "exchange", "routing_key", "priority", "countdown"))
@@ -155,8 +168,8 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
 
 
 def _of_tasks() -> dict[str, Setting]:
-    """Return the settings that a task may have of its own: all but the app's namespace."""
-    return {name: one for name, one in SETTINGS.items() if name != "namespace"}
+    """Return the settings that a task may have of its own."""
+    return {name: one for name, one in SETTINGS.items() if name not in _OF_THE_APP}
 
 
 def predicate(value: Any) -> Any:

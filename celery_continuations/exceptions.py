@@ -85,12 +85,15 @@ class InvalidStepError(ContinuationError):
     Attributes:
         found: the step that the code started, or None.
         expected: the step that should have come, or None where none was expected.
+        recorded: whether it is what an earlier execution recorded that the code does not fit, so that other
+            code, older or newer, may.
     """
 
-    def __init__(self, message: str, found: object = None, expected: str | None = None) -> None:
-        super().__init__(message, found, expected)
+    def __init__(self, message: str, found: object = None, expected: str | None = None, recorded: bool = False) -> None:
+        super().__init__(message, found, expected, recorded)
         self.found = found
         self.expected = expected
+        self.recorded = recorded
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -175,7 +178,23 @@ class ResumeLimitError(ContinuationError):
 
 
 class CrashLoopError(ContinuationError):
-    """The task killed its worker again and again without progress."""
+    """The task's execution was lost again and again at the same place.
+
+    Attributes:
+        losses: how often in a row.
+        step: name of the step in hand, or None before the first and between two.
+        cursor: where that step stood, encoded as in the snapshot, or None.
+    """
+
+    def __init__(self, losses: int, step: str | None, cursor: Any) -> None:
+        super().__init__(losses, step, cursor)
+        self.losses = losses
+        self.step = step
+        self.cursor = cursor
+
+    def __str__(self) -> str:
+        where = "before or between steps" if self.step is None else f"in step {self.step!r} at {self.cursor!r}"
+        return f"the process that ran the task was lost {self.losses} times in a row {where}"
 
 
 class SnapshotTooLargeError(ContinuationError):

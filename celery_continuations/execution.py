@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-import uuid
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,19 +21,25 @@ from celery_continuations.core.step import Step
 from celery_continuations.direct import ATTRIBUTE, execution_of
 from celery_continuations.exceptions import (
     ContinuationError,
+    CrashLoopError,
     Interrupt,
     Interrupted,
+    InvalidStepError,
     ResumeLimitError,
     SnapshotTooLargeError,
     StoreError,
     UnserializableValueError,
 )
-from celery_continuations.republish import GENERATION, SNAPSHOT, republish
-from celery_continuations.stores import Claim, Fence, Status, Store, open_store
+from celery_continuations.republish import CHANGED, GENERATION, SNAPSHOT, keepable, republish
+from celery_continuations.stores import Claim, Fence, Status, Store, open_store, rules
 from celery_continuations.telling import Teller
+from celery_continuations.worker.death import death_of
 from celery_continuations.worker.flag import COLD, StopFlag, flag_at
+from celery_continuations.worker.identity import new_owner
 from celery_continuations.worker.receiving import DELIVERY
+from celery_continuations.worker.sweeping import ended, seconds_kept
 from celery_continuations.worker.terminate import defer_terminate
+from celery_continuations.worker.unknown import HAND_BACK_DELAY
 from celery_continuations.worker.watcher import Watch, watcher
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ __all__ = ["Execution"]
 
 STOPPING = "stopping"
 MAX_RUNTIME = "max_runtime"
+RETRY = "retry"
+CODE_CHANGED = "code changed"
 SUPERSEDED = "superseded"
 
 # Seconds between two questions to a task's own predicate.
@@ -53,11 +59,11 @@ _ASK_EVERY = 0.1
 # Seconds until a message that could not be claimed is tried again.
 _CLAIM_COUNTDOWN = 5
 
+# So many losses together with other tasks are worth one alone.
+_SHARED_CRASHES = 10
+
 # Seconds between two attempts to publish: the first, and the longest.
 _PUBLISH_DELAY, _PUBLISH_DELAY_MAX = 0.2, 5.0
-
-# Seconds after which a resumed message that nobody has claimed may be held by a killed worker.
-_QUEUED_DUE = 60.0
 
 
 class Execution:
@@ -89,6 +95,8 @@ class Execution:
         self._watch: Watch | None = None
         self._predicate: Any = None
         self._answer: str | None = None  # of the predicate, until it has been acted on
+        self._crash_loop: CrashLoopError | None = None
+        self._handback: dict[str, Any] | None = None  # the snapshot as it was claimed, and options
         self._error: Exception | None = None  # that the task is to resume from
         self._interval = 0.0
         self._runtime: float | None = None
@@ -118,6 +126,8 @@ class Execution:
         Raises:
             Interrupt: when the message is stale, or was given back.
         """
+        if self._crash_loop is not None:
+            raise self._crash_loop
         if self.run is not None:
             return self.run
         if self._refusal is not None:
@@ -125,16 +135,22 @@ class Execution:
         flag = flag_at(self._delivery.get("flag"))
         if self.resumed and flag.level:
             self._give_back(0, "this worker is stopping")
-        claim = self._claimed()
+        claim = self._claimed(flag.worker)
         if claim is None:
             self._teller.log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
             self._refuse("stale")
         self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
         _hear_postrun()
-        snapshot = Snapshot() if claim.snapshot is None else Snapshot.loads(claim.snapshot)
+        try:
+            snapshot = Snapshot() if claim.snapshot is None else Snapshot.loads(claim.snapshot)
+        except InvalidStepError as exc:
+            self._hand_back_if_changed(exc)
+            raise
         snapshot.executions += 1
         self._ran_before = snapshot.run_time
         self.run = Run(self.request.id, snapshot, self)
+        self._largest = conf.setting(self.task, "max_snapshot")
+        self._refuse_crash_loop(snapshot)
         self._start_watch(flag)
         defer_terminate(flag)
         if claim.snapshot is not None:
@@ -142,23 +158,54 @@ class Execution:
             self._warn_of_slow_queue()
         return self.run
 
-    def _claimed(self) -> Claim | None:
-        owner = f"{self.request.hostname}/{os.getpid()}/{uuid.uuid4().hex}"
-        carried = getattr(self.request, SNAPSHOT, None)
+    def _hand_back_if_changed(self, error: InvalidStepError) -> None:
+        """The code at hand does not fit the snapshot: for the grace other workers may have code that does.
+
+        Raises:
+            Interrupt: while the grace lasts, and where the task says that it is to start over then.
+        """
+        assert self._claim is not None
+        now = time.time()
+        since = float(getattr(self.request, CHANGED, None) or now)
+        snapshot, countdown = self._claim.snapshot, HAND_BACK_DELAY
+        if now - since >= conf.seconds(conf.setting(self.task, "change_grace")):
+            if conf.setting(self.task, "on_change") != "restart":
+                return
+            snapshot, countdown = Snapshot().dumps(), 0.0
+        self._teller.log(logging.WARNING, "changed", "goes back: this worker's code does not fit it: %s", error)
+        self._handback = {"snapshot": snapshot, "options": {"countdown": countdown, "headers": {CHANGED: since}}}
+        raise Interrupt(None, None, CODE_CHANGED)
+
+    def _claimed(self, worker: str) -> Claim | None:
         self._store = open_store(self.task.app, conf.setting(self.task, "store"))
         try:
-            return self._store.claim(self.request.id, self._generation, owner, carried, self._has_ended)
+            return rules.claim(
+                self._store,
+                self.request.id,
+                self._generation,
+                new_owner(worker),
+                snapshot=getattr(self.request, SNAPSHOT, None),
+                message=self._keepable,
+                ended=lambda _: ended(self.task, self.request.id, self.task.backend),
+                death=lambda owner: death_of(owner, self._store.look().leases),
+            )
         except StoreError as exc:
             self._give_back(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
 
-    def _has_ended(self) -> bool:
-        """Ask the result backend, where there is one."""
-        try:
-            return self.task.backend.get_state(self.request.id) in states.READY_STATES
-        except NotImplementedError:
-            return False
-        except Exception as exc:
-            raise StoreError("result backend", f"{type(exc).__name__}: {exc}") from exc
+    def _keepable(self, **options: Any) -> str | None:
+        """Return the message of this task, as the store keeps it for whoever has to publish it again."""
+        if not self._store.keeps:
+            return None
+        options = {**conf.setting(self.task, "resume_options"), **options}
+        return keepable(self.task, self.request, delivery=self._delivery, options=options)
+
+    def _refuse_crash_loop(self, snapshot: Snapshot) -> None:
+        limit = conf.setting(self.task, "max_crashes")
+        alone, shared = snapshot.losses
+        if alone >= limit or shared >= _SHARED_CRASHES * limit:
+            step, cursor = snapshot.current or (None, None)
+            self._crash_loop = CrashLoopError(alone + shared, step, cursor)
+            raise self._crash_loop
 
     def _give_back(self, countdown: float, why: str) -> NoReturn:
         """Publish the message as it was, and end without touching anything else."""
@@ -180,7 +227,6 @@ class Execution:
         assert self.run is not None
         now = time.monotonic()
         self._watch = watch = Watch(self.run, flag)
-        self._largest = conf.setting(self.task, "max_snapshot")
         self._interval = float(conf.setting(self.task, "checkpoint_interval"))
         if self._store.keeps:
             watch.save_at = now + self._interval
@@ -231,7 +277,7 @@ class Execution:
             reason = self._ask(now)
         if reason is not None:
             run.attention = True  # for the next checkpoint, if this one comes too early to leave
-        elif now >= watch.save_at:
+        elif now >= watch.save_at or watch.verify:
             self.save(run)
             run.attention = self._interval == 0
         return reason
@@ -248,13 +294,15 @@ class Execution:
 
     def save(self, run: Run) -> None:
         """Save the run's progress, if there is any that is not saved."""
-        text = self._snapshot_text()
-        if text == self._saved_text or not self._store.keeps:
-            return
-        assert self._watch is not None
+        watch = self._watch
+        assert watch is not None
         assert self._fence is not None
+        text = self._snapshot_text()
+        verify, watch.verify = watch.verify, False
+        if not self._store.keeps or (text == self._saved_text and not verify):
+            return
         try:
-            kept = self._store.save(self.request.id, self._fence, text)
+            kept = rules.save(self._store, self.request.id, self._fence, text)
         except StoreError as exc:
             self._warn_not_saved("its progress", exc)
         else:
@@ -262,7 +310,7 @@ class Execution:
                 self._refusal, self._fence = SUPERSEDED, None
                 run.interrupt(SUPERSEDED)
             self._saved_text = text
-        self._watch.save_at = time.monotonic() + self._interval
+        watch.save_at = time.monotonic() + self._interval
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Tell what happens to a step."""
@@ -277,6 +325,8 @@ class Execution:
             Interrupt: when the task is to resume.
         """
         run = self.run
+        if run is not None and run.misfit is not None:
+            self._hand_back_if_changed(run.misfit)
         if run is None or run.interrupted is not None or seams.is_predicate(error):
             return
         run.failed(error)
@@ -297,11 +347,21 @@ class Execution:
             raise Interrupt(None, None, self._refusal)
         if run is None:
             return
+        if self._crash_loop is not None:
+            raise self._crash_loop
+        if run.misfit is not None:
+            self._hand_back_if_changed(run.misfit)
+            raise run.misfit
         if run.interrupted is not None:
             raise run.interrupted
         if self.retry_options is not None:
             raise Retry("retry(throw=False)")
-        run.finish()
+        try:
+            run.finish()
+        except InvalidStepError:
+            if run.misfit is not None:
+                self._hand_back_if_changed(run.misfit)
+            raise
 
     def finish(self, value: Any) -> None:
         """Write down the return value before Celery passes it on.
@@ -318,7 +378,7 @@ class Execution:
         if encoded is not None and len(encoded) > self._largest:
             encoded = None  # steps are remembered: the body would be run again to make it anew
         try:
-            fence = self._store.finish(self.request.id, self._fence, self._timed_text(), encoded)
+            fence = rules.finish(self._store, self.request.id, self._fence, self._timed_text(), encoded)
         except StoreError as exc:
             self._warn_not_saved("that it has finished", exc)
             return
@@ -335,13 +395,15 @@ class Execution:
             Ignore: when another execution has taken over, or this one never began.
             ResumeLimitError: when the task was resumed too often.
         """
+        if self._handback is not None and self._fence is not None:
+            return self._hand_back(**self._handback)
         interrupt = self._interruption(error)
         if interrupt is not None:
             return self._hand_over(interrupt)
         if isinstance(error, Retry) and self.retry_options is not None:
             assert self.run is not None
             self.run.take_snapshot()
-            self._leave("retry", self.retry_options)
+            self._leave(RETRY, self.retry_options)
         elif isinstance(error, Exception) and not seams.is_predicate(error):
             self._save_failure()
         return error
@@ -379,24 +441,33 @@ class Execution:
         retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
         return retry
 
+    def _hand_back(self, snapshot: str | None, options: dict[str, Any]) -> BaseException:
+        self._leave_to_message(snapshot or Snapshot().dumps(), options)
+        self._interrupted = Interrupted(None, None, CODE_CHANGED)
+        retry: BaseException = Retry(str(self._interrupted), exc=self._interrupted, when=options["countdown"])
+        return retry
+
     def _leave(self, reason: str, options: dict[str, Any]) -> None:
         """Leave the record to the next message, and keep that for :meth:`publish`."""
         assert self.run is not None
-        assert self._fence is not None
         snapshot = self.run.snapshot
         snapshot.resumptions += 1
         snapshot.reason = reason
         snapshot.left_at = time.time()
-        text = self._timed_text()
+        message = self._keepable(**options) if reason == RETRY else None
+        self._leave_to_message(self._timed_text(), options, message)
+
+    def _leave_to_message(self, text: str, options: dict[str, Any], message: str | None = None) -> None:
+        assert self._fence is not None
         generation = self._fence.generation
-        due_in = _delay(options) + _QUEUED_DUE
         try:
-            if not self._store.interrupt(self.request.id, self._fence, text, due_in):
-                self._end_superseded()
+            fence = rules.interrupt(self._store, self.request.id, self._fence, text, _delay(options), message)
         except StoreError as exc:
             self._warn_not_saved("its progress, and carries it in the message only", exc)
         else:
-            self._fence = Fence(generation, Status.QUEUED)
+            if fence is None:
+                self._end_superseded()
+            self._fence = fence
         if self._watch is not None:
             watcher.leave(self._watch)
         self._handover = {"generation": generation, "snapshot": text, "options": options}
@@ -483,7 +554,7 @@ class Execution:
         if self._fence is None or self.run is None:
             return
         try:
-            kept = self._store.save(self.request.id, self._fence, self._timed_text())
+            kept = rules.save(self._store, self.request.id, self._fence, self._timed_text())
         except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:
             self._warn_not_saved("its last progress", exc)
         else:
@@ -493,12 +564,9 @@ class Execution:
     def _end(self, status: str) -> None:
         if self._fence is None or (self._fence.status == Status.QUEUED and status != Status.FAILED):
             return
-        if status == Status.FAILED:
-            text, keep = None, conf.seconds(conf.setting(self.task, "keep_failed"))  # _save_failure has saved it
-        else:
-            text, keep = self._timed_text(), conf.tombstone_seconds(self.task.app)
+        text = None if status == Status.FAILED else self._timed_text()  # _save_failure has saved it
         try:
-            self._store.end(self.request.id, self._fence, status, text, keep)
+            rules.end(self._store, self.request.id, self._fence, status, text, seconds_kept(self.task, status))
         except StoreError as exc:
             self._warn_not_saved("that it has ended", exc)
         self._fence = None
@@ -508,7 +576,7 @@ class Execution:
         if self._fence is None:
             return
         try:
-            self._store.release(self.request.id, self._fence, self._timed_text())
+            rules.release(self._store, self.request.id, self._fence, self._timed_text())
         except StoreError as exc:
             self._warn_not_saved("that it gives its message back", exc)
         self._fence = None

@@ -7,20 +7,29 @@ topic exchange.
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kombu.entity import Exchange, Queue
 from kombu.pools import producers
+from kombu.serialization import dumps
+from kombu.utils import json
 
 from celery_continuations import conf, seams
+from celery_continuations.exceptions import StoreError
 
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-__all__ = ["GENERATION", "SNAPSHOT", "republish"]
+__all__ = ["CHANGED", "GENERATION", "SNAPSHOT", "Publisher", "keepable", "publisher", "republish", "task_name"]
 
 #: The header that carries the generation a message continues.
 GENERATION = "continuation_generation"
+
+#: The header that says since when a task has been handed back, in seconds since the epoch: no code fits it.
+CHANGED = "continuation_changed"
 
 #: The key of the message's body that carries the snapshot: RabbitMQ closes the connection on a large header.
 SNAPSHOT = "continuation"
@@ -28,6 +37,7 @@ SNAPSHOT = "continuation"
 # Headers that the broker or this library put into a delivery, and that belong to that delivery only.
 _NOT_THE_CALLERS = (
     GENERATION,
+    CHANGED,
     SNAPSHOT,
     "continuation_delivery",
     "continuation_execution",
@@ -67,25 +77,131 @@ def republish(
         kombu.exceptions.OperationalError: when the broker cannot be reached.
     """
     app = task.app
+    message, headers, sending = _message(task, request, delivery, options, started=generation > 0)
+    if snapshot is not None:
+        message.body[2][SNAPSHOT] = snapshot
+    if generation:
+        headers[GENERATION] = generation
+    with _producer(app) as producer:
+        app.amqp.send_task_message(
+            producer,
+            task.name,
+            message,
+            headers=headers,
+            **sending,
+            **_destination(app, _route(request.delivery_info, options)),
+        )
+
+
+def keepable(task: Task, request: Any, *, delivery: dict[str, Any], options: dict[str, Any]) -> str:
+    """Return the message that :func:`republish` would send, as a text that :class:`Publisher` can publish.
+
+    The body is serialized by the message's own serializer, and is never read again but by a worker
+    that accepts it.  Arguments as of :func:`republish`.
+    """
+    message, headers, sending = _message(task, request, delivery, options, started=True)
+    serializer = sending.pop("serializer", None) or conf.celery_setting(task.app, "task_serializer")
+    content_type, encoding, body = dumps(message.body, serializer=serializer)  # type: ignore[no-untyped-call]
+    if encoding != "utf-8":
+        body = base64.b64encode(body).decode()
+    whole = {
+        "task": task.name,
+        "route": _route(request.delivery_info, options),
+        "headers": {**message.headers, **headers},
+        "properties": message.properties,
+        "sending": sending,
+        "content": [content_type, encoding],
+        "body": body if isinstance(body, str) else body.decode(),
+    }
+    return str(json.dumps(whole))  # type: ignore[no-untyped-call]
+
+
+class Publisher:
+    """Publishes what :func:`keepable` has made.
+
+    Args:
+        app: whose broker.
+        connection: to that broker, of its own.
+    """
+
+    def __init__(self, app: Celery, connection: Any) -> None:
+        self._app = app
+        self._connection = connection
+        self._producer: Any = app.amqp.Producer(connection, auto_declare=False)
+
+    def publish(self, text: str, generation: int) -> None:
+        """Publish a message, as one that continues ``generation``.
+
+        Raises:
+            StoreError: for a text that is no message.
+            kombu.exceptions.OperationalError: when the broker cannot be reached.
+        """
+        message = _parsed(text)
+        content_type, encoding = message["content"]
+        body = message["body"] if encoding == "utf-8" else base64.b64decode(message["body"])
+        self._app.amqp.send_task_message(
+            self._producer,
+            message["task"],
+            ({**message["headers"], GENERATION: generation}, message["properties"], body, None),
+            content_type=content_type,  # with which kombu takes the body as it is
+            content_encoding=encoding,
+            **message["sending"],
+            **_destination(self._app, message["route"]),
+        )
+
+    def is_waiting(self, text: str) -> bool:
+        """Whether there are messages in the queue that this one goes to, so that it may be among them."""
+        route = _parsed(text)["route"]
+        return any(self._count(name) for name in _queue_names(self._app, route))
+
+    def _count(self, name: str) -> int:
+        try:
+            with self._connection.channel() as channel:
+                return int(channel.queue_declare(queue=name, passive=True).message_count)
+        except self._connection.channel_errors:
+            return 0  # there is no such queue
+
+
+@contextmanager
+def publisher(app: Celery) -> Iterator[Publisher]:
+    """Open a connection for a :class:`Publisher`; with confirms on AMQP.
+
+    For the worker's main process: pooled connections would be inherited by the children that it forks.
+    """
+    with app.connection_for_write(transport_options=_confirming(app)) as connection:
+        yield Publisher(app, connection)
+
+
+def task_name(text: str) -> str:
+    """Return the name of the task that a message of :func:`keepable` is for."""
+    return str(_parsed(text)["task"])
+
+
+def _parsed(text: str) -> Any:
+    try:
+        message = json.loads(text)  # type: ignore[no-untyped-call]
+        for key in ("task", "route", "headers", "properties", "sending", "content", "body"):
+            message[key]
+    except (ValueError, TypeError, KeyError) as exc:
+        raise StoreError("record", f"what it keeps is no message: {exc!r}") from exc
+    return message
+
+
+def _message(
+    task: Task, request: Any, delivery: dict[str, Any], options: dict[str, Any], started: bool
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return Celery's task message, the headers to add to it, and the properties to send it with."""
     options = {_RENAMED.get(name, name): value for name, value in options.items()}
     fields = {**_fields(task, request), **_parts(options, _FIELDS)}
     for name in ("args", "kwargs"):
         if name in options:
             fields[name + "repr"] = None  # made anew
-    if generation == 0:
-        fields.setdefault("expires", request.expires)  # it has not started yet
+    if not started:
+        fields.setdefault("expires", request.expires)
     stamps = dict(request.stamps or {})
-    message = app.amqp.create_task_message(**fields, **stamps)
-    if snapshot is not None:
-        message.body[2][SNAPSHOT] = snapshot
+    message = task.app.amqp.create_task_message(**fields, **stamps)
     headers = {**_callers_headers(request), **(options.get("headers") or {})}
-    if generation:
-        headers[GENERATION] = generation
-    sending = {**_properties(request, delivery), **_parts(options, _IN_PROPERTIES)}
-    with _producer(app) as producer:
-        app.amqp.send_task_message(
-            producer, task.name, message, headers=headers, **sending, **_route(app, request, options)
-        )
+    return message, headers, {**_properties(request, delivery), **_parts(options, _IN_PROPERTIES)}
 
 
 _FIELDS = (
@@ -160,13 +276,20 @@ def _properties(request: Any, delivery: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value is not None}
 
 
-def _route(app: Celery, request: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _route(delivery_info: dict[str, Any] | None, options: dict[str, Any]) -> dict[str, Any]:
     """Where to: what ``options`` say, else where the message came from."""
     chosen = _parts(options, ("queue", "exchange", "routing_key"))
     if chosen:
         return chosen
-    info = request.delivery_info or {}
-    exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
+    info = delivery_info or {}
+    return {"exchange": info.get("exchange") or "", "routing_key": info.get("routing_key") or ""}
+
+
+def _destination(app: Celery, route: dict[str, Any]) -> dict[str, Any]:
+    """Turn a route into what ``send_task_message`` takes."""
+    if "queue" in route:
+        return route
+    exchange, key = route.get("exchange", ""), route.get("routing_key", "")
     queues = app.amqp.queues.values()
     if exchange == "":
         # The default exchange goes by the queue's name; our own Queue keeps Celery from taking the
@@ -185,10 +308,24 @@ def _route(app: Celery, request: Any, options: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def _queue_names(app: Celery, route: dict[str, Any]) -> list[str]:
+    """Return the queues that a route leads to, as far as the app knows them."""
+    if "queue" in route:
+        return [route["queue"]]
+    if not route.get("exchange"):
+        return [route["routing_key"]]
+    return [
+        queue.name for queue in app.amqp.queues.values() if queue.exchange and queue.exchange.name == route["exchange"]
+    ]
+
+
 def _producer(app: Celery) -> Any:
     """Return a producer from a pool; on AMQP one whose publishes are confirmed."""
     if conf.driver_type(app) == "amqp":
-        options = {**conf.transport_options(app), "confirm_publish": True}
-        connection = app.connection_for_write(transport_options=options)
-        return producers[connection].acquire(block=True)
+        return producers[app.connection_for_write(transport_options=_confirming(app))].acquire(block=True)
     return app.producer_pool.acquire(block=True)
+
+
+def _confirming(app: Celery) -> dict[str, Any]:
+    options = conf.transport_options(app)
+    return {**options, "confirm_publish": True} if conf.driver_type(app) == "amqp" else options

@@ -13,7 +13,9 @@ from typing import Any
 from billiard import common as billiard_common
 from billiard.process import current_process
 from celery import _state
-from celery.exceptions import TaskPredicate
+from celery.backends.base import DisabledBackend
+from celery.backends.rpc import RPCBackend
+from celery.exceptions import TaskPredicate, WorkerLostError
 from celery.local import PromiseProxy, Proxy
 from kombu.serialization import registry
 
@@ -23,8 +25,11 @@ __all__ = [
     "forget_consumer_cancellation",
     "ignore_result_of",
     "in_pool_child",
+    "is_lost_process",
     "is_predicate",
+    "keeps_results",
     "on_every_app",
+    "pool_pids",
     "promised_options",
     "rewrap_autoretry",
     "serializer_of",
@@ -77,12 +82,38 @@ def in_pool_child() -> bool:
     return bool(current_process()._name != "MainProcess")
 
 
+def pool_pids(worker: Any) -> list[int]:
+    """Return the pids of a prefork pool's processes; none for other pools, or while it starts.
+
+    Why: Celery tells them only in the reply to a remote control command, and learns of a death itself
+    only after 5 to 10 seconds where its broker has no event loop.
+    """
+    pool = getattr(getattr(worker, "pool", None), "_pool", None)
+    return [process.pid for process in list(getattr(pool, "_pool", None) or ()) if hasattr(process, "sentinel")]
+
+
+def keeps_results(backend: Any) -> bool:
+    """Whether a result backend can say, in any process, what has become of a task.
+
+    Why: that of an app without one says that it is persistent, and one over RPC keeps results for one caller only.
+    """
+    return not isinstance(backend, (DisabledBackend, RPCBackend))
+
+
 def terminate_signal() -> int:
     """The signal that ends a pool child: SIGTERM, or what REMAP_SIGTERM says.
 
     Why: billiard reads the variable once, and the two must agree.
     """
     return int(getattr(billiard_common, "TERM_SIGNAL", signal.SIGTERM))
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a task failed because the process that ran it has ended.
+
+    Why: from 4.3 on billiard reports the exit of a process by the SystemExit itself, wrapped.
+    """
+    return isinstance(getattr(error, "exc", error), (WorkerLostError, SystemExit))
 
 
 def is_predicate(error: BaseException) -> bool:

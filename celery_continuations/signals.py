@@ -10,6 +10,8 @@ by Celery and otherwise without effect.
 ``step_failed``       ``step``, ``error``: a call step's function raised
 ``task_interrupted``  ``interrupt``: step, cursor, reason
 ``task_resumed``      ``continuation``: the run's view of itself
+``task_recovered``    sent by a worker's main process: a task whose execution was lost is queued
+                      again; the sender is None where this worker does not know the task
 ====================  =====================================================
 """
 
@@ -23,6 +25,7 @@ __all__ = [
     "step_skipped",
     "step_started",
     "task_interrupted",
+    "task_recovered",
     "task_resumed",
 ]
 
@@ -31,4 +34,5 @@ step_completed = Signal(name="step_completed", providing_args={"task_id", "step"
 step_skipped = Signal(name="step_skipped", providing_args={"task_id", "step"})
 step_failed = Signal(name="step_failed", providing_args={"task_id", "step", "error"})
 task_interrupted = Signal(name="task_interrupted", providing_args={"task_id", "interrupt"})
+task_recovered = Signal(name="task_recovered", providing_args={"task_id"})
 task_resumed = Signal(name="task_resumed", providing_args={"task_id", "continuation"})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_continuations import signals
 from celery_continuations.core.run import Continuation, Run
+from celery_continuations.core.snapshot import LOST
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import Interrupted
 
@@ -58,7 +59,7 @@ class Teller:
     def resumed(self, run: Run, lost: bool) -> None:
         """An execution goes on where another has left, or was ``lost``."""
         snapshot = run.snapshot
-        reason = "its execution was lost" if lost else snapshot.reason
+        reason = LOST if lost else snapshot.reason
         completed = list(snapshot.completed)
         self.log(
             logging.INFO,

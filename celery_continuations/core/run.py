@@ -49,6 +49,7 @@ class Run:
     Attributes:
         attention: the one attribute that every checkpoint reads; set it to have ``host.attend`` called.
         interrupted: the interruption under way, or None.
+        misfit: why the code does not fit the snapshot, once that has been found.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Run:
         "id",
         "interrupted",
         "interruptible",
+        "misfit",
         "snapshot",
     )
 
@@ -75,6 +77,7 @@ class Run:
         self.attention = False
         self.interrupted: Interrupt | None = None
         self.interruptible = interruptible
+        self.misfit: InvalidStepError | None = None
         self._host = host
         self._thread = threading.get_ident()
         self._recorded = snapshot.steps
@@ -139,11 +142,13 @@ class Run:
             self.complete(self._open)
         if len(self._seen) < len(self._recorded):
             missed = self._recorded[len(self._seen)]
-            raise InvalidStepError(
+            self.misfit = InvalidStepError(
                 f"the task ended before step {missed!r}, which an earlier execution had reached; "
                 "the order of steps may depend on the arguments and on remembered values only",
                 expected=missed,
+                recorded=True,
             )
+            raise self.misfit
 
     # -- what the host calls
 
@@ -264,12 +269,14 @@ class Run:
         place = len(self._seen)
         if place < len(self._recorded) and self._recorded[place] != name:
             expected = self._recorded[place]
-            raise InvalidStepError(
+            self.misfit = InvalidStepError(
                 f"step {name!r} was started where an earlier execution had step {expected!r}; the order of "
                 "steps may depend on the arguments and on remembered values only",
                 found=name,
                 expected=expected,
+                recorded=True,
             )
+            raise self.misfit
         if place >= len(self._recorded) and name in self.snapshot.completed:
             raise InvalidStepError(f"step {name!r} was started twice", found=name)
         self._seen.append(name)

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_continuations.core import codec
-from celery_continuations.exceptions import RememberedError, UnserializableValueError
+from celery_continuations.exceptions import InvalidStepError, RememberedError, UnserializableValueError
 
-__all__ = ["Outcome", "Saved", "Snapshot"]
+__all__ = ["LOST", "Outcome", "Saved", "Snapshot"]
 
 VERSION = 1
+
+#: The reason of a resumption for which nobody left: the execution was lost.
+LOST = "lost"
 
 # Errors are kept for the operator, not for the task: a few are enough.
 _ERRORS_KEPT = 20
@@ -119,6 +122,8 @@ class Snapshot:
         left_at: when, in seconds since the epoch.
         errors: the last errors that were resumed from, oldest first.
         progress: items done and items in all of the step in hand, where known.
+        losses: how many executions in a row were lost at the same place: alone, and together with others.
+        lost_at: that place.
     """
 
     completed: dict[str, Outcome] = field(default_factory=dict)
@@ -132,6 +137,8 @@ class Snapshot:
     left_at: float = 0.0
     errors: list[dict[str, Any]] = field(default_factory=list)
     progress: tuple[int | None, int | None] = (None, None)
+    losses: tuple[int, int] = (0, 0)
+    lost_at: Any = None
 
     @property
     def steps(self) -> list[str]:
@@ -144,25 +151,28 @@ class Snapshot:
         entry = {"type": type(error).__name__, "message": str(error), "step": name, "cursor": cursor}
         self.errors = [*self.errors[1 - _ERRORS_KEPT :], entry]
 
+    def lose(self, *, alone: bool = False, shared: bool = False) -> None:
+        """An execution was lost that had come no further than this; ``alone`` or with others, or it does not count."""
+        self.reason = LOST
+        if not (alone or shared):
+            return
+        place = [len(self.completed), list(self.current) if self.current else None]
+        if self.lost_at != place:
+            self.losses = (0, 0)
+        self.losses = (self.losses[0] + alone, self.losses[1] + shared)
+        self.lost_at = place
+
     def dumps(self) -> str:
         """Write the snapshot as JSON text."""
-        return json.dumps(
-            {
-                "version": VERSION,
-                "completed": [[name, one.kind, one.data] for name, one in self.completed.items()],
-                "current": self.current,
-                "saved": {key: codec.encode(value, f"saved[{key!r}]") for key, value in self.saved.items()},
-                "executions": self.executions,
-                "resumptions": self.resumptions,
-                "counted": self.counted,
-                "run_time": self.run_time,
-                "reason": self.reason,
-                "left_at": self.left_at,
-                "errors": self.errors,
-                "progress": self.progress,
-            },
-            separators=(",", ":"),
-        )
+        data: dict[str, Any] = {
+            "completed": [[name, one.kind, one.data] for name, one in self.completed.items()],
+            "saved": {key: codec.encode(value, f"saved[{key!r}]") for key, value in self.saved.items()},
+        }
+        for name in _PLAIN:
+            data[name] = getattr(self, name)
+        # What is as in a new snapshot is left out: many a snapshot is a step and a cursor.
+        kept = {name: value for name, value in data.items() if value != _NEW[name]}
+        return json.dumps({"version": VERSION, **kept}, separators=(",", ":"))
 
     @classmethod
     def loads(cls, text: str) -> Snapshot:
@@ -172,15 +182,21 @@ class Snapshot:
         longer be decoded raises inside the task.
 
         Raises:
-            UnserializableValueError: when ``text`` is no snapshot, or of a version unknown here.
+            UnserializableValueError: when ``text`` is no snapshot.
+            InvalidStepError: when it is of a version that comes after the one known here.
 
         >>> Snapshot.loads(Snapshot(current=("import", 500)).dumps()).steps
         ['import']
         """
         try:
             data = json.loads(text)
+            if type(data["version"]) is int and data["version"] > VERSION:
+                raise InvalidStepError(
+                    f"the snapshot is of version {data['version']}, known here is {VERSION}", recorded=True
+                )
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']!r}, known is {VERSION}")
+            data = {**_NEW, **data}
             saved = Saved()
             for key, value in data["saved"].items():
                 saved[key] = codec.decode(value, f"saved[{key!r}]")
@@ -194,8 +210,10 @@ class Snapshot:
                 run_time=data["run_time"],
                 reason=data["reason"],
                 left_at=data["left_at"],
-                errors=data["errors"],
+                errors=list(data["errors"]),
                 progress=(data["progress"][0], data["progress"][1]),
+                losses=(data["losses"][0], data["losses"][1]),
+                lost_at=data["lost_at"],
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as exc:
             raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
@@ -207,3 +225,12 @@ class Snapshot:
         if self.current is not None:
             sizes[f"the cursor of step {self.current[0]!r}"] = len(json.dumps(self.current[1]))
         return max(sizes, key=lambda part: sizes[part], default="nothing")
+
+
+# The fields that are JSON as they are.
+_PLAIN = (
+    "current", "executions", "resumptions", "counted", "run_time", "reason",
+    "left_at", "errors", "progress", "losses", "lost_at",
+)  # fmt: skip
+
+_NEW: dict[str, Any] = {"completed": [], "saved": {}, **{name: getattr(Snapshot(), name) for name in _PLAIN}}

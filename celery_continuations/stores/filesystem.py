@@ -1,4 +1,13 @@
-"""Records in files, for a single machine and no server."""
+"""Records in files, for a single machine and no server.
+
+================  =======================================================================
+``NAME.json``     a record
+``live/NAME``     empty: the record has not ended, so a sweep looks at it
+``leases/NAME``   the lease of a worker
+``XX.lock``       one lock for every 256th record: their number stays small, and none is ever
+                  deleted, which would hand the same lock to two holders
+================  =======================================================================
+"""
 
 from __future__ import annotations
 
@@ -9,9 +18,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Record, Store
+from celery_continuations.stores.base import Fence, Lease, Look, Record, Store
 from celery_continuations.stores.memory import merge
 
 try:
@@ -40,28 +50,18 @@ class FilesystemStore(Store):
         if fcntl is None:  # pragma: no cover - Windows
             raise StoreError("filesystem", "this system has no fcntl.flock")
         self._folder = Path(folder) / f"continuations-{_file_name(namespace)}"
+        self._live, self._leases = self._folder / "live", self._folder / "leases"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            for made in (self._live, self._leases):
+                made.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise StoreError("filesystem", f"cannot make {self._folder}: {exc}") from exc
         self._remove_expired()
 
     def read(self, task_id: str) -> Record | None:
         """As of Store."""
-        path = self._path(task_id)
-        try:
-            text = path.read_text("ascii")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as exc:
-            raise StoreError("filesystem", f"{path}: {exc}") from exc
-        try:
-            data = json.loads(text)
-            if data["expires"] is not None and data["expires"] < time.time():
-                return None
-            return Record(Fence.loads(data["fence"]), data["snapshot"], data["message"], data["value"], data["due"])
-        except (ValueError, KeyError, TypeError) as exc:
-            raise StoreError("filesystem", f"{path} is no record: {exc!r}") from exc
+        found = _load(self._path(task_id))
+        return None if found is None else found[1]
 
     def swap(
         self,
@@ -80,6 +80,7 @@ class FilesystemStore(Store):
             now = time.time()
             whole = merge(found, record, None if due_in is None else now + due_in)
             data = {
+                "task_id": task_id,
                 "fence": whole.fence.dumps(),
                 "snapshot": whole.snapshot,
                 "message": whole.message,
@@ -87,9 +88,13 @@ class FilesystemStore(Store):
                 "due": whole.due,
                 "expires": None if expires_in is None else now + expires_in,
             }
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(data), "ascii")
-            temporary.replace(path)
+            # Marked before it is written, and unmarked after: a kill in between leaves a mark too many.
+            live = bool(whole.fence.worker) or whole.due is not None
+            if live:
+                (self._live / path.stem).touch()
+            _write(path, data)
+            if not live:
+                (self._live / path.stem).unlink(missing_ok=True)
             return True
 
     def delete(self, task_id: str, expected: Fence) -> bool:
@@ -99,7 +104,84 @@ class FilesystemStore(Store):
             if found is None or found.fence != expected:
                 return False
             path.unlink()
+            (self._live / path.stem).unlink(missing_ok=True)
             return True
+
+    def renew(self, worker: str, seconds: float, note: str = "") -> None:
+        """As of Store."""
+        path = self._leases / _file_name(worker)
+        try:
+            _write(path, {"worker": worker, "until": time.time() + seconds, "note": note})
+        except OSError as exc:
+            raise StoreError("filesystem", f"{path}: {exc}") from exc
+
+    def retire(self, worker: str) -> None:
+        """As of Store."""
+        if not self.owned(worker):
+            try:
+                (self._leases / _file_name(worker)).unlink(missing_ok=True)
+            except OSError as exc:
+                raise StoreError("filesystem", f"{self._leases}: {exc}") from exc
+
+    def look(self, worker: str = "", limit: int = 100) -> Look:
+        """As of Store."""
+        now = time.time()
+        leases = self._read_leases(now)
+        due: list[tuple[float, str]] = []
+        owned: dict[str, str] = {}
+        for task_id, record in self._read_live():
+            if record is None:
+                due.append((0.0, task_id))  # let the sweep read it, and name what is wrong with it
+                continue
+            name = record.fence.worker
+            if name:
+                leases.setdefault(name, Lease(name, 0.0))
+            if worker and name == worker:
+                owned[task_id] = record.fence.owner
+            if record.due is not None and record.due <= now:
+                due.append((record.due, task_id))
+        return Look(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], owned)
+
+    def owned(self, worker: str) -> dict[str, str]:
+        """As of Store."""
+        if not worker:
+            return {}
+        return {
+            task_id: one.fence.owner
+            for task_id, one in self._read_live()
+            if one is not None and one.fence.worker == worker
+        }
+
+    def _read_live(self) -> Iterator[tuple[str, Record | None]]:
+        """Yield what has not ended; None for a record that cannot be read, under its file's name."""
+        for name in self._names(self._live):
+            try:
+                found = _load(self._folder / f"{name}.json")
+            except StoreError:
+                yield name, None
+            else:
+                if found is not None:
+                    yield found
+
+    def _read_leases(self, now: float) -> dict[str, Lease]:
+        leases = {}
+        for name in self._names(self._leases):
+            path = self._leases / name
+            try:
+                data = json.loads(path.read_text("ascii"))
+                leases[data["worker"]] = Lease(data["worker"], data["until"] - now, data["note"])
+            except FileNotFoundError:
+                continue  # retired just now
+            except (OSError, ValueError, KeyError, TypeError) as exc:
+                raise StoreError("filesystem", f"{path} is no lease: {exc!r}") from exc
+        return leases
+
+    @staticmethod
+    def _names(folder: Path) -> list[str]:
+        try:
+            return [name for name in os.listdir(folder) if "." not in name]
+        except OSError as exc:
+            raise StoreError("filesystem", f"{folder}: {exc}") from exc
 
     def _remove_expired(self) -> None:
         """Remove what has expired.  No tombstone does within a day, so younger files are not even opened."""
@@ -108,7 +190,7 @@ class FilesystemStore(Store):
                 OSError, StoreError, ValueError, KeyError, TypeError
             ):  # what is no record is not ours to judge
                 if path.stat().st_mtime < time.time() - _A_DAY:
-                    with self._locked(path.stem):
+                    with self._locked_file(path):
                         expires = json.loads(path.read_text("ascii"))["expires"]
                         if expires is not None and expires < time.time():
                             path.unlink()
@@ -118,18 +200,54 @@ class FilesystemStore(Store):
 
     @contextmanager
     def _locked(self, task_id: str) -> Iterator[Path]:
-        path = self._path(task_id)
-        # One lock for every 256th record: their number stays small, and none is ever deleted,
-        # which would hand the same lock to two holders.
+        with self._locked_file(self._path(task_id)) as path:
+            yield path
+
+    @contextmanager
+    def _locked_file(self, path: Path) -> Iterator[Path]:
         lock = self._folder / f"{hashlib.sha256(path.name.encode()).hexdigest()[:2]}.lock"
         try:
             with open(lock, "wb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield path
         except OSError as exc:
-            with suppress(OSError):
-                path.with_suffix(f".{os.getpid()}").unlink()
             raise StoreError("filesystem", f"{path}: {exc}") from exc
+
+
+def _load(path: Path) -> tuple[str, Record] | None:
+    """Return the task's id and its record, or None where there is none, or it has expired."""
+    try:
+        text = path.read_text("ascii")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as exc:
+        raise StoreError("filesystem", f"{path}: {exc}") from exc
+    try:
+        data = json.loads(text)
+        if data["expires"] is not None and data["expires"] <= time.time():
+            return None
+        texts = {part: _text_or_none(data[part]) for part in ("snapshot", "message", "value")}
+        due = None if data["due"] is None else float(data["due"])
+        return str(data["task_id"]), Record(Fence.loads(data["fence"]), **texts, due=due)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise StoreError("filesystem", f"{path} is no record: {exc!r}") from exc
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        temporary.write_text(json.dumps(data), "ascii")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _file_name(text: str) -> str:

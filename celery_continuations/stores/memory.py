@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
-from celery_continuations.stores.base import Fence, Record, Store
+from celery_continuations.stores.base import Fence, Lease, Look, Record, Store
 
 __all__ = ["MemoryStore"]
 
 
 class MemoryStore(Store):
     """A dict and a lock.
+
+    Args:
+        clock: returns the seconds since the epoch.
 
     >>> store = MemoryStore()
     >>> store.swap("id", None, Record(Fence(1, "running", "me")))
@@ -21,8 +25,10 @@ class MemoryStore(Store):
     False
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._records: dict[str, tuple[Record, float | None]] = {}
+        self._leases: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
     def read(self, task_id: str) -> Record | None:
@@ -44,7 +50,7 @@ class MemoryStore(Store):
             found = self._live(task_id)
             if (found.fence if found else None) != expected:
                 return False
-            now = time.time()
+            now = self._clock()
             until = None if expires_in is None else now + expires_in
             self._records[task_id] = (merge(found, record, None if due_in is None else now + due_in), until)
             return True
@@ -58,9 +64,47 @@ class MemoryStore(Store):
             del self._records[task_id]
             return True
 
+    def renew(self, worker: str, seconds: float, note: str = "") -> None:
+        """As of Store."""
+        with self._lock:
+            self._leases[worker] = (self._clock() + seconds, note)
+
+    def retire(self, worker: str) -> None:
+        """As of Store."""
+        with self._lock:
+            if not self._owned(worker):
+                self._leases.pop(worker, None)
+
+    def look(self, worker: str = "", limit: int = 100) -> Look:
+        """As of Store."""
+        with self._lock:
+            now = self._clock()
+            leases = {name: Lease(name, until - now, note) for name, (until, note) in self._leases.items()}
+            due = []
+            for task_id in list(self._records):
+                record = self._live(task_id)
+                if record is not None and record.fence.worker:
+                    leases.setdefault(record.fence.worker, Lease(record.fence.worker, 0.0))
+                if record is not None and record.due is not None and record.due <= now:
+                    due.append((record.due, task_id))
+            return Look(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], self._owned(worker))
+
+    def owned(self, worker: str) -> dict[str, str]:
+        """As of Store."""
+        with self._lock:
+            return self._owned(worker)
+
+    def _owned(self, worker: str) -> dict[str, str]:
+        found = {}
+        for task_id in list(self._records):
+            record = self._live(task_id)
+            if worker and record is not None and record.fence.worker == worker:
+                found[task_id] = record.fence.owner
+        return found
+
     def _live(self, task_id: str) -> Record | None:
         record, until = self._records.get(task_id, (None, None))
-        return None if until is not None and until < time.time() else record
+        return None if until is not None and until <= self._clock() else record
 
 
 def merge(found: Record | None, record: Record, due: float | None) -> Record:

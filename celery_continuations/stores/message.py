@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_continuations.stores.base import Fence, Record, Store
+from celery_continuations.stores.base import Fence, Look, Record, Store
 
 __all__ = ["MessageStore"]
 
@@ -28,6 +28,24 @@ class MessageStore(Store):
         """Agree."""
         return True
 
+    def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
+        """Agree."""
+        return Record(fence)
+
     def delete(self, task_id: str, expected: Fence) -> bool:
         """Agree."""
         return True
+
+    def renew(self, worker: str, seconds: float, note: str = "") -> None:
+        """Nobody asks."""
+
+    def retire(self, worker: str) -> None:
+        """Nobody asks."""
+
+    def look(self, worker: str = "", limit: int = 100) -> Look:
+        """There is nothing to find."""
+        return Look([], [], {})
+
+    def owned(self, worker: str) -> dict[str, str]:
+        """There never is a record."""
+        return {}

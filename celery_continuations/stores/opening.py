@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -21,8 +22,23 @@ if TYPE_CHECKING:
 __all__ = ["open_store", "without_store"]
 
 _REDIS = ("redis", "rediss", "redis+socket", "sentinel")
+_IN_MEMORY = "a database in memory is found by no other process"
 
 _opened: WeakKeyDictionary[Celery, dict[str, Store]] = WeakKeyDictionary()
+
+# Stores that were opened before a fork. They stay where they are: to collect them would close connections
+# that are still the parent's.
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    global _opened
+    _inherited.append(_opened)
+    _opened = WeakKeyDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def open_store(app: Celery, setting: str) -> Store:
@@ -33,13 +49,20 @@ def open_store(app: Celery, setting: str) -> Store:
         setting: a value of ``continuation_store``.
 
     Raises:
-        ImproperlyConfigured: for a URL of an unknown kind.
+        ImproperlyConfigured: for a URL of an unknown kind, and for a database in memory.
         StoreError: when the store's driver is missing.
     """
     stores = _opened.setdefault(app, {})
     if setting not in stores:
         stores[setting] = _open(app, setting)
     return stores[setting]
+
+
+def stores_of(app: Celery) -> list[Store]:
+    """Return the stores that the app's tasks use, each once."""
+    settings = [conf.app_setting(app, "store")]
+    settings += [conf.setting(task, "store") for task in list(app.tasks.values())]
+    return list({id(store): store for store in (open_store(app, one) for one in settings)}.values())
 
 
 def without_store(app: Celery) -> str | None:
@@ -56,10 +79,10 @@ def _open(app: Celery, setting: str) -> Store:
         return _auto(app)[0]()
     factory_of_url = _by_url(app, setting)
     if factory_of_url is None:
-        raise ImproperlyConfigured(
-            f"continuation_store = {setting!r} is not allowed; it takes "
-            f"{conf.SETTINGS['store'].allowed}: redis://, rediss://, redis+socket://, sentinel:// or file://"
-        )
+        problem = f"; it takes {conf.SETTINGS['store'].allowed}"
+        if conf.is_database(_scheme(setting)):
+            problem = f": {_IN_MEMORY}"
+        raise ImproperlyConfigured(f"continuation_store = {setting!r} is not allowed{problem}")
     return factory_of_url()
 
 
@@ -71,11 +94,14 @@ def _auto(app: Celery) -> tuple[Callable[[], Store], str | None]:
         factory = _by_url(app, url) if isinstance(url, str) else None
         if factory is not None:
             return factory, None
+    kind = _scheme(backend)
+    kind = f"{kind}, and {_IN_MEMORY}" if conf.is_database(kind) else kind or "none"
     return MessageStore, (
-        f"Neither the result backend ({_scheme(backend) or 'none'}) nor the broker ({_scheme(broker)}) can keep "
+        f"Neither the result backend ({kind}) nor the broker ({_scheme(broker)}) can keep "
         "the progress of continuable tasks, so it travels in their messages only: a worker that is stopped "
         "loses nothing, but one that is killed starts its tasks over, and nothing keeps two deliveries of one "
-        "task from running at once. Set continuation_store to a redis:// or file:// URL to be safe from that, "
+        "task from running at once. Set continuation_store to a redis://, db+postgresql://, db+sqlite:/// or file:// "
+        "URL to be safe from that, "
         "or to 'message' to accept it."
     )
 
@@ -86,10 +112,12 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
     if scheme in _REDIS:
 
         def open_redis() -> Store:
-            from celery_continuations.stores.redis import RedisStore
+            from celery_continuations.stores.redis import RedisStore, impatient
 
-            # Celery's own reading of the URL and of the settings that go with it: TLS, timeouts, Sentinel.
-            return RedisStore(_backend(app, url).client, space)
+            # Celery's own reading of the URL and of the settings that go with it: TLS, Sentinel, credentials.
+            backend = _backend(app, url)
+            backend.connparams.update(impatient(backend.connparams))
+            return RedisStore(backend.client, space)
 
         return open_redis
     if scheme == "file":
@@ -100,7 +128,24 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
             return FilesystemStore(unquote(urlparse(url).path), space)
 
         return open_files
+    if conf.is_database(scheme) and not _in_memory(url):
+
+        def open_database() -> Store:
+            from celery_continuations.stores.database import DatabaseStore
+
+            options = conf.celery_setting(app, "database_engine_options")
+            return DatabaseStore(url.removeprefix("db+"), space, options)
+
+        return open_database
     return None
+
+
+def _in_memory(url: str) -> bool:
+    scheme, _, rest = url.partition("://")
+    if "sqlite" not in scheme:
+        return False
+    path, _, query = rest.partition("?")
+    return path in ("", "/") or ":memory:" in path or "mode=memory" in query
 
 
 def _backend(app: Celery, url: str) -> Any:

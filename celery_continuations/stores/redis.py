@@ -1,19 +1,37 @@
-"""Records in Redis: one hash each, one script call for each operation."""
+"""Records in Redis, and an index of those that a sweep looks at; one script call for each operation.
+
+===============================  ==================================================================
+``continuation:SPACE:TASK``      string: the fence, and behind a line feed the snapshot; written often
+``continuation-kept:SPACE:TASK`` hash: ``message`` and ``value``; each written once
+``continuations:SPACE:due``      sorted set: task ids by due time
+``continuations:SPACE:leases``   hash: by worker, the end of its lease and its note
+``continuations:SPACE:owned:W``  hash: by task id, the owner of each record that worker ``W`` owns
+===============================  ==================================================================
+
+SPACE is a digest of the namespace: keys stay short, and it is certain where a namespace ends.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Record, Store
+from celery_continuations.stores.base import Fence, Lease, Look, Record, Store
 
 try:
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ConnectionError as RedisConnectionError
     from redis.exceptions import NoScriptError, RedisError
+    from redis.retry import Retry
 except ImportError as exc:  # pragma: no cover - tested in a subprocess without redis
     raise StoreError("redis", "redis-py is missing; run: pip install 'celery-continuations[redis]'") from exc
 
-__all__ = ["RedisStore"]
+__all__ = ["TIMEOUT", "RedisStore", "impatient"]
+
+#: Seconds for which a call waits for an answer.
+TIMEOUT = 3.0
 
 
 class _ScriptMissing(Exception):
@@ -25,29 +43,157 @@ def _script(text: str) -> tuple[str, str]:
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-# KEYS[1] the record; ARGV: expected fence ("" for none), milliseconds to live ("" for ever),
-# seconds until it is due ("" for never), then field, value, ...
-_SWAP = _script("""
-if (redis.call('HGET', KEYS[1], 'fence') or '') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
-if ARGV[3] ~= '' then
+# KEYS: the record, and what is kept with it. ARGV: the prefix of the index, the task's id, then what each
+# script says.
+_COMMON = """
+local index, id = ARGV[1], ARGV[2]
+local function clock()
   local now = redis.call('TIME')
-  redis.call('HSET', KEYS[1], 'due', string.format('%.6f', now[1] + now[2] / 1000000 + ARGV[3]))
-else
-  redis.call('HDEL', KEYS[1], 'due')
+  return now[1] + now[2] / 1000000
 end
-if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) else redis.call('PERSIST', KEYS[1]) end
+local function worker_of(fence)
+  local status, worker = string.match(fence, '^%d+ (%a+) ([^/]*)')
+  if status == 'running' or status == 'finishing' then return worker end
+  return ''
+end
+local function unlist(fence)
+  local worker = worker_of(fence)
+  if worker ~= '' then redis.call('HDEL', index .. 'owned:' .. worker, id) end
+  redis.call('ZREM', index .. 'due', id)
+end
+local function list(fence)
+  local worker = worker_of(fence)
+  if worker == '' then return end
+  redis.call('HSET', index .. 'owned:' .. worker, id, string.match(fence, '^%d+ %a+ (.*)'))
+  -- a worker that owns a record is listed, also one that has not renewed its lease yet
+  redis.call('HSETNX', index .. 'leases', worker, clock() .. ' ')
+end
+"""
+
+# Sets was: the fence in the store, "" without a record. No fence is longer.
+_FENCE = """
+local was = string.match(redis.call('GETRANGE', KEYS[1], 0, 511), '^[^\\n]*')
+"""
+
+# ... expected fence ("" for none), new fence, seconds until it is due ("" for never), milliseconds to live
+# ("" for ever), "1" with a snapshot, fence and snapshot, then field, value, ... of what is kept.
+# The first half alone is what a save runs.
+_SWAP = _script(
+    _FENCE
+    + """
+local expected, fence, due, ttl = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+if was ~= expected then return 0 end
+local whole = ARGV[8]
+if ARGV[7] == '' then whole = fence .. string.sub(redis.call('GET', KEYS[1]) or '', #was + 1) end
+redis.call('SET', KEYS[1], whole)
+if #ARGV > 8 then redis.call('HSET', KEYS[2], unpack(ARGV, 9)) end
+if fence == expected and due == '' and ttl == '' then
+  redis.call('ZREM', ARGV[1] .. 'due', ARGV[2])
+  redis.call('PERSIST', KEYS[2])
+  return 1
+end
+"""
+    + _COMMON
+    + """
+if expected ~= '' then unlist(expected) end
+list(fence)
+if due ~= '' then redis.call('ZADD', index .. 'due', string.format('%.6f', clock() + due), id) end
+if ttl ~= '' then
+  redis.call('PEXPIRE', KEYS[1], ttl)
+  redis.call('PEXPIRE', KEYS[2], ttl)
+else
+  redis.call('PERSIST', KEYS[2])
+end
 return 1
-""")
-_DELETE = _script("""
-if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
+"""
+)
+
+# ... expected fence, new fence
+_TAKE = _script(
+    _FENCE
+    + _COMMON
+    + """
+local expected, fence = ARGV[3], ARGV[4]
+if was ~= expected then return false end
+local whole = fence .. string.sub(redis.call('GET', KEYS[1]), #was + 1)
+unlist(expected)
+redis.call('SET', KEYS[1], whole)
+redis.call('PERSIST', KEYS[2])
+list(fence)
+return {whole, redis.call('HGET', KEYS[2], 'value')}
+"""
+)
+
+# ... expected fence
+_DELETE = _script(
+    _FENCE
+    + _COMMON
+    + """
+if was == '' or was ~= ARGV[3] then return 0 end
+unlist(was)
+redis.call('DEL', KEYS[2])
 return redis.call('DEL', KEYS[1])
-""")
-_TEXTS = ("snapshot", "message", "value")
+"""
+)
+_READ = _script(
+    """
+local whole = redis.call('GET', KEYS[1])
+if not whole then return false end
+local kept = redis.call('HMGET', KEYS[2], 'value', 'message')
+return {whole, kept[1], kept[2], redis.call('ZSCORE', ARGV[1] .. 'due', ARGV[2])}
+"""
+)
+
+# ARGV[2] is the worker in these; ... seconds, note
+_RENEW = _script(_COMMON + "return redis.call('HSET', index .. 'leases', id, (clock() + ARGV[3]) .. ' ' .. ARGV[4])")
+_RETIRE = _script(
+    _COMMON
+    + """
+if redis.call('EXISTS', index .. 'owned:' .. id) == 1 then return 0 end
+return redis.call('HDEL', index .. 'leases', id)
+"""
+)
+# ... how many due ones at most, prefix of the records
+_LOOK = _script(
+    _COMMON
+    + """
+local now, due = clock(), {}
+for _, task in ipairs(redis.call('ZRANGEBYSCORE', index .. 'due', '-inf', now, 'LIMIT', 0, ARGV[3])) do
+  -- a record that expires, or was deleted by hand, leaves its entry
+  if redis.call('EXISTS', ARGV[4] .. task) == 1 then
+    due[#due + 1] = task
+  else
+    redis.call('ZREM', index .. 'due', task)
+  end
+end
+return {
+  tostring(now),
+  redis.call('HGETALL', index .. 'leases'),
+  due,
+  redis.call('HGETALL', index .. 'owned:' .. id),
+}
+"""
+)
+
+
+def impatient(connection: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a connection of Celery's result backend is to differ for a store.
+
+    A task waits for its save, and a worker that cannot renew its lease loses its tasks, so nothing may hang for
+    the two minutes that are Celery's default.  A pooled connection that the server has closed is tried once more.
+
+    Args:
+        connection: the arguments of the backend's connections; shorter timeouts in them are kept.
+    """
+    return {
+        "socket_timeout": min(connection.get("socket_timeout") or TIMEOUT, TIMEOUT),
+        "socket_connect_timeout": min(connection.get("socket_connect_timeout") or TIMEOUT, TIMEOUT),
+        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+    }
 
 
 class RedisStore(Store):
-    """A hash for each record: ``fence``, ``snapshot``, ``message``, ``value``, ``due``.
+    """Two keys for each record.
 
     Args:
         client: a redis-py client.
@@ -56,23 +202,15 @@ class RedisStore(Store):
 
     def __init__(self, client: Any, namespace: str) -> None:
         self._client = client
-        self._prefix = f"continuation:{namespace}:"
+        space = hashlib.sha256(namespace.encode()).hexdigest()[:10]
+        self._prefix = f"continuation:{space}:"
+        self._kept = f"continuation-kept:{space}:"
+        self._index = f"continuations:{space}:"
 
     def read(self, task_id: str) -> Record | None:
         """As of Store."""
-        fields = self._call(self._client.hgetall, self._prefix + task_id)
-        if not fields:
-            return None
-        try:
-            texts = {_text(key): _text(value) for key, value in fields.items()}
-            due = texts.get("due")
-            return Record(
-                Fence.loads(texts["fence"]),
-                due=None if due is None else float(due),
-                **{part: texts[part] for part in _TEXTS if part in texts},
-            )
-        except (KeyError, ValueError) as exc:
-            raise StoreError("redis", f"{self._prefix + task_id} is no record: {exc!r}") from exc
+        found = self._run(_READ, task_id)
+        return self._record(task_id, *found) if found else None
 
     def swap(
         self,
@@ -84,42 +222,102 @@ class RedisStore(Store):
         expires_in: float | None = None,
     ) -> bool:
         """As of Store."""
+        fence = record.fence.dumps()
         args: list[Any] = [
             expected.dumps() if expected else "",
-            "" if expires_in is None else int(expires_in * 1000),
+            fence,
             "" if due_in is None else due_in,
-            "fence",
-            record.fence.dumps(),
+            "" if expires_in is None else max(1, int(expires_in * 1000)),
+            "" if record.snapshot is None else "1",
+            "" if record.snapshot is None else f"{fence}\n{record.snapshot}",
         ]
-        for part in _TEXTS:
-            text = getattr(record, part)
-            if text is not None:
-                args += (part, text)
+        if record.message is not None:
+            args += ("message", record.message)
+        if record.value is not None:
+            args += ("value", record.value)
         return bool(self._run(_SWAP, task_id, *args))
+
+    def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
+        """As of Store."""
+        found = self._run(_TAKE, task_id, expected.dumps(), fence.dumps())
+        return self._record(task_id, *found) if found else None
 
     def delete(self, task_id: str, expected: Fence) -> bool:
         """As of Store."""
         return bool(self._run(_DELETE, task_id, expected.dumps()))
 
+    def renew(self, worker: str, seconds: float, note: str = "") -> None:
+        """As of Store."""
+        self._run(_RENEW, worker, seconds, note)
+
+    def retire(self, worker: str) -> None:
+        """As of Store."""
+        self._run(_RETIRE, worker)
+
+    def look(self, worker: str = "", limit: int = 100) -> Look:
+        """As of Store."""
+        now, leases, due, owned = self._run(_LOOK, worker, limit, self._prefix)
+        key = self._index
+        found = []
+        for name, lease in _by_two(leases, f"{key}leases").items():
+            until, _, note = lease.partition(" ")
+            try:
+                found.append(Lease(name, float(until) - float(now), note))
+            except ValueError as exc:
+                raise StoreError("redis", f"{self._index}leases has no lease for {name}: {lease!r}") from exc
+        return Look(found, [_text(task_id, f"{key}due") for task_id in due], _by_two(owned, f"{key}owned:{worker}"))
+
+    def owned(self, worker: str) -> dict[str, str]:
+        """As of Store."""
+        key = f"{self._index}owned:{worker}"
+        fields = self._call(key, self._client.hgetall, key)
+        return {_text(task_id, key): _text(owner, key) for task_id, owner in fields.items()}
+
     def close(self) -> None:
         """Close the connections of the pool."""
         self._client.close()
 
-    def _run(self, script: tuple[str, str], task_id: str, *args: Any) -> Any:
-        text, sha = script
+    def _record(self, task_id: str, whole: Any, value: Any, message: Any = None, due: Any = None) -> Record:
+        key = self._prefix + task_id
+        fence, separator, snapshot = _text(whole, key).partition("\n")
         try:
-            return self._call(self._client.evalsha, sha, 1, self._prefix + task_id, *args)
-        except _ScriptMissing:
-            return self._call(self._client.eval, text, 1, self._prefix + task_id, *args)
+            return Record(
+                Fence.loads(fence),
+                snapshot if separator else None,
+                None if message is None else _text(message, self._kept + task_id),
+                None if value is None else _text(value, self._kept + task_id),
+                None if due is None else float(due),
+            )
+        except ValueError as exc:
+            raise StoreError("redis", f"{key} is no record: {exc}") from exc
 
-    def _call(self, func: Any, *args: Any) -> Any:
+    def _run(self, script: tuple[str, str], name: str, *args: Any) -> Any:
+        text, sha = script
+        key = self._prefix + name
+        args = (2, key, self._kept + name, self._index, name, *args)
+        try:
+            return self._call(key, self._client.evalsha, sha, *args)
+        except _ScriptMissing:
+            return self._call(key, self._client.eval, text, *args)
+
+    def _call(self, key: str, func: Any, *args: Any) -> Any:
         try:
             return func(*args)
         except NoScriptError as exc:
             raise _ScriptMissing from exc
         except RedisError as exc:
-            raise StoreError("redis", f"{type(exc).__name__}: {exc}") from exc
+            raise StoreError("redis", f"{key}: {type(exc).__name__}: {exc}") from exc
+        except UnicodeDecodeError as exc:  # of a client that decodes responses
+            raise StoreError("redis", f"{key} holds bytes that are no text: {exc}") from exc
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _text(value: Any, key: str) -> str:
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as exc:
+        raise StoreError("redis", f"{key} is no record: {exc}") from exc
+
+
+def _by_two(flat: list[Any], key: str) -> dict[str, str]:
+    texts = [_text(value, key) for value in flat]
+    return dict(zip(texts[::2], texts[1::2], strict=True))

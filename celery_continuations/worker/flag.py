@@ -1,7 +1,7 @@
-"""The flag that says: this worker is stopping.
+"""What a worker's main process tells its tasks: whether to stop, its id, and until when its lease holds.
 
-One byte of a file, mapped by the worker's main process and by its pool children.  A file
-and not anonymous memory, because children of the spawn start method inherit none.
+A small file, mapped by the main process and by its pool children.  A file and not anonymous
+memory, because children of the spawn start method inherit none.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import atexit
 import mmap
 import os
+import struct
 import tempfile
+import time
 from contextlib import suppress
 from glob import glob
+
+from celery_continuations.worker.identity import new_worker
 
 try:
     import fcntl
@@ -21,6 +25,11 @@ except ImportError:  # pragma: no cover - Windows
 __all__ = ["COLD", "RUNNING", "STOPPING", "StopFlag", "flag_at", "flag_of", "new_flag"]
 
 RUNNING, STOPPING, COLD = 0, 1, 2
+
+# The level, the end of the lease by time.monotonic, which is the same for all processes of a machine,
+# or 0 without a lease, and the worker's id.
+_LEASE = struct.Struct("d")
+_LEASE_AT, _WORKER_AT, _SIZE = 8, 16, 80
 
 # A read-only root file system still has /dev/shm.
 _SHARED_MEMORY = "/dev/shm"
@@ -35,21 +44,28 @@ class StopFlag:
     """``RUNNING``, ``STOPPING`` (at the next checkpoint), or ``COLD`` (at once).
 
     Args:
-        path: the file; made if ``create``.
-        create: True in the worker's main process.
+        path: the file; made if ``worker`` is given.
+        worker: the worker's id, in its main process.
+
+    Attributes:
+        worker: the worker's id.
     """
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
+    def __init__(self, path: str, worker: str | None = None) -> None:
         self.path = path
+        create = worker is not None
         mode = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
         fd = os.open(path, mode, 0o600)
         try:
             if create:
-                os.ftruncate(fd, 1)
-            self._map = mmap.mmap(fd, 1)
+                os.ftruncate(fd, _SIZE)
+            self._map = mmap.mmap(fd, _SIZE)
         finally:
             os.close(fd)
         self._maker = os.getpid() if create else None
+        if worker is not None:
+            self._map[_WORKER_AT:] = worker.encode("ascii").ljust(_SIZE - _WORKER_AT, b"\0")
+        self.worker = bytes(self._map[_WORKER_AT:]).rstrip(b"\0").decode("ascii")
 
     @property
     def level(self) -> int:
@@ -60,6 +76,16 @@ class StopFlag:
         """Raise the flag; it never comes down."""
         if self._map[0] < level:
             self._map[0] = level
+
+    def extend_lease(self, until: float) -> None:
+        """The worker's lease holds until then, by ``time.monotonic``."""
+        self._map[_LEASE_AT:_WORKER_AT] = _LEASE.pack(until)
+
+    @property
+    def lease_is_over(self) -> bool:
+        """Whether the worker had a lease and could not renew it, so that others may have its tasks."""
+        (until,) = _LEASE.unpack(self._map[_LEASE_AT:_WORKER_AT])
+        return bool(0 < until < time.monotonic())
 
     def remove(self) -> None:
         """Remove the file; those who have it mapped keep seeing it."""
@@ -76,9 +102,10 @@ class _Fixed(StopFlag):
     """A flag without a file, that stays as it is."""
 
     def __init__(self, level: int) -> None:
-        self.path = ""
+        self.path = self.worker = ""
         self._maker = None
-        self._map = bytearray([level])  # type: ignore[assignment]
+        self._map = bytearray(_SIZE)  # type: ignore[assignment]
+        self._map[0] = level
 
 
 _by_hostname: dict[str, StopFlag] = {}
@@ -90,7 +117,7 @@ def new_flag(hostname: str) -> StopFlag:
     folder = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
     _remove_abandoned(folder)
     path = _locked_file(folder)
-    flag = StopFlag(path, create=True)
+    flag = StopFlag(path, new_worker())
     _by_hostname[hostname] = _by_path[path] = flag
     os.environ[_VARIABLE] = path
     atexit.register(flag.remove)

@@ -21,8 +21,12 @@ from celery import bootsteps, signals
 from celery.worker import state
 
 from celery_continuations import conf, seams
+from celery_continuations.stores import Status
 from celery_continuations.stores.opening import without_store
 from celery_continuations.worker import flag as flags
+from celery_continuations.worker.keeper import Keeper
+from celery_continuations.worker.receiving import decide
+from celery_continuations.worker.unknown import hand_back_unknown
 
 __all__ = ["Hearing"]
 
@@ -30,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Raises the worker's stop flag."""
+    """Raises the worker's stop flag, and starts and ends its keeper."""
 
     name = "Continuations"
     requires = {"celery.worker.components:Pool"}
@@ -38,6 +42,7 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self.flag = flags.new_flag(worker.hostname)
+        self.keeper: Keeper | None = None
         seams.around_soft_shutdown(
             worker,
             before=lambda: self.flag.raise_to(flags.STOPPING),
@@ -45,6 +50,7 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         signals.worker_shutting_down.connect(self._on_shutting_down, sender=worker.hostname, weak=False)
         signals.worker_shutdown.connect(self._on_shutdown, sender=worker, weak=False)
+        signals.task_revoked.connect(self._on_revoked, weak=False)
 
     def start(self, worker: Any) -> None:
         """Celery's signal handlers are in place: hear SIGHUP too.  And say what cannot be kept here."""
@@ -54,6 +60,9 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
                 logger.warning("%s", problem)
         conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a path that leads nowhere ends it here
         self._hear_hangup()
+        self.keeper = Keeper(worker.app, self.flag, lambda: seams.pool_pids(worker))
+        self.keeper.start()
+        hand_back_unknown(worker.consumer, self.keeper)
 
     def _hear_hangup(self) -> None:
         if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
@@ -85,4 +94,11 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
         self.flag.raise_to(flags.STOPPING)
 
     def _on_shutdown(self, **kwargs: Any) -> None:
+        signals.task_revoked.disconnect(self._on_revoked)
+        if self.keeper is not None:
+            self.keeper.end()
         self.flag.remove()
+
+    def _on_revoked(self, sender: Any = None, request: Any = None, **kwargs: Any) -> None:
+        if self.keeper is not None and hasattr(sender, "claims_at_start"):
+            decide(sender, request.id, self.keeper, Status.CANCELLED)

@@ -1,7 +1,10 @@
-"""The main process: what it adds to a task on its way to the pool, and what it refuses.
+"""The main process: what it adds to a task on its way to the pool, what it refuses, and what it decides.
 
 A stopping worker neither runs nor keeps a continuation: it may be killed before it gives it
 back, and on Redis the message would then be out of reach for the visibility timeout.
+
+Some tasks are ended by the main process, and not by the process that ran them: by a hard time limit,
+``revoke``, or the death of that process.  The record follows here.
 """
 
 from __future__ import annotations
@@ -10,15 +13,21 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery.worker import state as celery_state
 from celery.worker import strategy as celery_strategy
 from celery.worker.request import Request as CeleryRequest
+from kombu.exceptions import OperationalError
 
+from celery_continuations import conf, seams
+from celery_continuations.exceptions import StoreError
 from celery_continuations.republish import GENERATION
+from celery_continuations.stores import Status, Store, open_store
 from celery_continuations.worker.flag import flag_of
+from celery_continuations.worker.keeper import Keeper, keeper_of
 
-__all__ = ["DELIVERY", "Request", "strategy"]
+__all__ = ["DELIVERY", "Request", "decide", "strategy"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("celery_continuations")
 
 #: Where a task finds, in its request, what only the main process knows of its message.
 DELIVERY = "continuation_delivery"
@@ -30,10 +39,77 @@ class Request(CeleryRequest):  # type: ignore[misc]
     def __init__(self, message: Any, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
         flag = flag_of(self.hostname)
+        self._keeper: Keeper | None = keeper_of(flag.worker) if flag else None
+        self._is_being_ended = False  # by this process, so that the death of the task's is no surprise
         self.request_dict[DELIVERY] = {
             "flag": flag.path if flag else None,
             "content_type": message.content_type,
         }
+
+    # -- what the main process decides
+
+    def terminate(self, *args: Any, **kwargs: Any) -> Any:
+        """As of Celery's Request: revoked while it runs."""
+        self._is_being_ended = True
+        decide(self.task, self.id, self._keeper, None)
+        return super().terminate(*args, **kwargs)
+
+    def cancel(self, *args: Any, **kwargs: Any) -> Any:
+        """As of Celery's Request: the connection to the broker is lost, which will deliver the message again."""
+        self._is_being_ended = True
+        return super().cancel(*args, **kwargs)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """As of Celery's Request."""
+        if soft or celery_state.should_terminate:
+            super().on_timeout(soft, timeout)
+            return
+        decide(self.task, self.id, self._keeper, None)
+        super().on_timeout(soft, timeout)
+        goes_back = self.task.acks_late and not self.task.acks_on_timeout
+        decide(self.task, self.id, self._keeper, Status.RUNNING if goes_back else Status.FAILED)
+
+    # -- a process that died
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """As of Celery's Request; but a task whose process was lost goes on instead of failing."""
+        if not self._is_being_ended and seams.is_lost_process(exc_info.exception) and self._goes_on():
+            celery_state.task_ready(self)
+            return None
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _goes_on(self) -> bool:
+        """Leave a claimed task to its record; return False for one that was not claimed."""
+        if self._keeper is None:
+            return False
+        store = _store_of(self.task)
+        sweeper = self._keeper.sweeper_of(store)
+        if sweeper is None:
+            return False
+        try:
+            if store.read(self.id) is None:
+                return False
+            sweeper.recover(self.id)
+        except StoreError as exc:
+            logger.warning("Task %s[%s] was lost, and cannot be recovered yet: %s", self.name, self.id, exc)
+            self.reject(requeue=True)
+            return True
+        except (OperationalError, OSError) as exc:
+            # The record is in the store: the next sweep publishes it.
+            logger.warning("Task %s[%s] was lost, and cannot be published yet: %s", self.name, self.id, exc)
+        self.acknowledge()
+        return True
+
+
+def decide(task: Any, task_id: str, keeper: Keeper | None, status: str | None) -> None:
+    """The main process ends a task: keep it from being recovered, or write its status; see :meth:`Sweeper.decide`."""
+    sweeper = keeper.sweeper_of(_store_of(task)) if keeper else None
+    if sweeper is not None:
+        sweeper.decide(task_id, status)
+
+
+def _store_of(task: Any) -> Store:
+    return open_store(task.app, conf.setting(task, "store"))
 
 
 def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., Any]:

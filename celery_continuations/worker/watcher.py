@@ -31,6 +31,7 @@ class Watch:
         save_at: when progress is to be saved.
         leave_at: when the execution has run long enough.
         ask_at: when the task's own predicate is to be asked.
+        verify: whether the worker's lease has run out, so that somebody else may have the task.
     """
 
     run: Run
@@ -38,10 +39,16 @@ class Watch:
     save_at: float = inf
     leave_at: float = inf
     ask_at: float = inf
+    verify: bool = False
+    _had_lease: bool = True
 
     def look(self) -> None:
         """Raise the run's attention when something is due."""
-        if self.flag.level or time.monotonic() >= min(self.save_at, self.leave_at, self.ask_at):
+        over = self.flag.lease_is_over
+        if over and self._had_lease:
+            self.verify = True
+        self._had_lease = not over
+        if self.verify or self.flag.level or time.monotonic() >= min(self.save_at, self.leave_at, self.ask_at):
             self.run.attention = True
 
 

@@ -20,9 +20,10 @@ from celery.concurrency.solo import TaskPool
 from celery.exceptions import TaskRevokedError
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import create_request_cls
+from kombu.serialization import prepare_accept_content
 
 from celery_continuations import ContinuableTask
-from celery_continuations.stores import open_store
+from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.flag import STOPPING, new_flag
 from celery_continuations.worker.watcher import watcher
 
@@ -35,8 +36,11 @@ class Delivery:
     def __init__(self, message: Any) -> None:
         self.message = message
         self.headers: dict[str, Any] = message.headers
-        self.body: Any = message.payload
         self.end: str | None = None
+
+    @property
+    def body(self) -> Any:
+        return self.message.payload
 
     def on_ack(self, *args: Any) -> None:
         self.end = "acked"
@@ -46,6 +50,10 @@ class Delivery:
     def on_reject(self, logger: Any, errors: Any, requeue: bool = False) -> None:
         self.end = "requeued" if requeue else "rejected"
         self.message.reject(requeue=requeue)
+
+
+class Killed(BaseException):
+    """In a task: its process dies here."""
 
 
 class Worker:
@@ -87,8 +95,22 @@ class Worker:
         self.flag.remove()
         return delivery
 
+    def deliver_killed(self) -> None:
+        """Take one message and run it, until its task raises :class:`Killed`."""
+        with pytest.raises(TypeError):  # all that is left of it behind Celery's solo pool
+            self.deliver()
+
+    def deliver_nothing(self) -> Delivery:
+        """Take one message and do not run it, as a worker that is killed just then."""
+        with self.app.connection_for_read() as connection:
+            bound = self.app.amqp.queues[self.app.conf.task_default_queue](connection.default_channel)
+            message = bound.get(no_ack=True)
+            assert message is not None, "no message in the queue"
+            return Delivery(message)
+
     def execute(self, delivery: Delivery, hostname: str = "unit@test") -> None:
         task = self.app.tasks[delivery.headers["task"]]
+        delivery.message.accept = prepare_accept_content(self.app.conf.accept_content)
         pool = TaskPool()
         pool.start()
         request_class = create_request_cls(
@@ -119,6 +141,14 @@ class Worker:
                 return count
             self.deliver()
         raise AssertionError(f"still messages after {limit} executions")
+
+
+def take_over(app: Celery, task_id: str) -> None:
+    """Let another execution have the task, as if this one's worker had been taken for dead."""
+    store = open_store(app, "memory")
+    found = store.read(task_id)
+    assert found is not None
+    assert store.swap(task_id, found.fence, Record(Fence(found.fence.generation + 1, Status.RUNNING, "another/1.1/a")))
 
 
 def make_app(**conf: Any) -> Celery:

@@ -21,7 +21,7 @@ BAD = [
     ("continuation_store", ""),
     ("continuation_store", 5),
     ("continuation_store", "rediss"),
-    ("continuation_store", "db+sqlite:///x"),
+    ("continuation_store", "db+mysql://localhost/x"),
     ("continuation_store", "nope"),
     ("continuation_should_interrupt", "no.such:thing"),
     ("continuation_should_interrupt", "package."),

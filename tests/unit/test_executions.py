@@ -24,8 +24,9 @@ from celery_continuations import (
     UnserializableValueError,
     conf,
 )
-from celery_continuations.stores import Status
-from tests.unit.conftest import make_app
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.stores import Fence, Record, Status, open_store, rules
+from tests.unit.conftest import make_app, take_over
 
 
 def loop(worker: Any, seen: list[int], stop_after: set[int] = frozenset(), total: int = 10) -> Any:  # type: ignore[assignment]
@@ -673,15 +674,13 @@ def test_a_stale_message_ends_without_touching_anything(worker: Any, task: Any, 
 def test_m3_an_execution_that_was_succeeded_ends_at_its_next_save(
     worker: Any, app: Celery, task: Any, record: Any
 ) -> None:
-    from celery_continuations.stores import open_store
-
     app.conf.continuation_checkpoint_interval = 0
 
     def run(self: Any) -> str:
         for item in self.iterate("loop", range(5)):
             seen.append(item)
             if item == 2:
-                open_store(app, "memory").claim(self.request.id, 0, "another", None, lambda: False)
+                take_over(app, self.request.id)
         return "end"
 
     seen: list[int] = []
@@ -689,22 +688,20 @@ def test_m3_an_execution_that_was_succeeded_ends_at_its_next_save(
     worker.drain()
     assert seen == [0, 1, 2]
     found = record(result.id)
-    assert (found.fence.owner, found.fence.generation) == ("another", 2)
+    assert (found.fence.owner, found.fence.generation) == ("another/1.1/a", 2)
     assert result.state == states.PENDING
 
 
 def test_m3_an_execution_that_was_succeeded_is_refused_at_its_end(
     worker: Any, app: Celery, task: Any, record: Any
 ) -> None:
-    from celery_continuations.stores import open_store
-
     def run(self: Any) -> str:
-        open_store(app, "memory").claim(self.request.id, 0, "another", None, lambda: False)
+        take_over(app, self.request.id)
         return "end"
 
     result = task(run).delay()
     worker.drain()
-    assert record(result.id).fence.owner == "another"
+    assert record(result.id).fence.owner == "another/1.1/a"
     assert result.state == states.PENDING
 
 
@@ -752,15 +749,13 @@ def test_a_message_that_no_broker_would_take_fails_the_task_and_keeps_its_record
 def test_a_value_lost_between_finishing_and_the_result_is_returned_without_running_the_task_again(
     worker: Any, app: Celery, task: Any
 ) -> None:
-    from celery_continuations.stores import Fence, open_store
-
     some_id = uuid.uuid4().hex
     seen: list[int] = []
     made = task(loop(worker, seen))
     store = open_store(app, "memory")
-    claim = store.claim(some_id, 0, "lost", None, lambda: False)
-    assert claim is not None
-    assert store.finish(some_id, Fence(1, "running", "lost"), "", '"kept"') is not None
+    lost = Fence(1, "running", "lost/1.1/a")
+    assert store.swap(some_id, None, Record(lost))
+    assert rules.finish(store, some_id, lost, Snapshot().dumps(), '"kept"') is not None
     result = made.apply_async(task_id=some_id)
     worker.drain()
     assert (seen, result.get()) == ([], "kept")
@@ -803,16 +798,14 @@ def test_store_message_carries_everything_in_the_message(worker: Any, app: Celer
 
 
 def test_progress_is_saved_at_most_once_an_interval(worker: Any, app: Celery, task: Any, monkeypatch: Any) -> None:
-    from celery_continuations.stores.memory import MemoryStore
-
     saved: list[Any] = []
-    save = MemoryStore.save
+    save = rules.save
 
-    def watched(self: Any, task_id: str, fence: Any, snapshot: str) -> bool:
-        saved.append(json.loads(snapshot)["current"])
-        return save(self, task_id, fence, snapshot)
+    def watched(store: Any, task_id: str, fence: Any, snapshot: str) -> bool:
+        saved.append(json.loads(snapshot).get("current"))
+        return save(store, task_id, fence, snapshot)
 
-    monkeypatch.setattr(MemoryStore, "save", watched)
+    monkeypatch.setattr(rules, "save", watched)
     task(loop(worker, []), continuation_checkpoint_interval=0).delay()
     worker.drain()
     assert saved == [["loop", place] for place in range(1, 11)] + [None]

@@ -26,8 +26,8 @@ from celery_continuations import (
     execution,
 )
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import Fence, Record, Status, open_store
-from celery_continuations.stores.memory import MemoryStore
+from celery_continuations.stores import Fence, Record, Status, open_store, rules
+from tests.unit.conftest import take_over
 
 
 def test_a_result_backend_that_cannot_store_retry_does_not_keep_the_message_back(
@@ -141,7 +141,7 @@ def test_the_newer_snapshot_wins_when_the_store_was_away_at_the_interruption(
         for item in self.iterate("loop", range(6)):
             seen.append(item)
             if item == 3:
-                monkeypatch.setattr(MemoryStore, "interrupt", away)
+                monkeypatch.setattr(rules, "interrupt", away)
                 worker.stop()
 
     def away(*args: Any, **kwargs: Any) -> bool:
@@ -195,7 +195,7 @@ def test_a_message_is_given_back_when_the_broker_is_there_again(worker: Any, tas
 
     seen: list[int] = []
     result = task(run).delay()
-    monkeypatch.setattr(MemoryStore, "claim", no_store)
+    monkeypatch.setattr(rules, "claim", no_store)
     monkeypatch.setattr(execution, "republish", away)
     monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.001)
     assert worker.deliver().end == "acked"
@@ -384,7 +384,7 @@ def test_an_execution_that_was_succeeded_stores_no_failure_and_no_replacement(
     worker: Any, app: Celery, task: Any, record: Any, end: str
 ) -> None:
     def run(self: Any) -> None:
-        open_store(app, "memory").claim(self.request.id, 0, "another", None, lambda: False)
+        take_over(app, self.request.id)
         if end == "error":
             raise ValueError
         self.replace(made.s())
@@ -393,7 +393,7 @@ def test_an_execution_that_was_succeeded_stores_no_failure_and_no_replacement(
     result = made.delay()
     assert worker.drain() == 1
     assert result.state == states.PENDING
-    assert record(result.id).fence.owner == "another"
+    assert record(result.id).fence.owner == "another/1.1/a"
 
 
 def test_throws_may_be_a_single_class(worker: Any, task: Any) -> None:
@@ -443,7 +443,7 @@ def test_a_failed_save_is_tried_again_after_the_interval(worker: Any, task: Any,
             watch.look()
 
     tried: list[int] = []
-    monkeypatch.setattr(MemoryStore, "save", away)
+    monkeypatch.setattr(rules, "save", away)
     result = task(run, continuation_checkpoint_interval=60).delay()
     worker.drain()
     assert result.state == states.SUCCESS, "the task works on"
@@ -476,14 +476,14 @@ def test_a_return_value_is_kept_only_until_its_result_is_stored(
         return "x" * size
 
     finishing: list[Any] = []
-    finish = MemoryStore.finish
+    finish = rules.finish
 
-    def watched(self: Any, task_id: str, *args: Any) -> Any:
-        fence = finish(self, task_id, *args)
+    def watched(store: Any, task_id: str, *args: Any) -> Any:
+        fence = finish(store, task_id, *args)
         finishing.append(record(task_id).value)
         return fence
 
-    monkeypatch.setattr(MemoryStore, "finish", watched)
+    monkeypatch.setattr(rules, "finish", watched)
     result = task(run, continuation_max_snapshot=1000).delay()
     worker.drain()
     assert result.get() == "x" * size
@@ -595,7 +595,7 @@ def test_what_the_log_says_of_an_execution_that_was_lost(worker: Any, task: Any,
     made.apply_async(task_id="lost-id")
     caplog.set_level("INFO", "celery_continuations")
     worker.drain()
-    assert "resumed (its execution was lost), completed: nothing" in caplog.text
+    assert "resumed (lost), completed: nothing" in caplog.text
 
 
 def test_the_log_has_the_traceback_of_an_error_that_is_resumed_from(worker: Any, task: Any, caplog: Any) -> None:

@@ -48,6 +48,7 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     assert set(rows) == set(conf.SETTINGS)
     shown = {
         "store": '`"auto"`', "namespace": "app name and broker", "max_runtime": '`"auto"`', "resume_options": "`{}`",
+        "on_change": '`"fail"`',
         "max_snapshot": "256 KiB", "keep_failed": "30 days",
     }  # fmt: skip
     for name, setting in conf.SETTINGS.items():

@@ -1,0 +1,269 @@
+"""The protocol: who may write what, and when.
+
+Publishing may happen twice; claiming is what counts.  A message carries the generation *m*
+that it continues, 0 when it is fresh; a record has a generation *g*, the number of its claims.
+Each rule has a number, which docs/protocol.md explains and tests/exploration breaks in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.stores.base import ENDED, OWNED, Fence, Record, Status, Store
+
+__all__ = [
+    "PATIENCE",
+    "Claim",
+    "Death",
+    "claim",
+    "end",
+    "finish",
+    "interrupt",
+    "patience",
+    "recover",
+    "release",
+    "remind",
+    "save",
+]
+
+#: Seconds after which a message that nobody has claimed is looked for, and doubled each time.
+PATIENCE = 10.0
+
+# Looks that double it: up to more than a day.
+_DOUBLINGS = 14
+
+
+class Claim(NamedTuple):
+    """An execution's right to run.
+
+    Attributes:
+        fence: to be shown at every write.
+        snapshot: what to go on from, or None for a fresh start.
+        value: the encoded return value of an execution that was lost after it had finished, or None.
+        lost: whether the execution before this one did not come to its end.
+    """
+
+    fence: Fence
+    snapshot: str | None
+    value: str | None = None
+    lost: bool = False
+
+
+class Death:
+    """What became of an owner that can no longer be at work.
+
+    Its own crash counts towards ``continuation_max_crashes``; a shared one only as a tenth, for another task
+    may have brought the worker down; and that of a worker which was stopping not at all.
+    """
+
+    CRASHED = "crashed"
+    SHARED = "shared"
+    STOPPED = "stopping"
+
+
+def patience(fence: Fence) -> float:
+    """Return the seconds until the message of a queued record is looked for."""
+    return PATIENCE * 2.0 ** min(int(fence.owner or 0), _DOUBLINGS)
+
+
+def claim(
+    store: Store,
+    task_id: str,
+    generation: int,
+    owner: str,
+    *,
+    snapshot: str | None,
+    message: Callable[[], str | None],
+    ended: Callable[[str | None], tuple[str, float] | None],
+    death: Callable[[str], str | None],
+) -> Claim | None:
+    """Take up the task of a message, or learn that the message is stale.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        generation: that the message continues; 0 when it is fresh.
+        owner: the claiming execution.
+        snapshot: that the message carries.
+        message: returns what is needed to publish the task again; written with a new record.
+        ended: asks the result backend, given the record's message if there is one; returns the status that the
+            record should have, and for how many seconds to keep it, or None.
+        death: what became of an owner, see :class:`Death`; None while it may be at work.
+
+    Returns:
+        The claim, or None: then the message is to be ended without touching anything.
+    """
+    # The usual cases first, in one round trip: a fresh message without a record, and the
+    # message that the record itself waits for.
+    mine = Fence(generation + 1, Status.RUNNING, owner)
+    if generation == 0:
+        if store.swap(task_id, None, Record(mine, snapshot, message())):
+            return Claim(mine, snapshot)
+    else:
+        taken = store.take(task_id, Fence(generation, Status.QUEUED), mine)
+        if taken is not None:
+            return Claim(mine, snapshot or taken.snapshot, taken.value or None)
+    while True:
+        record = store.read(task_id)
+        if record is None:
+            # Rule 1: a message that continues a record which is gone is trusted, unless the task has ended.
+            if generation and ended(None) is not None:
+                return None
+            if store.swap(task_id, None, Record(mine, snapshot, message())):
+                return Claim(mine, snapshot)
+            continue
+        known = record.fence
+        if known.owner == owner:  # written by the first attempt, whose answer was lost
+            return Claim(known, snapshot or record.snapshot, record.value or None)
+        # Rule 2: what has ended, waits or is paused is not touched by a message.
+        if known.status in ENDED:
+            return None
+        # Rule 3: a message older than the last claim's is stale.
+        if generation < known.generation - 1 or (generation < known.generation and known.status not in OWNED):
+            return None
+        dead = None
+        if generation == known.generation - 1 and known.owner:
+            # Rule 4: the second delivery of what a live owner works on ends; should that die, the sweep has it.
+            dead = death(known.owner)
+            if dead is None:
+                return None
+            # Rule 5: before a dead owner is succeeded the result backend is asked; only the last write may be missing.
+            result = ended(record.message)
+            if result is not None:
+                end(store, task_id, known, result[0], None, result[1])
+                return None
+        # Rule 6: each claim has a generation of its own, and an owner.
+        mine = Fence(max(known.generation, generation) + 1, Status.RUNNING, owner)
+        # Rule 7: a message of the record's own generation was made after the record's last save.
+        newest = snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot
+        if dead is not None:
+            newest = _with_loss(newest, dead)
+        if store.swap(task_id, known, Record(mine, newest)):
+            return Claim(mine, newest, record.value or None, dead is not None)
+
+
+def save(store: Store, task_id: str, fence: Fence, snapshot: str) -> bool:
+    """Save progress; False when another execution has taken over."""
+    # Rule 8: nobody writes but the owner, in its own generation. Here and below, swap holds it.
+    return store.swap(task_id, fence, Record(fence, snapshot))
+
+
+def interrupt(
+    store: Store, task_id: str, fence: Fence, snapshot: str, due_in: float, message: str | None = None
+) -> Fence | None:
+    """Save, and leave the task to the message of this generation; None when another execution has taken over."""
+    queued = Fence(fence.generation, Status.QUEUED)
+    return _swap_own(store, task_id, fence, Record(queued, snapshot, message), due_in=due_in + PATIENCE)
+
+
+def release(store: Store, task_id: str, fence: Fence, snapshot: str | None) -> None:
+    """Save, and let the message that was claimed with ``fence`` claim again."""
+    # The generation stays, or that message's older snapshot would be taken for the newer. Due at once to
+    # nobody: the sweep finds it should that message never come back.
+    _swap_own(store, task_id, fence, Record(Fence(fence.generation, Status.RUNNING), snapshot), due_in=PATIENCE)
+
+
+def finish(store: Store, task_id: str, fence: Fence, snapshot: str, value: str | None) -> Fence | None:
+    """The body has returned; None when another execution has taken over."""
+    # Rule 9: the value is kept before Celery passes it on, so that no user code runs again for it.
+    finishing = fence._replace(status=Status.FINISHING)
+    return _swap_own(store, task_id, fence, Record(finishing, snapshot, value=value))
+
+
+def end(store: Store, task_id: str, fence: Fence, status: str, snapshot: str | None, expires_in: float) -> bool:
+    """The result is stored: keep a tombstone, or the failed record, for ``expires_in`` seconds."""
+    # Rule 10: a record that has ended stays, so that a late delivery ends too.
+    ended = Fence(fence.generation, status)
+    message = None if status == Status.FAILED else ""  # a failed task can be taken up again
+    return _swap_own(store, task_id, fence, Record(ended, snapshot, message, ""), expires_in=expires_in) is not None
+
+
+def recover(
+    store: Store,
+    task_id: str,
+    *,
+    ended: Callable[[str | None], tuple[str, float] | None],
+    death: Callable[[str], str | None],
+) -> Record | None:
+    """Take a record from an owner that is dead, and leave it to a message.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        ended: as of :func:`claim`.
+        death: as of :func:`claim`.
+
+    Returns:
+        The record as it is now, for its message to be published; or None when there is nothing to do.
+    """
+    record = store.read(task_id)
+    if record is None or record.fence.status not in OWNED or not record.fence.owner:
+        return None
+    known = record.fence
+    dead = death(known.owner)
+    if dead is None:
+        return None
+    # Rule 5, as in claim.
+    result = ended(record.message)
+    if result is not None:
+        end(store, task_id, known, result[0], None, result[1])
+        return None
+    snapshot = _with_loss(record.snapshot, dead)
+    # Rule 11: of two sweepers one gets it, and only then is the message published.
+    queued = Fence(known.generation, Status.QUEUED)
+    if not store.swap(task_id, known, Record(queued, snapshot), due_in=PATIENCE):
+        return None
+    return Record(queued, snapshot, record.message, record.value)
+
+
+def remind(store: Store, task_id: str, may_publish: Callable[[Record], bool]) -> Record | None:
+    """Look for the message of a queued record that is past due; a killed worker may hold it.
+
+    Returns:
+        The record, for its message to be published again; or None when there is nothing to do, or
+        when the message may still be in its queue.
+    """
+    record = store.read(task_id)
+    if record is None or record.due is None:
+        return None
+    known = record.fence
+    # Rule 12: a released record whose message has not come back is queued.
+    if known.status not in (Status.QUEUED, Status.RUNNING) or (known.status == Status.RUNNING and known.owner):
+        return None
+    # Rule 13: each look doubles the patience, and the count in the fence lets one of two sweepers have it.
+    looks = int(known.owner or 0) + 1 if known.status == Status.QUEUED else 0
+    queued = Fence(known.generation, Status.QUEUED, str(looks) if looks else "")
+    if not store.swap(task_id, known, Record(queued), due_in=patience(queued)):
+        return None
+    return record if may_publish(record) else None
+
+
+def _swap_own(
+    store: Store,
+    task_id: str,
+    fence: Fence,
+    record: Record,
+    *,
+    due_in: float | None = None,
+    expires_in: float | None = None,
+) -> Fence | None:
+    """Swap from ``fence``, or from what an own write, whose answer was lost, has made of it."""
+    if store.swap(task_id, fence, record, due_in=due_in, expires_in=expires_in):
+        return record.fence
+    found = store.read(task_id)
+    if found is None:
+        return None
+    if found.fence == record.fence:
+        return record.fence
+    is_ours = bool(fence.owner) and found.fence._replace(status=fence.status) == fence
+    if is_ours and store.swap(task_id, found.fence, record, due_in=due_in, expires_in=expires_in):
+        return record.fence
+    return None
+
+
+def _with_loss(text: str | None, death: str) -> str:
+    snapshot = Snapshot() if text is None else Snapshot.loads(text)
+    snapshot.lose(alone=death == Death.CRASHED, shared=death == Death.SHARED)
+    return snapshot.dumps()

@@ -1,0 +1,97 @@
+"""Which process is at work, so that others can tell whether it still lives.
+
+A worker's id and the owner of a record say it:
+
+    worker   MACHINE.PID.START.RANDOM
+    owner    WORKER/PID.START/RANDOM
+
+MACHINE stands for a boot of a kernel and a PID namespace: a host name proves nothing in containers.
+START is the process's start time, for pids are used again.  Where the machine is another, or the
+system has no /proc, nothing can be proved, and the lease decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cache
+
+__all__ = ["is_gone", "is_running", "new_owner", "new_worker"]
+
+_ENDED = ("Z", "X")
+
+
+def new_worker() -> str:
+    """Return an id for a worker whose main process is this one."""
+    return f"{_machine()}.{_this_process()}.{os.urandom(2).hex()}"
+
+
+def new_owner(worker: str) -> str:
+    """Return an owner: an execution of ``worker`` in this process."""
+    return f"{worker}/{_this_process()}/{os.urandom(3).hex()}"
+
+
+def is_gone(name: str) -> bool:
+    """Whether a worker, or the process of an owner, has provably ended.
+
+    >>> is_gone(new_worker()), is_gone(new_owner(new_worker()))
+    (False, False)
+    >>> is_gone("another-machine.1.1.abc")
+    False
+    """
+    worker, _, rest = name.partition("/")
+    machine, _, process = worker.partition(".")
+    if machine != _machine():
+        return False
+    main = process.rpartition(".")[0]
+    child = rest.partition("/")[0]
+    return _has_ended(main) or (bool(child) and _has_ended(child))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that pid, and it has not ended; False where there is no /proc."""
+    found = _stat(pid)
+    return found is not None and found[0] not in _ENDED
+
+
+@cache
+def _machine() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        identity = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux, or /proc is hidden: a machine like no other
+        identity = os.urandom(16).hex()
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+
+def _this_process() -> str:
+    pid = os.getpid()
+    return f"{pid}.{_start_of(pid)}"
+
+
+@cache
+def _start_of(pid: int) -> str:
+    """Return the start time of a living process; cached for this one, whose pid changes with a fork."""
+    found = _stat(pid)
+    return found[1] if found else "0"
+
+
+def _has_ended(process: str) -> bool:
+    pid, _, start = process.partition(".")
+    if not pid.isdigit() or start in ("", "0"):
+        return False
+    found = _stat(int(pid))
+    return found is None or found[0] in _ENDED or found[1] != start
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """Return state and start time, in clock ticks since the boot (proc_pid_stat(5)); None without a process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # a command's name may hold spaces and brackets
+    except FileNotFoundError:
+        return None
+    except ProcessLookupError:  # ended while it was read
+        return None
+    return fields[0].decode(), fields[19].decode()

@@ -1,0 +1,162 @@
+"""The thread of a worker's main process that keeps its lease, sweeps, and notices dead pool children."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import OperationalError
+
+from celery_continuations import conf
+from celery_continuations.exceptions import StoreError
+from celery_continuations.stores import Store
+from celery_continuations.stores.opening import stores_of
+from celery_continuations.stores.rules import Death
+from celery_continuations.worker.flag import StopFlag
+from celery_continuations.worker.identity import is_running
+from celery_continuations.worker.sweeping import Sweeper
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["Keeper", "keeper_of"]
+
+logger = logging.getLogger("celery_continuations")
+
+# Seconds between two looks at the pool's processes and at the stop flag.
+_TICK = 0.25
+
+# A lease is renewed so many times before it would be over.
+_RENEWALS = 4
+
+# Workers that start together must not sweep together: each interval is shorter by up to this part.
+_JITTER = 0.2
+
+_keepers: dict[str, Keeper] = {}
+
+
+class Keeper:
+    """Keeps a worker's lease in each store that its tasks use.
+
+    Args:
+        app: of the worker.
+        flag: of the worker; tells the tasks until when the lease holds.
+        processes: returns the pids of the pool's processes.
+    """
+
+    def __init__(self, app: Celery, flag: StopFlag, processes: Any) -> None:
+        self._app = app
+        self._flag = flag
+        self._processes = processes
+        self._pids: set[int] = set()
+        self._lease = float(conf.app_setting(app, "lease"))
+        self._interval = float(conf.app_setting(app, "sweep_interval"))
+        self._charges = [_Charge(store, Sweeper(app, store, flag.worker)) for store in stores_of(app) if store.keeps]
+        self._ending = threading.Event()
+        _keepers[flag.worker] = self
+
+    def start(self) -> None:
+        """Take the lease, before the first task is run, and keep it from now on."""
+        for charge in self._charges:
+            self._renew(charge)
+        if self._charges:
+            threading.Thread(target=self._keep, name="continuations-keeper", daemon=True).start()
+
+    def end(self) -> None:
+        """The worker has ended, and its tasks have left."""
+        _keepers.pop(self._flag.worker, None)
+        if self._ending.is_set():
+            return
+        self._ending.set()
+        for charge in self._charges:
+            try:
+                charge.store.retire(self._flag.worker)
+            except StoreError as exc:
+                logger.info("The lease of this worker could not be given back: %s", exc)
+
+    def sweeper_of(self, store: Store) -> Sweeper | None:
+        """Return this worker's sweeper of a store, or None for one that keeps nothing."""
+        return next((charge.sweeper for charge in self._charges if charge.store is store), None)
+
+    def _keep(self) -> None:
+        while not self._ending.wait(_TICK):
+            try:
+                self._look_after_all()
+            except Exception:
+                # The worker's lease depends on this thread: whatever it was, go on.
+                logger.exception("The keeper of this worker met an error, and goes on")
+
+    def _look_after_all(self) -> None:
+        stopping = self._flag.level > 0
+        child_ended = self._child_ended()
+        for charge in self._charges:
+            now = time.monotonic()
+            if now >= charge.renew_at or stopping != charge.told_stopping:
+                self._renew(charge)
+            if child_ended or (self._interval and now >= charge.sweep_at):
+                self._sweep(charge)
+
+    def _child_ended(self) -> bool:
+        """Whether a process of the pool has ended since the last look."""
+        # The pool itself may not have noticed yet, so its list is not enough.
+        before, self._pids = self._pids, {pid for pid in self._processes() if is_running(pid)}
+        return bool(before - self._pids)
+
+    def _renew(self, charge: _Charge) -> None:
+        now = time.monotonic()
+        stopping = self._flag.level > 0
+        note = Death.STOPPED if stopping else Death.SHARED if charge.running > 1 else ""
+        charge.renew_at = now + self._lease / _RENEWALS
+        try:
+            charge.store.renew(self._flag.worker, self._lease, note)
+        except StoreError as exc:
+            charge.away = True
+            logger.warning("The lease of this worker could not be renewed: %s", exc)
+            return
+        charge.told_stopping = stopping
+        if charge.away or self._was_slow(now):
+            # All workers' leases may have run out meanwhile: each gets the time to renew its own before it is judged.
+            charge.away, charge.judges_at = False, time.monotonic() + self._lease
+        charge.held_until = now + self._lease
+        self._flag.extend_lease(min(charge.held_until for charge in self._charges))
+
+    def _sweep(self, charge: _Charge) -> None:
+        now = time.monotonic()
+        charge.sweep_at = now + self._interval * random.uniform(1 - _JITTER, 1)
+
+        def judges() -> bool:
+            return not charge.away and now >= charge.judges_at and not self._was_slow(now)
+
+        try:
+            look = charge.sweeper.sweep(judges)
+        except (StoreError, OperationalError, OSError) as exc:
+            logger.warning("Could not look for lost tasks: %s", exc)
+        else:
+            charge.running = len(look.owned)
+
+    def _was_slow(self, since: float) -> bool:
+        """Whether the store took so long to answer that others may not have been able to renew."""
+        return time.monotonic() - since > self._lease / _RENEWALS
+
+
+class _Charge:
+    """What is kept for one store.  Times are of ``time.monotonic``."""
+
+    def __init__(self, store: Store, sweeper: Sweeper) -> None:
+        self.store = store
+        self.sweeper = sweeper
+        self.renew_at = 0.0
+        self.sweep_at = 0.0
+        self.judges_at = 0.0
+        self.held_until = 0.0
+        self.away = True  # until the store has been reached
+        self.told_stopping = False
+        self.running = 0
+
+
+def keeper_of(worker: str) -> Keeper | None:
+    """Return the keeper of a worker of this process."""
+    return _keepers.get(worker)

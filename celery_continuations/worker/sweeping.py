@@ -1,0 +1,196 @@
+"""Finding what dead workers have left, and putting it back into its queue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, states
+
+from celery_continuations import conf, seams, signals
+from celery_continuations.exceptions import StoreError, UnserializableValueError
+from celery_continuations.republish import Publisher, publisher, task_name
+from celery_continuations.stores import Fence, Lease, Look, Record, Status, Store, rules
+from celery_continuations.worker.death import death_of
+
+if TYPE_CHECKING:
+    from celery import Task
+
+__all__ = ["Sweeper", "ended", "seconds_kept"]
+
+logger = logging.getLogger("celery_continuations")
+
+_STATUS_OF = {states.SUCCESS: Status.DONE, states.FAILURE: Status.FAILED, states.REVOKED: Status.CANCELLED}
+
+# Seconds of patience from which on a message is published again although its queue is not empty: as long as
+# Celery itself takes to give back what a killed worker held, on Redis.
+_LONG = 3600.0
+
+
+class Sweeper:
+    """Recovers the tasks of dead workers from one store.
+
+    Args:
+        app: whose tasks.
+        store: where their records are.
+        worker: the id of the worker that sweeps.
+
+    """
+
+    def __init__(self, app: Celery, store: Store, worker: str) -> None:
+        self._app = app
+        self._store = store
+        self._worker = worker
+        self._decided: dict[str, str | None] = {}
+        self._told: set[str] = set()
+
+    def sweep(self, by_lease: Callable[[], bool]) -> Look:
+        """Look once, and recover what is to be recovered.
+
+        Args:
+            by_lease: asked after the look; as of :func:`death_of`.
+
+        Raises:
+            StoreError: when the store is away.
+            OSError, kombu.exceptions.OperationalError: when the broker is.
+        """
+        look = self._store.look(self._worker)
+        judges = by_lease()
+        dead = [
+            lease
+            for lease in look.leases
+            if lease.worker != self._worker and death_of(lease.worker, look.leases, by_lease=judges)
+        ]
+        lost: list[tuple[str, Lease]] = []
+        for lease in dead:
+            owned = self._store.owned(lease.worker)
+            if len(owned) > 1 and not lease.note:
+                lease = lease._replace(note=rules.Death.SHARED)
+            lost += [(task_id, lease) for task_id in owned]
+        own = next((one for one in look.leases if one.worker == self._worker), Lease(self._worker, 1.0))
+        for task_id, owner in look.owned.items():
+            if self._decided.get(task_id):
+                self._carefully(self._settle, task_id)
+            elif task_id not in self._decided and death_of(owner, [own], by_lease=False):
+                lost.append((task_id, own))
+        if lost or look.due:
+            with publisher(self._app) as publishing:
+                for task_id, lease in lost:
+                    self._carefully(self._recover, task_id, lease, judges, publishing)
+                for task_id in look.due:
+                    self._carefully(self._remind, task_id, publishing)
+        for lease in dead:
+            self._store.retire(lease.worker)
+        return look
+
+    def recover(self, task_id: str) -> None:
+        """Recover one task of this worker, whose process has ended, if nobody has done so yet.
+
+        Raises: as of :meth:`sweep`.
+        """
+        with publisher(self._app) as publishing:
+            self._recover(task_id, Lease(self._worker, 1.0), False, publishing)
+
+    def decide(self, task_id: str, status: str | None = None) -> None:
+        """The worker's main process ends a task itself: it is not to be recovered.
+
+        Args:
+            task_id: the task.
+            status: that its record gets, now or as soon as the store can be reached; None while
+                that is still to come.
+        """
+        self._decided[task_id] = status
+        if status is not None:
+            self._carefully(self._settle, task_id)
+
+    def _settle(self, task_id: str) -> None:
+        record = self._store.read(task_id)
+        status = self._decided[task_id]
+        assert status is not None
+        if record is not None and self._is_ours(record.fence):
+            if status == Status.RUNNING:
+                rules.release(self._store, task_id, record.fence, None)
+            else:
+                rules.end(self._store, task_id, record.fence, status, None, seconds_kept(self._app, status))
+        del self._decided[task_id]
+
+    def _is_ours(self, fence: Fence) -> bool:
+        return fence.status == Status.QUEUED or fence.worker == self._worker
+
+    def _recover(self, task_id: str, lease: Lease, by_lease: bool, publishing: Publisher) -> None:
+        record = rules.recover(
+            self._store,
+            task_id,
+            ended=lambda message: self._ended(task_id, message),
+            death=lambda owner: death_of(owner, [lease], by_lease=by_lease),
+        )
+        if record is not None:
+            self._publish(task_id, record, publishing, "recovered", "recovered: its execution was lost")
+            signals.task_recovered.send(sender=self._app.tasks.get(task_name(record.message or "")), task_id=task_id)
+
+    def _ended(self, task_id: str, message: str | None) -> tuple[str, float] | None:
+        task = self._app.tasks.get(task_name(message)) if message else None
+        return ended(task or self._app, task_id, (task or self._app).backend)
+
+    def _remind(self, task_id: str, publishing: Publisher) -> None:
+        def may_publish(record: Record) -> bool:
+            if record.message is None or rules.patience(record.fence) >= _LONG:
+                return True
+            return not publishing.is_waiting(record.message)
+
+        record = rules.remind(self._store, task_id, may_publish)
+        if record is not None:
+            self._publish(task_id, record, publishing, "published_again", "published again: nobody has taken it up")
+
+    def _publish(self, task_id: str, record: Record, publishing: Publisher, action: str, text: str) -> None:
+        if record.message is None:
+            raise StoreError("record", f"of task {task_id} keeps no message to publish")
+        publishing.publish(record.message, record.fence.generation)
+        logger.warning("Task %s " + text, task_id, extra={"action": action, "task_id": task_id})
+
+    def _carefully(self, act: Callable[..., None], task_id: str, *args: Any) -> None:
+        """A record that cannot be read must not keep the others from being recovered."""
+        try:
+            act(task_id, *args)
+        except (StoreError, UnserializableValueError) as exc:
+            if task_id not in self._told:
+                self._told.add(task_id)
+                logger.error(
+                    "Task %s cannot be recovered, its record is left as it is: %s",
+                    task_id,
+                    exc,
+                    extra={"action": "recovery_failed", "task_id": task_id},
+                )
+
+
+def ended(owner: Task | Celery, task_id: str, backend: Any) -> tuple[str, float] | None:
+    """Ask the result backend whether a task has ended.
+
+    Args:
+        owner: whose settings count: the task, or the app where that is not known.
+        task_id: the task.
+        backend: to ask.
+
+    Returns:
+        The status that its record should have, and for how many seconds to keep that; or None.
+
+    Raises:
+        StoreError: when the backend cannot be asked.
+    """
+    if not seams.keeps_results(backend):
+        return None
+    try:
+        status = _STATUS_OF.get(backend.get_state(task_id))
+    except Exception as exc:  # of any driver
+        raise StoreError("result backend", f"{type(exc).__name__}: {exc}") from exc
+    return None if status is None else (status, seconds_kept(owner, status))
+
+
+def seconds_kept(owner: Task | Celery, status: str) -> float:
+    """Return for how many seconds the record of a task that has ended is kept."""
+    app = owner if isinstance(owner, Celery) else owner.app
+    if status != Status.FAILED:
+        return conf.tombstone_seconds(app)
+    keep = conf.app_setting(app, "keep_failed") if owner is app else conf.setting(owner, "keep_failed")
+    return float(conf.seconds(keep))

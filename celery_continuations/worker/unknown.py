@@ -1,0 +1,56 @@
+"""A continuation whose task this worker does not know: during a rolling deploy another one may.
+
+Celery would store a failure at once and drop the message.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery_continuations import conf
+from celery_continuations.republish import GENERATION
+from celery_continuations.stores import Status, open_store
+from celery_continuations.worker.keeper import Keeper
+
+__all__ = ["HAND_BACK_DELAY", "hand_back_unknown"]
+
+logger = logging.getLogger("celery_continuations")
+
+#: Seconds until a worker whose code does not fit a task hands it back.
+HAND_BACK_DELAY = 5.0
+
+
+def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
+    """Have ``consumer`` hand such messages back for ``continuation_change_grace``, before it fails them."""
+    fail = consumer.on_unknown_task
+    grace = float(conf.seconds(conf.app_setting(consumer.app, "change_grace")))
+    first_seen: dict[str, float] = {}
+
+    def on_unknown_task(body: Any, message: Any, exc: Any) -> Any:
+        task_id = (message.headers or {}).get("id")
+        if not task_id or not message.headers.get(GENERATION):
+            return fail(body, message, exc)
+        now = time.monotonic()
+        if now - first_seen.setdefault(task_id, now) < grace:
+            logger.warning(
+                "Task %s[%s] is not known here and handed back, in %s s",
+                message.headers.get("task"),
+                task_id,
+                HAND_BACK_DELAY,
+                extra={"action": "given_back", "task_id": task_id},
+            )
+            return consumer.timer.call_after(HAND_BACK_DELAY, _in_loop(consumer, message.requeue))
+        del first_seen[task_id]
+        fail(body, message, exc)
+        sweeper = keeper.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))
+        return sweeper.decide(task_id, Status.FAILED) if sweeper else None
+
+    consumer.on_unknown_task = on_unknown_task
+
+
+def _in_loop(consumer: Any, act: Callable[[], Any]) -> Callable[[], Any]:
+    """Where the timer is a thread, its calls must not meet those of the consumer's own."""
+    return lambda: consumer.call_soon(act)
