@@ -187,7 +187,8 @@ class Execution:
                 snapshot=getattr(self.request, SNAPSHOT, None),
                 message=self._keepable,
                 ended=lambda _: ended(self.task, self.request.id, self.task.backend),
-                death=lambda owner: death_of(owner, self._store.look().leases),
+                # By its lease only a sweeper may judge, which knows whether leases can be trusted just now.
+                death=lambda owner: death_of(owner, self._store.look().leases, by_lease=False),
             )
         except StoreError as exc:
             self._give_back(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
@@ -302,12 +303,13 @@ class Execution:
         if not self._store.keeps or (text == self._saved_text and not verify):
             return
         try:
-            kept = rules.save(self._store, self.request.id, self._fence, text)
+            kept = rules.save(self._store, self.request.id, self._fence, text, self._keepable)
         except StoreError as exc:
             self._warn_not_saved("its progress", exc)
         else:
             if not kept:
                 self._refusal, self._fence = SUPERSEDED, None
+                self._tell_superseded()
                 run.interrupt(SUPERSEDED)
             self._saved_text = text
         watch.save_at = time.monotonic() + self._interval
@@ -554,7 +556,7 @@ class Execution:
         if self._fence is None or self.run is None:
             return
         try:
-            kept = rules.save(self._store, self.request.id, self._fence, self._timed_text())
+            kept = rules.save(self._store, self.request.id, self._fence, self._timed_text(), self._keepable)
         except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:
             self._warn_not_saved("its last progress", exc)
         else:
@@ -583,8 +585,11 @@ class Execution:
 
     def _end_superseded(self) -> NoReturn:
         self._fence = None
-        self._teller.log(logging.WARNING, "refused", "ends here: another execution has taken the task over")
+        self._tell_superseded()
         raise Ignore(SUPERSEDED)
+
+    def _tell_superseded(self) -> None:
+        self._teller.log(logging.WARNING, "refused", "ends here: another execution has taken the task over")
 
     # -- the snapshot's text
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kombu.entity import Exchange, Queue
+from kombu.exceptions import OperationalError
 from kombu.pools import producers
 from kombu.serialization import dumps
 from kombu.utils import json
@@ -121,13 +122,13 @@ class Publisher:
 
     Args:
         app: whose broker.
-        connection: to that broker, of its own.
+        connection: to that broker, connected, and nobody else's.
     """
 
     def __init__(self, app: Celery, connection: Any) -> None:
         self._app = app
         self._connection = connection
-        self._producer: Any = app.amqp.Producer(connection, auto_declare=False)
+        self._producer: Any = app.amqp.Producer(connection.channel(), auto_declare=False)
 
     def publish(self, text: str, generation: int) -> None:
         """Publish a message, as one that continues ``generation``.
@@ -167,9 +168,16 @@ def publisher(app: Celery) -> Iterator[Publisher]:
     """Open a connection for a :class:`Publisher`; with confirms on AMQP.
 
     For the worker's main process: pooled connections would be inherited by the children that it forks.
+
+    Raises:
+        kombu.exceptions.OperationalError: when the broker cannot be reached, now or within the block.
     """
     with app.connection_for_write(transport_options=_confirming(app)) as connection:
-        yield Publisher(app, connection)
+        try:
+            connection.connect()  # and now, so that nothing is taken up that could not be published
+            yield Publisher(app, connection)
+        except (*connection.connection_errors, *connection.channel_errors) as exc:
+            raise OperationalError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def task_name(text: str) -> str:

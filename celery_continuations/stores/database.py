@@ -275,6 +275,7 @@ class DatabaseStore(Store):
     Traceback (most recent call last):
         ...
     celery_continuations.exceptions.StoreError: store database: sqlite:// is in memory, ...
+    >>> folder.cleanup()
     """
 
     def __init__(self, url: str | URL, namespace: str, options: Mapping[str, Any] | None = None) -> None:

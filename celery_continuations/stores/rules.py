@@ -144,10 +144,23 @@ def claim(
             return Claim(mine, newest, record.value or None, dead is not None)
 
 
-def save(store: Store, task_id: str, fence: Fence, snapshot: str) -> bool:
-    """Save progress; False when another execution has taken over."""
+def save(
+    store: Store, task_id: str, fence: Fence, snapshot: str, message: Callable[[], str | None] = lambda: None
+) -> bool:
+    """Save progress; False when another execution has taken over.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        fence: of the execution's claim.
+        snapshot: the progress.
+        message: as of :func:`claim`.
+    """
     # Rule 8: nobody writes but the owner, in its own generation. Here and below, swap holds it.
-    return store.swap(task_id, fence, Record(fence, snapshot))
+    if store.swap(task_id, fence, Record(fence, snapshot)):
+        return True
+    # Rule 14: a record that is gone was lost by its store, and not taken by another execution.
+    return store.read(task_id) is None and store.swap(task_id, None, Record(fence, snapshot, message()))
 
 
 def interrupt(
@@ -253,9 +266,7 @@ def _swap_own(
     if store.swap(task_id, fence, record, due_in=due_in, expires_in=expires_in):
         return record.fence
     found = store.read(task_id)
-    if found is None:
-        return None
-    if found.fence == record.fence:
+    if found is None or found.fence == record.fence:  # Rule 14: there is nothing to take over from anybody
         return record.fence
     is_ours = bool(fence.owner) and found.fence._replace(status=fence.status) == fence
     if is_ours and store.swap(task_id, found.fence, record, due_in=due_in, expires_in=expires_in):

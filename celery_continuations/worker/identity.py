@@ -81,8 +81,19 @@ def _has_ended(process: str) -> bool:
     pid, _, start = process.partition(".")
     if not pid.isdigit() or start in ("", "0"):
         return False
-    found = _stat(int(pid))
-    return found is None or found[0] in _ENDED or found[1] != start
+    try:
+        found = _stat(int(pid))
+    except PermissionError:  # hidepid=1: there is one, of another user
+        return False
+    if found is None:
+        return _sees_all()
+    return found[0] in _ENDED or found[1] != start
+
+
+@cache
+def _sees_all() -> bool:
+    """Whether /proc shows the processes of other users too: with hidepid=2 (proc(5)) a missing one proves nothing."""
+    return os.path.exists("/proc/1/stat")
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
@@ -90,8 +101,6 @@ def _stat(pid: int) -> tuple[str, str] | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # a command's name may hold spaces and brackets
-    except FileNotFoundError:
-        return None
-    except ProcessLookupError:  # ended while it was read
+    except (FileNotFoundError, ProcessLookupError):  # the second when it ends while it is read
         return None
     return fields[0].decode(), fields[19].decode()

@@ -1,4 +1,7 @@
-"""The thread of a worker's main process that keeps its lease, sweeps, and notices dead pool children."""
+"""What a worker's main process does beside Celery: it keeps its lease, notices dead pool children, and sweeps.
+
+Two threads, for a broker that does not answer must not cost the worker its lease.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery.worker import state
 from kombu.exceptions import OperationalError
 
 from celery_continuations import conf
@@ -54,7 +59,9 @@ class Keeper:
         self._pids: set[int] = set()
         self._lease = float(conf.app_setting(app, "lease"))
         self._interval = float(conf.app_setting(app, "sweep_interval"))
-        self._charges = [_Charge(store, Sweeper(app, store, flag.worker)) for store in stores_of(app) if store.keeps]
+        self._charges = [
+            _Charge(store, Sweeper(app, store, flag.worker, _is_at_work)) for store in stores_of(app) if store.keeps
+        ]
         self._ending = threading.Event()
         _keepers[flag.worker] = self
 
@@ -63,7 +70,8 @@ class Keeper:
         for charge in self._charges:
             self._renew(charge)
         if self._charges:
-            threading.Thread(target=self._keep, name="continuations-keeper", daemon=True).start()
+            for duty in (self._renew_all, self._sweep_all):
+                threading.Thread(target=self._repeat, args=(duty,), name="continuations-keeper", daemon=True).start()
 
     def end(self) -> None:
         """The worker has ended, and its tasks have left."""
@@ -75,28 +83,34 @@ class Keeper:
             try:
                 charge.store.retire(self._flag.worker)
             except StoreError as exc:
-                logger.info("The lease of this worker could not be given back: %s", exc)
+                logger.info(
+                    "The lease of this worker could not be given back: %s", exc, extra={"action": "lease_failed"}
+                )
 
     def sweeper_of(self, store: Store) -> Sweeper | None:
         """Return this worker's sweeper of a store, or None for one that keeps nothing."""
         return next((charge.sweeper for charge in self._charges if charge.store is store), None)
 
-    def _keep(self) -> None:
+    def _repeat(self, duty: Callable[[], None]) -> None:
         while not self._ending.wait(_TICK):
             try:
-                self._look_after_all()
+                duty()
             except Exception:
-                # The worker's lease depends on this thread: whatever it was, go on.
-                logger.exception("The keeper of this worker met an error, and goes on")
+                # The worker's lease and its tasks depend on these threads: whatever it was, go on.
+                logger.exception(
+                    "The keeper of this worker met an error, and goes on", extra={"action": "keeper_failed"}
+                )
 
-    def _look_after_all(self) -> None:
+    def _renew_all(self) -> None:
         stopping = self._flag.level > 0
+        for charge in self._charges:
+            if time.monotonic() >= charge.renew_at or stopping != charge.told_stopping:
+                self._renew(charge)
+
+    def _sweep_all(self) -> None:
         child_ended = self._child_ended()
         for charge in self._charges:
-            now = time.monotonic()
-            if now >= charge.renew_at or stopping != charge.told_stopping:
-                self._renew(charge)
-            if child_ended or (self._interval and now >= charge.sweep_at):
+            if child_ended or (self._interval and time.monotonic() >= charge.sweep_at):
                 self._sweep(charge)
 
     def _child_ended(self) -> bool:
@@ -114,7 +128,7 @@ class Keeper:
             charge.store.renew(self._flag.worker, self._lease, note)
         except StoreError as exc:
             charge.away = True
-            logger.warning("The lease of this worker could not be renewed: %s", exc)
+            logger.warning("The lease of this worker could not be renewed: %s", exc, extra={"action": "lease_failed"})
             return
         charge.told_stopping = stopping
         if charge.away or self._was_slow(now):
@@ -133,13 +147,22 @@ class Keeper:
         try:
             look = charge.sweeper.sweep(judges)
         except (StoreError, OperationalError, OSError) as exc:
-            logger.warning("Could not look for lost tasks: %s", exc)
+            logger.warning("Could not look for lost tasks: %s", exc, extra={"action": "sweep_failed"})
         else:
             charge.running = len(look.owned)
 
     def _was_slow(self, since: float) -> bool:
         """Whether the store took so long to answer that others may not have been able to renew."""
         return time.monotonic() - since > self._lease / _RENEWALS
+
+
+def _is_at_work(task_id: str) -> bool:
+    """Whether a worker of this process has received the task, and not yet seen it end."""
+    while True:
+        try:
+            return any(request.id == task_id for request in state.reserved_requests)
+        except RuntimeError:  # the main thread has received another one meanwhile
+            continue
 
 
 class _Charge:

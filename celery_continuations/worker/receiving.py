@@ -66,7 +66,9 @@ class Request(CeleryRequest):  # type: ignore[misc]
             return
         decide(self.task, self.id, self._keeper, None)
         super().on_timeout(soft, timeout)
-        goes_back = self.task.acks_late and not self.task.acks_on_timeout
+        # acks_on_timeout came with Celery 5.7
+        acks = getattr(self.task, "acks_on_timeout", self.task.acks_on_failure_or_timeout)
+        goes_back = self.task.acks_late and not acks
         decide(self.task, self.id, self._keeper, Status.RUNNING if goes_back else Status.FAILED)
 
     # -- a process that died
@@ -91,14 +93,24 @@ class Request(CeleryRequest):  # type: ignore[misc]
                 return False
             sweeper.recover(self.id)
         except StoreError as exc:
-            logger.warning("Task %s[%s] was lost, and cannot be recovered yet: %s", self.name, self.id, exc)
+            self._tell_later("recovered", exc)
             self.reject(requeue=True)
             return True
         except (OperationalError, OSError) as exc:
             # The record is in the store: the next sweep publishes it.
-            logger.warning("Task %s[%s] was lost, and cannot be published yet: %s", self.name, self.id, exc)
+            self._tell_later("published", exc)
         self.acknowledge()
         return True
+
+    def _tell_later(self, what: str, exc: Exception) -> None:
+        logger.warning(
+            "Task %s[%s] was lost, and cannot be %s yet: %s",
+            self.name,
+            self.id,
+            what,
+            exc,
+            extra={"action": "recovery_delayed", "task_id": self.id, "task_name": self.name},
+        )
 
 
 def decide(task: Any, task_id: str, keeper: Keeper | None, status: str | None) -> None:

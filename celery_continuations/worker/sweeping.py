@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import Celery, states
 
@@ -12,6 +12,7 @@ from celery_continuations import conf, seams, signals
 from celery_continuations.exceptions import StoreError, UnserializableValueError
 from celery_continuations.republish import Publisher, publisher, task_name
 from celery_continuations.stores import Fence, Lease, Look, Record, Status, Store, rules
+from celery_continuations.stores.rules import Death
 from celery_continuations.worker.death import death_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ _STATUS_OF = {states.SUCCESS: Status.DONE, states.FAILURE: Status.FAILED, states
 _LONG = 3600.0
 
 
+class _Lost(NamedTuple):
+    task_id: str
+    owner: str
+    death: str
+
+
 class Sweeper:
     """Recovers the tasks of dead workers from one store.
 
@@ -35,10 +42,11 @@ class Sweeper:
         app: whose tasks.
         store: where their records are.
         worker: the id of the worker that sweeps.
-
+        is_at_work: whether this worker has a task in hand.
     """
 
-    def __init__(self, app: Celery, store: Store, worker: str) -> None:
+    def __init__(self, app: Celery, store: Store, worker: str, is_at_work: Callable[[str], bool]) -> None:
+        self._is_at_work = is_at_work
         self._app = app
         self._store = store
         self._worker = worker
@@ -57,40 +65,51 @@ class Sweeper:
         """
         look = self._store.look(self._worker)
         judges = by_lease()
-        dead = [
-            lease
-            for lease in look.leases
-            if lease.worker != self._worker and death_of(lease.worker, look.leases, by_lease=judges)
-        ]
-        lost: list[tuple[str, Lease]] = []
-        for lease in dead:
-            owned = self._store.owned(lease.worker)
-            if len(owned) > 1 and not lease.note:
-                lease = lease._replace(note=rules.Death.SHARED)
-            lost += [(task_id, lease) for task_id in owned]
-        own = next((one for one in look.leases if one.worker == self._worker), Lease(self._worker, 1.0))
-        for task_id, owner in look.owned.items():
-            if self._decided.get(task_id):
-                self._carefully(self._settle, task_id)
-            elif task_id not in self._decided and death_of(owner, [own], by_lease=False):
-                lost.append((task_id, own))
+        lost: list[_Lost] = []
+        dead = []
+        for lease in look.leases:
+            death = death_of(lease.worker, look.leases, by_lease=judges)
+            if death and lease.worker != self._worker:
+                dead.append(lease.worker)
+                owned = self._store.owned(lease.worker)
+                if len(owned) > 1 and death == Death.CRASHED:
+                    death = Death.SHARED
+                lost += [_Lost(task_id, owner, death) for task_id, owner in owned.items()]
+        lost += self._lost_here(look)
         if lost or look.due:
             with publisher(self._app) as publishing:
-                for task_id, lease in lost:
-                    self._carefully(self._recover, task_id, lease, judges, publishing)
+                for one in lost:
+                    self._carefully(self._recover, one.task_id, one, publishing)
                 for task_id in look.due:
                     self._carefully(self._remind, task_id, publishing)
-        for lease in dead:
-            self._store.retire(lease.worker)
+        for worker in dead:
+            self._store.retire(worker)
         return look
+
+    def _lost_here(self, look: Look) -> list[_Lost]:
+        """Return what this worker owns and no longer works on."""
+        lost = []
+        for task_id, owner in look.owned.items():
+            death = death_of(owner, look.leases, by_lease=False)
+            if self._decided.get(task_id):
+                self._carefully(self._settle, task_id)
+            elif death and task_id not in self._decided:
+                lost.append(_Lost(task_id, owner, death))
+            elif not self._is_at_work(task_id):
+                # Its claim was written and the answer lost, or its last write could not be made.
+                lost.append(_Lost(task_id, owner, Death.STOPPED))
+        return lost
 
     def recover(self, task_id: str) -> None:
         """Recover one task of this worker, whose process has ended, if nobody has done so yet.
 
         Raises: as of :meth:`sweep`.
         """
-        with publisher(self._app) as publishing:
-            self._recover(task_id, Lease(self._worker, 1.0), False, publishing)
+        owner = self._store.owned(self._worker).get(task_id, "")
+        death = death_of(owner, [Lease(self._worker, 1.0)], by_lease=False) if owner else None
+        if death:
+            with publisher(self._app) as publishing:
+                self._recover(task_id, _Lost(task_id, owner, death), publishing)
 
     def decide(self, task_id: str, status: str | None = None) -> None:
         """The worker's main process ends a task itself: it is not to be recovered.
@@ -113,17 +132,17 @@ class Sweeper:
                 rules.release(self._store, task_id, record.fence, None)
             else:
                 rules.end(self._store, task_id, record.fence, status, None, seconds_kept(self._app, status))
-        del self._decided[task_id]
+        self._decided.pop(task_id, None)
 
     def _is_ours(self, fence: Fence) -> bool:
         return fence.status == Status.QUEUED or fence.worker == self._worker
 
-    def _recover(self, task_id: str, lease: Lease, by_lease: bool, publishing: Publisher) -> None:
+    def _recover(self, task_id: str, lost: _Lost, publishing: Publisher) -> None:
         record = rules.recover(
             self._store,
             task_id,
             ended=lambda message: self._ended(task_id, message),
-            death=lambda owner: death_of(owner, [lease], by_lease=by_lease),
+            death=lambda owner: lost.death if owner == lost.owner else None,  # another may have it by now
         )
         if record is not None:
             self._publish(task_id, record, publishing, "recovered", "recovered: its execution was lost")
@@ -153,6 +172,7 @@ class Sweeper:
         """A record that cannot be read must not keep the others from being recovered."""
         try:
             act(task_id, *args)
+            self._told.discard(task_id)
         except (StoreError, UnserializableValueError) as exc:
             if task_id not in self._told:
                 self._told.add(task_id)

@@ -105,7 +105,8 @@ def test_the_grace_begins_with_the_first_misfit(worker: Any, deploy: Any, monkey
     assert CHANGED not in first.headers
     second = worker.deliver()
     assert second.headers[CHANGED] == pytest.approx(time.time(), abs=5)
-    monkeypatch.setattr("time.time", lambda now=time.time(): now + 101)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 101)
     worker.drain()
     assert result.state == states.FAILURE
 

@@ -753,7 +753,7 @@ def test_a_value_lost_between_finishing_and_the_result_is_returned_without_runni
     seen: list[int] = []
     made = task(loop(worker, seen))
     store = open_store(app, "memory")
-    lost = Fence(1, "running", "lost/1.1/a")
+    lost = Fence(1, "running", "/1.1/lost")
     assert store.swap(some_id, None, Record(lost))
     assert rules.finish(store, some_id, lost, Snapshot().dumps(), '"kept"') is not None
     result = made.apply_async(task_id=some_id)
@@ -801,9 +801,9 @@ def test_progress_is_saved_at_most_once_an_interval(worker: Any, app: Celery, ta
     saved: list[Any] = []
     save = rules.save
 
-    def watched(store: Any, task_id: str, fence: Any, snapshot: str) -> bool:
+    def watched(store: Any, task_id: str, fence: Any, snapshot: str, *args: Any) -> bool:
         saved.append(json.loads(snapshot).get("current"))
-        return save(store, task_id, fence, snapshot)
+        return save(store, task_id, fence, snapshot, *args)
 
     monkeypatch.setattr(rules, "save", watched)
     task(loop(worker, []), continuation_checkpoint_interval=0).delay()

@@ -591,7 +591,7 @@ def test_what_the_log_says_of_an_execution_that_was_lost(worker: Any, task: Any,
         self.step("one", int)
 
     made = task(run)
-    open_store(app, "memory").swap("lost-id", None, Record(Fence(1, Status.RUNNING, "killed"), Snapshot().dumps()))
+    open_store(app, "memory").swap("lost-id", None, Record(Fence(1, Status.RUNNING, "/1.1/killed"), Snapshot().dumps()))
     made.apply_async(task_id="lost-id")
     caplog.set_level("INFO", "celery_continuations")
     worker.drain()

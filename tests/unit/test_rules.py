@@ -67,9 +67,13 @@ def record(store: MemoryStore) -> Record:
     return found
 
 
+def save(store: Any, task_id: str, fence: Fence, snapshot: str) -> bool:
+    return rules.save(store, task_id, fence, snapshot, lambda: "message")
+
+
 def running(store: MemoryStore, owner: str = "w/1/o") -> Fence:
     fence = claim(store, 0, owner).fence
-    assert rules.save(store, "id", fence, SAVED)
+    assert save(store, "id", fence, SAVED)
     assert isinstance(fence, Fence)
     return fence
 
@@ -118,7 +122,7 @@ def test_rule_4_a_second_delivery_of_what_a_live_owner_works_on_ends(store: Memo
     asked: list[str] = []
     assert claim(store, 0, "w/2/second", death=asked.append) is None
     assert asked == ["w/1/o"]
-    assert rules.save(store, "id", fence, "it goes on")
+    assert save(store, "id", fence, "it goes on")
 
 
 def test_rule_5_a_dead_owner_may_have_stored_its_result(store: MemoryStore, clock: Clock) -> None:
@@ -145,14 +149,14 @@ def test_rule_6_each_claim_has_a_generation_of_its_own(store: MemoryStore) -> No
     second = claim(store, 0, "w/2/second", ended=never, death=lambda owner: Death.CRASHED)
     assert second.fence == Fence(2, Status.RUNNING, "w/2/second")
     assert second.lost
-    assert not rules.save(store, "id", first, "late")
+    assert not save(store, "id", first, "late")
     third = claim(store, 7, "w/3/third", "newer")
     assert third.fence == Fence(8, Status.RUNNING, "w/3/third"), "the store has lost some writes"
 
 
 def test_rule_7_of_two_snapshots_the_newer_one_counts(store: MemoryStore) -> None:
     fence = running(store)
-    rules.save(store, "id", fence, "saved")
+    save(store, "id", fence, "saved")
     rules.release(store, "id", fence, "released")
     older = claim(store, 0, "w/2/a", "in the message")
     assert (older.fence.generation, older.snapshot) == (2, "released")
@@ -164,7 +168,7 @@ def test_rule_8_nobody_writes_but_the_owner(store: MemoryStore) -> None:
     fence = running(store)
     before = record(store)
     for wrong in (fence._replace(generation=2), fence._replace(owner="w/1/other"), fence._replace(owner="")):
-        assert not rules.save(store, "id", wrong, "wrong")
+        assert not save(store, "id", wrong, "wrong")
         assert rules.interrupt(store, "id", wrong, "wrong", due_in=0) is None
         assert rules.finish(store, "id", wrong, "wrong", "1") is None
         assert not rules.end(store, "id", wrong, Status.DONE, "wrong", 60)
@@ -172,21 +176,35 @@ def test_rule_8_nobody_writes_but_the_owner(store: MemoryStore) -> None:
     assert record(store) == before
 
 
-def test_rule_9_the_value_is_kept_before_celery_passes_it_on(store: MemoryStore) -> None:
+def test_rule_9_a_record_that_its_store_has_lost_is_written_anew(clock: Clock) -> None:
+    fence = running(MemoryStore())
+    store = MemoryStore(clock)
+    assert save(store, "id", fence, "saved")
+    assert record(store) == Record(fence, "saved", "message")
+    assert save(store, "id", fence, "saved again")
+
+    store = MemoryStore(clock)
+    assert rules.interrupt(store, "id", fence, "left", due_in=0) == Fence(1, Status.QUEUED)
+    assert rules.finish(store, "id", fence, "last", "1") == fence._replace(status=Status.FINISHING)
+    assert rules.end(store, "id", fence, Status.DONE, "last", 60)
+    assert claim(store, 1, snapshot="left", ended=never).snapshot == "left", "the message has it all"
+
+
+def test_rule_10_the_value_is_kept_before_celery_passes_it_on(store: MemoryStore) -> None:
     fence = running(store)
     assert rules.finish(store, "id", fence, SAVED, "[1]") == fence._replace(status=Status.FINISHING)
     found = claim(store, 0, "w/2/next", ended=never, death=lambda owner: Death.STOPPED)
     assert (found.fence.generation, found.value, found.lost) == (2, "[1]", True)
 
 
-def test_rule_9_also_by_way_of_the_sweep(store: MemoryStore) -> None:
+def test_rule_10_also_by_way_of_the_sweep(store: MemoryStore) -> None:
     rules.finish(store, "id", running(store), SAVED, "[1]")
     assert recover(store, Death.CRASHED).value == "[1]"
     assert claim(store, 1).value == "[1]"
 
 
 @pytest.mark.parametrize(("status", "message"), [(Status.DONE, ""), (Status.FAILED, "message")])
-def test_rule_10_a_record_that_has_ended_stays_for_a_while(
+def test_rule_11_a_record_that_has_ended_stays_for_a_while(
     store: MemoryStore, clock: Clock, status: str, message: str
 ) -> None:
     fence = running(store)
@@ -199,7 +217,7 @@ def test_rule_10_a_record_that_has_ended_stays_for_a_while(
     assert store.read("id") is None
 
 
-def test_rule_11_of_two_sweepers_one_recovers(store: MemoryStore, clock: Clock) -> None:
+def test_rule_12_of_two_sweepers_one_recovers(store: MemoryStore, clock: Clock) -> None:
     running(store)
     found: list[Any] = []
 
@@ -217,7 +235,7 @@ def test_rule_11_of_two_sweepers_one_recovers(store: MemoryStore, clock: Clock) 
 def test_a_live_owner_keeps_its_record(store: MemoryStore) -> None:
     fence = running(store)
     assert recover(store, None, unasked) is None
-    assert rules.save(store, "id", fence, "it goes on")
+    assert save(store, "id", fence, "it goes on")
     rules.release(store, "id", fence, "left")
     assert recover(store, Death.CRASHED, unasked) is None, "nobody owns it"
     assert rules.recover(store, "unknown", ended=unasked, death=unasked) is None
@@ -238,7 +256,7 @@ def test_how_an_owner_died_is_counted(store: MemoryStore, death: str) -> None:
     assert record(store).snapshot == found.snapshot
 
 
-def test_rule_12_a_released_record_whose_message_does_not_come_back_is_queued(store: MemoryStore, clock: Clock) -> None:
+def test_rule_13_a_released_record_whose_message_does_not_come_back_is_queued(store: MemoryStore, clock: Clock) -> None:
     fence = running(store)
     assert rules.remind(store, "id", unasked) is None, "it is being worked on"
     rules.release(store, "id", fence, "progress")
@@ -257,7 +275,7 @@ def test_release_lets_the_same_message_claim_again(store: MemoryStore) -> None:
     assert record(store).due is None
 
 
-def test_rule_13_each_look_doubles_the_patience(store: MemoryStore, clock: Clock) -> None:
+def test_rule_14_each_look_doubles_the_patience(store: MemoryStore, clock: Clock) -> None:
     rules.interrupt(store, "id", running(store), "left", due_in=0)
     for looks in range(1, 20):
         found = rules.remind(store, "id", lambda found: True)
@@ -268,7 +286,7 @@ def test_rule_13_each_look_doubles_the_patience(store: MemoryStore, clock: Clock
     assert rules.remind(store, "id", unasked) is None
 
 
-def test_rule_13_of_two_sweepers_one_reminds(store: MemoryStore) -> None:
+def test_rule_14_of_two_sweepers_one_reminds(store: MemoryStore) -> None:
     rules.interrupt(store, "id", running(store), "left", due_in=0)
     one, read = [], store.read
 
@@ -306,7 +324,7 @@ def test_a_write_whose_answer_was_lost_is_known_again() -> None:
     store = Deaf()
     fence = claim(store, 0).fence
     assert fence == Fence(1, Status.RUNNING, "w/1/o")
-    assert rules.save(store, "id", fence, "saved")
+    assert save(store, "id", fence, "saved")
     assert rules.interrupt(store, "id", fence, "left", due_in=0) == Fence(1, Status.QUEUED)
     fence = claim(store, 1, "w/1/second").fence
     assert fence == Fence(2, Status.RUNNING, "w/1/second")

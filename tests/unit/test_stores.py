@@ -301,10 +301,12 @@ def test_ids_and_namespaces_of_a_database_have_a_limit(database: Path) -> None:
         DatabaseStore(f"sqlite:///{database}", "n" * 256)
 
 
-def test_an_error_shows_no_snapshot(tmp_path: Path) -> None:
-    store = DatabaseStore(f"sqlite:///{tmp_path}/missing/x.db", "n")
+def test_an_error_shows_no_snapshot(database: Path) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store.swap("id", None, Record(RUNNING))
+    sqlite_rows(database, "ALTER TABLE continuation_record RENAME COLUMN snapshot TO other")
     with pytest.raises(StoreError) as caught:
-        store.swap("id", None, Record(RUNNING, "private"))
+        store.swap("id", RUNNING, Record(RUNNING, "private"))
     error: BaseException | None = caught.value
     while error is not None:
         assert "private" not in f"{error} {error!r}"

@@ -34,6 +34,10 @@ def always() -> bool:
     return True
 
 
+def at_work(task_id: str) -> bool:
+    return True
+
+
 @pytest.fixture
 def store(app: Celery) -> Any:
     return open_store(app, "memory")
@@ -41,7 +45,7 @@ def store(app: Celery) -> Any:
 
 @pytest.fixture
 def sweeper(app: Celery, store: Any) -> Sweeper:
-    return Sweeper(app, store, new_worker())
+    return Sweeper(app, store, new_worker(), at_work)
 
 
 @pytest.fixture
@@ -120,7 +124,9 @@ def test_c20_m5_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, s
         return bool(swap(*args, **kwargs))
 
     store.swap = together
-    threads = [threading.Thread(target=Sweeper(app, store, new_worker()).sweep, args=(always,)) for _ in range(2)]
+    threads = [
+        threading.Thread(target=Sweeper(app, store, new_worker(), at_work).sweep, args=(always,)) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -304,7 +310,7 @@ def test_what_the_main_process_ends_itself_is_not_recovered(app: Celery, lost: A
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     mine = new_worker()
-    sweeper = Sweeper(app, store, mine)
+    sweeper = Sweeper(app, store, mine, at_work)
     result = lost(of=mine)
     found = store.read(result.id)
     gone = found.fence._replace(owner=f"{mine}/{dead.pid}.1/a")
@@ -321,7 +327,7 @@ def test_a_decision_that_cannot_be_written_yet_is_written_later(
     app: Celery, lost: Any, store: Any, monkeypatch: Any
 ) -> None:
     mine = new_worker()
-    sweeper = Sweeper(app, store, mine)
+    sweeper = Sweeper(app, store, mine, at_work)
     result = lost(of=mine)
 
     def away(*args: Any) -> None:
@@ -333,6 +339,39 @@ def test_a_decision_that_cannot_be_written_yet_is_written_later(
     assert store.read(result.id).fence.status == Status.RUNNING
     sweeper.sweep(lambda: False)
     assert store.read(result.id).fence.status == Status.FAILED
+
+
+def test_what_the_worker_owns_and_does_not_work_on_is_recovered(
+    app: Celery, lost: Any, store: Any, worker: Any
+) -> None:
+    """A claim was written and its answer lost; or the last write of an execution could not be made."""
+    mine = new_worker()
+    result = lost(of=mine)
+    found = store.read(result.id)
+    store.swap(result.id, found.fence, Record(found.fence._replace(owner=new_owner(mine))))
+    Sweeper(app, store, mine, at_work).sweep(always)
+    assert worker.queued() == 0
+    Sweeper(app, store, mine, lambda task_id: False).sweep(always)
+    assert losses(store, result.id) == (0, 0)
+    worker.drain()
+    assert result.get() == "end"
+
+
+def test_a_task_that_was_taken_up_meanwhile_is_left_alone(
+    app: Celery, lost: Any, store: Any, worker: Any, sweeper: Sweeper, monkeypatch: Any
+) -> None:
+    result = lost()
+    taken = Fence(2, Status.RUNNING, "third-machine.1.1.a/1.1/b")
+    owned = store.owned
+
+    def taken_up_now(name: str) -> Any:
+        found = owned(name)
+        store.swap(result.id, store.read(result.id).fence, Record(taken))
+        return found
+
+    monkeypatch.setattr(store, "owned", taken_up_now)
+    sweeper.sweep(always)
+    assert store.read(result.id).fence == taken
 
 
 # -- who is dead
@@ -358,6 +397,20 @@ def test_nothing_is_proved_of_another_machine_with_the_same_host_name() -> None:
     name = new_owner(new_worker())
     _, _, rest = name.partition(".")
     assert not is_gone(f"00000000.{rest}".replace(str(os.getpid()), "999999"))
+
+
+def test_where_processes_of_others_are_hidden_nothing_is_proved(monkeypatch: Any) -> None:
+    """hidepid=2, or systemd's ProtectProc=invisible; and hidepid=1, where they are seen and not read."""
+    gone = f"{new_worker().partition('.')[0]}.999999999.1.a"
+    assert is_gone(gone)
+    monkeypatch.setattr(identity, "_sees_all", lambda: False)
+    assert not is_gone(gone)
+
+    def refused(pid: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(identity, "_stat", refused)
+    assert not is_gone(gone)
 
 
 def test_a_machine_is_a_boot_and_a_pid_namespace(tmp_path: Any) -> None:
@@ -386,6 +439,44 @@ def test_the_note_of_a_lease_says_how_its_worker_died() -> None:
     assert death_of("/1.1/a", []) == rules.Death.CRASHED
 
 
+def test_a_record_that_the_store_has_lost_is_written_again(worker: Any, task: Any, store: Any, record: Any) -> None:
+    def run(self: Any) -> str:
+        for item in self.iterate("loop", range(4)):
+            seen.append(item)
+            if item == 1:
+                store.delete(self.request.id, store.read(self.request.id).fence)
+            if item == 2:
+                found = store.read(self.request.id)
+                assert found.message
+                assert Snapshot.loads(found.snapshot).current == ("loop", 2)
+        return "end"
+
+    seen: list[int] = []
+    result = task(run, continuation_checkpoint_interval=0).delay()
+    worker.drain()
+    assert (result.get(), seen) == ("end", [0, 1, 2, 3])
+    assert record(result.id).fence.status == Status.DONE
+
+
+@pytest.mark.parametrize("end", ["stop", "return", "error"])
+def test_a_record_that_is_lost_in_the_end_does_not_end_the_task(worker: Any, task: Any, store: Any, end: str) -> None:
+    def run(self: Any) -> str:
+        for item in self.iterate("loop", range(4)):
+            seen.append(item)
+            if item == 2 and len(seen) == 3:
+                store.delete(self.request.id, store.read(self.request.id).fence)
+                if end == "stop":
+                    worker.stop()
+                if end == "error":
+                    raise KeyError("once")
+        return "end"
+
+    seen: list[int] = []
+    result = task(run, continuation_resume_error_countdown=0).delay()
+    worker.drain()
+    assert (result.get(), seen) == ("end", [0, 1, 2, 2, 3] if end == "error" else [0, 1, 2, 3])
+
+
 # -- the keeper
 
 
@@ -408,7 +499,7 @@ def test_the_keeper_renews_the_lease_and_says_when_it_stops(keeper: Any, store: 
     assert lease.left == pytest.approx(10, abs=0.5)
     assert not flag.lease_is_over
     flag.raise_to(1)
-    keeper._look_after_all()
+    keeper._renew_all()
     assert store.look().leases[0].note == rules.Death.STOPPED
 
 
@@ -439,15 +530,15 @@ def test_the_keeper_sweeps_when_a_process_of_the_pool_has_ended(keeper: Any, mon
     charge.sweep_at = time.monotonic() + 60
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     pids.append(child.pid)
-    keeper._look_after_all()
+    keeper._sweep_all()
     assert not swept
     child.kill()
     child.communicate()
-    keeper._look_after_all()
+    keeper._sweep_all()
     assert swept == [1]
 
 
-def test_an_error_does_not_end_the_keeper(keeper: Any, monkeypatch: Any, caplog: Any) -> None:
+def test_an_error_does_not_end_the_keeper(keeper: Any, caplog: Any) -> None:
     looks: list[int] = []
 
     def broken() -> None:
@@ -456,8 +547,7 @@ def test_an_error_does_not_end_the_keeper(keeper: Any, monkeypatch: Any, caplog:
             keeper._ending.set()
         raise ZeroDivisionError
 
-    monkeypatch.setattr(keeper, "_look_after_all", broken)
-    keeper._keep()
+    keeper._repeat(broken)
     assert len(looks) == 2
     assert "The keeper of this worker met an error, and goes on" in caplog.text
 
