@@ -201,16 +201,17 @@ class Iteration(Step):
         run = self.run
         if not run.enter(self):
             return
-        read, self.total = self._open()
-        pairs = read(self.cursor)
-        # The hot path: one store and one attribute read for each item, and nothing else.
         try:
+            read, self.total = self._open()
+            pairs = read(self.cursor)
+            # The hot path: one store and one attribute read for each item, and nothing else.
             for item, after in pairs:
                 yield item
                 self.cursor = after
                 if run.attention:
                     run.checkpoint()
-        except GeneratorExit:
+        except BaseException:
+            # As in Step; or an error of the source itself, or of a save
             self.left = True
             raise
         run.complete(self)

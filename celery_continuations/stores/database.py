@@ -290,9 +290,7 @@ class DatabaseStore(Store):
             )
         if dialect.name == "sqlite" and _in_memory(self._url):
             raise StoreError("database", f"{self._url} is in memory, where no other process could find it")
-        if len(namespace) > _LONGEST:
-            raise StoreError("database", f"a namespace has at most {_LONGEST} characters, not {len(namespace)}")
-        self._namespace = namespace
+        self._namespace = _checked("a namespace", namespace)
         self._guard: AbstractContextManager[Any] = _in_sqlite if dialect.name == "sqlite" else nullcontext()
         self._options = _engine_options(dialect.name, options or {})
         # One for each process: connections must not be shared with a parent, which may go on using them.
@@ -320,7 +318,7 @@ class DatabaseStore(Store):
         values = self._values(task_id)
         values.update(
             fence_=record.fence.dumps(),
-            worker_=record.fence.worker or None,
+            worker_=_checked("a worker", record.fence.worker) or None,
             due_in=due_in,
             expires_in=expires_in,
             snapshot_=record.snapshot,
@@ -340,7 +338,7 @@ class DatabaseStore(Store):
         if not self._engine.dialect.update_returning:  # SQLite before 3.35
             return super().take(task_id, expected, fence)
         values = self._values(task_id, expected)
-        values.update(fence_=fence.dumps(), worker_=fence.worker or None)
+        values.update(fence_=fence.dumps(), worker_=_checked("a worker", fence.worker) or None)
         row = self._run(lambda connection: connection.execute(_TAKE, values).one_or_none(), task_id)
         return None if row is None else self._record(task_id, row.fence, row.snapshot, None, row.value, None)
 
@@ -352,7 +350,12 @@ class DatabaseStore(Store):
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
         """As of Store; now and then removes what has expired."""
         statement = _renew(self._engine.dialect)
-        values = {"namespace_": self._namespace, "worker_": worker, "seconds_": seconds, "note_": note}
+        values = {
+            "namespace_": self._namespace,
+            "worker_": _checked("a worker", worker),
+            "seconds_": seconds,
+            "note_": note,
+        }
 
         def work(connection: Connection) -> None:
             statement.written(connection, values)
@@ -403,9 +406,7 @@ class DatabaseStore(Store):
             raise StoreError("database", f"cannot open {self._url}: {type(exc).__name__}: {exc}") from exc
 
     def _values(self, task_id: str, expected: Fence | None = None) -> dict[str, Any]:
-        if len(task_id) > _LONGEST:
-            raise StoreError("database", f"a task id has at most {_LONGEST} characters, not {len(task_id)}: {task_id}")
-        values = {"namespace_": self._namespace, "task_id_": task_id}
+        values = {"namespace_": self._namespace, "task_id_": _checked("a task id", task_id)}
         return values if expected is None else {**values, "expected": expected.dumps()}
 
     def _run(self, work: Callable[[Connection], T], task_id: str | None = None) -> T:
@@ -463,6 +464,13 @@ class DatabaseStore(Store):
             raise StoreError(
                 "database", f"{_records.name}, task {task_id!r} of {self._namespace}: no record: {exc!r}"
             ) from exc
+
+
+def _checked(what: str, text: str) -> str:
+    # PostgreSQL would cut it where SQLAlchemy casts it, and SQLite would take it
+    if len(text) > _LONGEST:
+        raise StoreError("database", f"{what} has at most {_LONGEST} characters, not {len(text)}: {text}")
+    return text
 
 
 def _owner(fence: Any) -> str:

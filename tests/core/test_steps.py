@@ -520,3 +520,29 @@ def test_what_is_told_of_steps(executions: Any) -> None:
         ("step_started", "two"),
         ("step_completed", "two"),
     ]
+
+
+@pytest.mark.parametrize("fails", ["when it is opened", "when it is read"])
+def test_an_error_of_the_source_that_is_caught_completes_the_step(executions: Any, fails: str) -> None:
+    def source() -> Any:
+        if fails == "when it is opened":
+            raise OSError("no such file")
+        return broken()
+
+    def broken() -> Any:
+        yield "first"
+        raise OSError("cannot be read")
+
+    def body(task: Any) -> str:
+        try:
+            for item in task.iterate("loop", source):
+                seen.append(item)
+        except OSError:
+            seen.append("caught")
+        task.step("after", seen.append, "after")
+        return "end"
+
+    seen: list[Any] = []
+    assert executions.execute(body) == "end"
+    assert seen[-2:] == ["caught", "after"]
+    assert list(executions.snapshot.completed) == ["loop", "after"]

@@ -528,7 +528,7 @@ def test_c16_revoked_between_two_executions(worker: Any, task: Any, record: Any)
     assert (seen, result.state) == ([0, 1, 2, 3, 4], states.REVOKED)
 
 
-def test_c22_a_stopping_worker_does_not_run_a_continuation(worker: Any, task: Any) -> None:
+def test_m7_c22_a_stopping_worker_does_not_run_a_continuation(worker: Any, task: Any) -> None:
     seen: list[int] = []
     result = task(loop(worker, seen, {4})).delay()
     worker.deliver()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, states
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from celery_continuations import (
@@ -625,3 +625,59 @@ def test_a_retry_is_due_when_it_is_to_be_run(worker: Any, task: Any, record: Any
     worker.deliver()
     assert record(result.id).due > execution.time.time() + 990
     worker.drain()
+
+
+@pytest.mark.parametrize("when", ["before the write", "after the write"])
+@pytest.mark.parametrize("caught", [False, True])
+def test_c26_a_soft_time_limit_hits_in_the_middle_of_a_save(
+    worker: Any, task: Any, app: Celery, record: Any, monkeypatch: Any, when: str, caught: bool
+) -> None:
+    store = open_store(app, "memory")
+    swap = store.swap
+
+    def interrupted_swap(task_id: str, expected: Any, new: Any, **kwargs: Any) -> bool:
+        hit = not hits and new.snapshot is not None and Snapshot.loads(new.snapshot).current == ("loop", 2)
+        if hit:
+            hits.append(1)
+            if when == "before the write":
+                raise SoftTimeLimitExceeded
+        written = swap(task_id, expected, new, **kwargs)
+        if hit:
+            raise SoftTimeLimitExceeded
+        return written
+
+    def run(self: Any) -> str:
+        try:
+            for item in self.iterate("loop", range(4)):
+                seen.append(item)
+        except SoftTimeLimitExceeded:
+            if not caught:
+                raise
+        self.step("after", seen.append, "after")
+        return "end"
+
+    hits: list[int] = []
+    seen: list[Any] = []
+    monkeypatch.setattr(store, "swap", interrupted_swap)
+    result = task(run, continuation_checkpoint_interval=0).delay()
+    worker.drain()
+    if caught:
+        assert (result.get(), seen) == ("end", [0, 1, "after"])
+    else:
+        assert (result.state, seen) == (states.FAILURE, [0, 1])
+        assert record(result.id).fence.status == Status.FAILED
+        assert Snapshot.loads(record(result.id).snapshot).current == ("loop", 2)
+
+
+def test_s12_what_is_asked_of_an_unknown_id_and_of_a_broken_snapshot(task: Any, app: Celery) -> None:
+    def run(self: Any) -> None: ...
+
+    made = task(run)
+    unknown = made.AsyncResult("unknown")
+    assert (unknown.progress, unknown.steps, unknown.resumptions, unknown.snapshot()) == (None, (), 0, None)
+    open_store(app, "memory").swap("broken", None, Record(Fence(1, Status.RUNNING, "x"), '{"version":1,'))
+    for name in ("progress", "steps", "resumptions"):
+        with pytest.raises(UnserializableValueError, match="the snapshot.*cannot be read"):
+            getattr(made.AsyncResult("broken"), name)
+    found = open_store(app, "memory").read("broken")
+    assert found is not None and found.snapshot == '{"version":1,', "the record is kept"

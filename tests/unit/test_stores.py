@@ -297,6 +297,14 @@ def test_ids_and_namespaces_of_a_database_have_a_limit(database: Path) -> None:
     for call in (store.read, lambda task_id: store.swap(task_id, None, Record(RUNNING))):
         with pytest.raises(StoreError, match="a task id has at most 255 characters, not 256: xxx"):
             call("x" * 256)
+    fence = Fence(1, Status.RUNNING, "w" * 256 + "/1/a")
+    for refused in (
+        lambda: store.renew("w" * 256, 10),
+        lambda: store.swap("id", None, Record(fence)),
+        lambda: store.take("x" * 255, RUNNING, fence),
+    ):
+        with pytest.raises(StoreError, match="a worker has at most 255 characters, not 256: www"):
+            refused()
     with pytest.raises(StoreError, match="a namespace has at most 255 characters, not 256"):
         DatabaseStore(f"sqlite:///{database}", "n" * 256)
 
