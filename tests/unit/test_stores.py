@@ -20,14 +20,16 @@ import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
+from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores import Fence, Look, Record, Status, Store, open_store
+from celery_continuations.stores import Claim, Fence, Look, Record, Status, Store, open_store, rules
 from celery_continuations.stores.database import DatabaseStore, metadata
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
 from celery_continuations.stores.opening import without_store
 from celery_continuations.testing.stores import StoreConformance
+from celery_continuations.worker.identity import new_owner, new_worker
 from tests.unit.conftest import make_app
 
 RUNNING = Fence(1, Status.RUNNING, "me on a host/7")
@@ -505,3 +507,64 @@ def test_a_database_in_memory_is_no_store(url: str) -> None:
     app = Celery("memory", broker="amqp://", backend=url, set_as_current=False)
     assert isinstance(open_store(app, "auto"), MessageStore)
     assert "a database in memory is found by no other process) nor the broker (amqp)" in (without_store(app) or "")
+
+
+def counted_store(url: str) -> tuple[Any, list[str]]:
+    """A store on a client that writes down the commands it sends."""
+    store = redis_store(url, "counted")
+    store.look()
+    sent: list[str] = []
+    execute = store._client.execute_command
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        sent.append(str(args[0]))
+        return execute(*args, **kwargs)
+
+    store._client.execute_command = counting
+    return store, sent
+
+
+def test_a_claim_and_a_save_are_one_round_trip_each_on_redis(redis_url: str) -> None:
+    store, sent = counted_store(redis_url)
+    store.swap("warm", None, Record(RUNNING))
+    store.take("warm", Fence(9, Status.QUEUED), RUNNING)
+
+    def claim(generation: int) -> Claim:
+        sent.clear()
+        found = rules.claim(
+            store, "round trips", generation, f"worker/1.1/{generation}",
+            snapshot=None, message=lambda: "message", ended=lambda message: None, death=lambda owner: None,
+        )  # fmt: skip
+        assert found is not None
+        return found
+
+    first = claim(0)
+    assert sent == ["EVALSHA"]
+    sent.clear()
+    assert rules.save(store, "round trips", first.fence, '{"version":1}', lambda: None)
+    assert sent == ["EVALSHA"]
+    assert rules.interrupt(store, "round trips", first.fence, '{"version":1,"executions":1}', 0.0)
+    second = claim(1)
+    assert sent == ["EVALSHA"]
+    assert second.snapshot == '{"version":1,"executions":1}'
+    store.close()
+
+
+def test_a_small_record_in_redis_is_small_and_stays_so(redis_url: str) -> None:
+    import redis
+
+    store = redis_store(redis_url, "proj@redis:redis-master.production.svc.cluster.local:6379/0")
+    client = redis.Redis.from_url(redis_url)
+    task_id = "01234567-89ab-cdef-0123-456789abcdef"
+    fence = Fence(1, Status.RUNNING, new_owner(new_worker()))
+    sizes = set()
+    assert store.swap(task_id, None, Record(fence, message="x" * 900))
+    for cursor in range(100_000, 101_000):
+        snapshot = Snapshot(current=("import", cursor), executions=1, progress=(cursor, 1_000_000))
+        assert rules.save(store, task_id, fence, snapshot.dumps(), lambda: None)
+        (key,) = client.scan_iter(f"continuation:*:{task_id}")
+        sizes.add(client.memory_usage(key))
+    assert len(sizes) == 1
+    assert max(sizes) <= 300
+    client.close()
+    store.close()

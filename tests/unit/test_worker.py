@@ -235,6 +235,50 @@ def test_seam_predicates() -> None:
     assert not seams.is_predicate(ValueError())
 
 
+def test_seam_pool_pids(app: Celery) -> None:
+    from celery.concurrency.prefork import TaskPool as Prefork
+    from celery.concurrency.solo import TaskPool as Solo
+
+    class Owner:
+        pool: Any = None
+
+    assert seams.pool_pids(Owner()) == []
+    Owner.pool = Solo(app=app)
+    assert seams.pool_pids(Owner()) == []
+    Owner.pool = Prefork(2, app=app)
+    Owner.pool.start()
+    try:
+        assert sorted(seams.pool_pids(Owner())) == sorted(Owner.pool.info["processes"])
+        assert len(seams.pool_pids(Owner())) == 2
+    finally:
+        Owner.pool.terminate()
+
+
+def test_seam_backends_that_keep_results(tmp_path: Any) -> None:
+    def keeps(backend: str | None) -> bool:
+        return seams.keeps_results(Celery("seam", backend=backend, broker="memory://", set_as_current=False).backend)
+
+    assert keeps(f"file://{tmp_path}")
+    assert not keeps("rpc://")
+    assert not keeps(None)
+
+
+def test_seam_a_lost_process() -> None:
+    from billiard.einfo import ExceptionWithTraceback
+    from celery.exceptions import WorkerLostError
+
+    def wrapped(error: BaseException) -> Any:
+        try:
+            raise error
+        except BaseException as exc:
+            return ExceptionWithTraceback(exc, exc.__traceback__)
+
+    assert seams.is_lost_process(WorkerLostError())
+    assert seams.is_lost_process(wrapped(SystemExit(1)))
+    assert not seams.is_lost_process(wrapped(ValueError()))
+    assert not seams.is_lost_process(ValueError())
+
+
 def test_seam_ignore_result() -> None:
     from celery.app.task import Context
 
