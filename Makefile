@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test unit integration lint lines bench clean
+.PHONY: help demo test unit exploration integration explore chaos lint lines bench clean
+
+# Of make chaos.
+SECONDS ?= 60
+SEED ?=
+BROKER ?= redis
 
 help:
 	@echo "make demo         a worker is stopped in the middle of an import, another one finishes it"
-	@echo "make test         all tests; installs redis-server and rabbitmq-server if they are missing and it may"
-	@echo "make unit         the tests that need no server: seconds"
-	@echo "make integration  the tests on real workers and brokers"
+	@echo "make test         all tests; installs the servers that they need if they are missing and it may"
+	@echo "make unit         the tests that need no server: a minute"
+	@echo "make exploration  every crash point of a small task, and each rule of the protocol broken in turn"
+	@echo "make integration  the tests on real workers and brokers, with kills, freezes and a little chaos"
+	@echo "make explore      every crash point of larger tasks: long"
+	@echo "make chaos        SECONDS=60 SEED=7 BROKER=redis: workers stopped, killed and frozen at random"
 	@echo "make lint         ruff, mypy --strict, import directions"
 	@echo "make lines        the unit tests on every Python and Celery of tox.ini that can be made here"
 	@echo "make bench        the benchmarks"
@@ -18,16 +26,26 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python example_project/demo.py
 
-test: unit integration
+test: unit exploration integration
 
 # The core is tested with Celery blocked, and so in a run of its own.
 unit: $(VENV)/.test
 	$(PYTEST) tests/core -p no:celery -p no:docker_tools
 	$(PYTEST) tests/unit celery_continuations --doctest-modules -p no:celery -p no:docker_tools
 
+exploration: $(VENV)/.test
+	$(PYTEST) tests/exploration -p no:celery -p no:docker_tools
+
 integration: $(VENV)/.test
 	sh tests/servers.sh
-	$(PYTEST) tests/integration
+	$(PYTEST) tests/integration tests/chaos
+
+explore: $(VENV)/.test
+	$(BIN)/python -m tests.exploration
+
+chaos: $(VENV)/.test
+	sh tests/servers.sh
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) --broker $(BROKER)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from datetime import datetime
 from functools import cache
@@ -536,7 +537,9 @@ class Execution:
             self._release()
         elif state in (states.FAILURE, states.REJECTED):
             self._end(Status.FAILED)
-        elif state in (states.SUCCESS, states.IGNORED):
+        elif state in (states.SUCCESS, states.IGNORED) and sys.exc_info()[1] is None:
+            # Celery says SUCCESS also where a signal, or its backend, has kept it from storing that: the value is
+            # kept then, and whoever recovers the task returns it.
             self._end(Status.DONE)
 
     def close(self) -> None:

@@ -191,12 +191,13 @@ class _Statement:
             cursor.close()
 
 
-@lru_cache(maxsize=32)
-def _swap(dialect: Dialect, *texts: str) -> _Statement:
-    """Write over what is there; the texts named, and no others."""
-    given: dict[str, Any] = {name: sa.bindparam(f"{name}_") for name in ("fence", "worker", *texts)}
-    times = {"due": _seconds("due_in"), "expires": _seconds("expires_in")}
-    return _Statement(sa.update(_records).where(_as_expected).values({**given, **times}), dialect)
+@lru_cache(maxsize=128)
+def _swap(dialect: Dialect, *changed: str) -> _Statement:
+    """Write over what is there: of the columns those named, and the two times in any case."""
+    values: dict[str, Any] = {"due": sa.null(), "expires": sa.null()}
+    for name in changed:
+        values[name] = _seconds(f"{name}_") if name in values else sa.bindparam(f"{name}_")
+    return _Statement(sa.update(_records).where(_as_expected).values(values), dialect)
 
 
 @lru_cache(maxsize=4)
@@ -205,7 +206,7 @@ def _add(dialect: Dialect) -> _Statement:
     given: dict[str, Any] = {
         name: sa.bindparam(f"{name}_") for name in ("namespace", "task_id", "fence", "worker", *_TEXTS)
     }
-    times = {"due": _seconds("due_in"), "expires": _seconds("expires_in")}
+    times = {name: _seconds(f"{name}_") for name in ("due", "expires")}
     insert = _INSERTS[dialect.name](_records).values({**given, **times})
     return _Statement(
         insert.on_conflict_do_update(
@@ -242,6 +243,10 @@ if hasattr(os, "register_at_fork"):
 
 #: Seconds for which a SQLite file may be locked by another process.
 _BUSY = 10.0
+
+# Drivers over libpq, and how long they wait for a server that cannot be reached, or takes nothing any more.
+_LIBPQ = frozenset(("psycopg", "psycopg2"))
+_IMPATIENT = {"connect_timeout": 3, "tcp_user_timeout": 3000}
 
 # Options of the engine that are the store's own affair. A dead connection is noticed when it is used:
 # pool_pre_ping, which Celery sets, would make two round trips of each.
@@ -292,7 +297,7 @@ class DatabaseStore(Store):
             raise StoreError("database", f"{self._url} is in memory, where no other process could find it")
         self._namespace = _checked("a namespace", namespace)
         self._guard: AbstractContextManager[Any] = _in_sqlite if dialect.name == "sqlite" else nullcontext()
-        self._options = _engine_options(dialect.name, options or {})
+        self._options = _engine_options(dialect, options or {})
         # One for each process: connections must not be shared with a parent, which may go on using them.
         self._engines = {os.getpid(): self._make_engine()}
         self._prepared = False
@@ -315,12 +320,12 @@ class DatabaseStore(Store):
     ) -> bool:
         """As of Store."""
         dialect = self._engine.dialect
-        values = self._values(task_id)
+        values = self._values(task_id, expected)
         values.update(
             fence_=record.fence.dumps(),
             worker_=_checked("a worker", record.fence.worker) or None,
-            due_in=due_in,
-            expires_in=expires_in,
+            due_=due_in,
+            expires_=expires_in,
             snapshot_=record.snapshot,
             message_=record.message,
             value_=record.value,
@@ -328,9 +333,10 @@ class DatabaseStore(Store):
         if expected is None:
             statement = _add(dialect)
         else:
-            texts = [name for name in _TEXTS if values[f"{name}_"] is not None]
-            statement = _swap(dialect, *texts)
-            values["expected"] = expected.dumps()
+            changed = [name for name in (*_TEXTS, "due", "expires") if values[f"{name}_"] is not None]
+            if record.fence != expected:
+                changed += ("fence", "worker")
+            statement = _swap(dialect, *changed)
         return self._run(lambda connection: statement.written(connection, values), task_id)
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
@@ -483,11 +489,11 @@ def _in_memory(url: URL) -> bool:
     return ":memory:" in name or url.query.get("mode") == "memory" or "mode=memory" in name
 
 
-def _engine_options(dialect: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _engine_options(dialect: type[Dialect], options: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in options.items() if name not in _OWN}
     found.setdefault("hide_parameters", True)  # snapshots are nothing for a log
     found["isolation_level"] = "AUTOCOMMIT"
-    if dialect == "sqlite":
+    if dialect.name == "sqlite":
         found = {
             name: value for name, value in found.items() if not name.startswith(("pool_", "echo_pool", "max_over"))
         }
@@ -495,6 +501,8 @@ def _engine_options(dialect: str, options: Mapping[str, Any]) -> dict[str, Any]:
         found["connect_args"] = {"timeout": _BUSY, **found.get("connect_args", {})}
     else:
         found["pool_reset_on_return"] = None  # each statement has been committed
+        if dialect.driver in _LIBPQ:
+            found["connect_args"] = {**_IMPATIENT, **found.get("connect_args", {})}
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -20,6 +21,7 @@ from celery_continuations import ContinuableAsyncResult
 from celery_continuations.stores import open_store
 from tests.integration import servers
 from tests.integration.processes import LocalProcess, await_condition
+from tests.integration.proxy import Proxy
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -62,6 +64,17 @@ def rabbitmq_server(server_folder: Path) -> Iterator[servers.LocalRabbitMQ]:
     yield servers.LocalRabbitMQ(process)
     process.end(timeout=10)
     epmd.end()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_folder: Path) -> Iterator[LocalProcess]:
+    _need("postgresql")
+    folder = server_folder / "postgres"
+    folder.mkdir()
+    process = servers.start_postgres(folder)
+    yield process
+    process.process.send_signal(signal.SIGINT)  # SIGTERM would wait for clients
+    process.end(timeout=10)
 
 
 class Trace:
@@ -225,3 +238,33 @@ def any_cluster(request: pytest.FixtureRequest) -> Cluster:
     """A cluster on each broker."""
     found: Cluster = request.getfixturevalue(f"on_{request.param}")
     return found
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[Callable[[int], Proxy]]:
+    proxies: list[Proxy] = []
+
+    def make(port: int) -> Proxy:
+        proxies.append(Proxy(port))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def short_consumer_timeout(rabbitmq_server: servers.LocalRabbitMQ) -> Iterator[None]:
+    """RabbitMQ takes a message back after 3 s, and looks every half second."""
+    node = rabbitmq_server._container
+
+    def set_to(timeout: int, tick: int) -> None:
+        pairs = f"[{{consumer_timeout, {timeout}}}, {{channel_tick_interval, {tick}}}]"
+        settings = f"[application:set_env(rabbit, Key, Value) || {{Key, Value}} <- {pairs}]."
+        name = node.env["RABBITMQ_NODENAME"]
+        code, said = node.exec_run(["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", "-n", name, "eval", settings])
+        assert code == 0, said
+
+    set_to(3_000, 500)
+    yield
+    set_to(1_800_000, 60_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 from pathlib import Path
 
 from pytest_celery import RabbitMQContainer, RedisContainer
@@ -40,8 +41,10 @@ def missing() -> dict[str, str]:
     found = {
         "redis": shutil.which("redis-server"),
         "rabbitmq": Path("/usr/lib/rabbitmq/bin/rabbitmq-server").exists() and shutil.which("epmd"),
+        "postgresql": _postgres_binaries(),
     }
-    return {name: f"{name}-server" for name, where in found.items() if not where}
+    packages = {"redis": "redis-server", "rabbitmq": "rabbitmq-server", "postgresql": "postgresql"}
+    return {name: packages[name] for name, where in found.items() if not where}
 
 
 def start_redis(folder: Path) -> LocalProcess:
@@ -97,6 +100,47 @@ def start_rabbitmq(folder: Path, epmd: LocalProcess) -> LocalProcess:
     server = LocalProcess(argv, folder, name="rabbitmq", env=env, user=user, port=port)
     server.await_log("Server startup complete")
     return server
+
+
+def start_postgres(folder: Path) -> LocalProcess:
+    """A PostgreSQL server with a superuser ``test`` and no password; ``folder`` is to be empty."""
+    binaries = _postgres_binaries()
+    assert binaries is not None
+    user = "postgres" if os.geteuid() == 0 else None
+    if user:
+        account = pwd.getpwnam(user)
+        os.chown(folder, account.pw_uid, account.pw_gid)
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    data = folder / "data"
+    subprocess.run(
+        [binaries / "initdb", "-D", data, "-A", "trust", "-U", "test", "-E", "UTF8", "--no-sync"],
+        cwd=folder,
+        env=env,
+        user=user,
+        check=True,
+        capture_output=True,
+    )
+    port = free_port()
+    options = {
+        "port": port,
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": folder,
+        "fsync": "off",  # the machine does not crash
+        "max_connections": 50,
+    }
+    argv = [str(binaries / "postgres"), "-D", str(data)]
+    for name, value in options.items():
+        argv += ["-c", f"{name}={value}"]
+    server = LocalProcess(argv, folder, name="postgres", env=env, user=user, port=port)
+    server.await_log("database system is ready to accept connections")
+    return server
+
+
+def _postgres_binaries() -> Path | None:
+    """Return the folder of the newest PostgreSQL; Debian does not put it into the PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
+    found.append(Path("/usr/local/bin"))
+    return next((path for path in found if (path / "initdb").exists() and (path / "postgres").exists()), None)
 
 
 def _rabbit_user() -> str | None:

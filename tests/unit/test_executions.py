@@ -26,6 +26,7 @@ from celery_continuations import (
 )
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import Fence, Record, Status, open_store, rules
+from celery_continuations.worker.sweeping import Sweeper
 from tests.unit.conftest import make_app, take_over
 
 
@@ -759,6 +760,31 @@ def test_a_value_lost_between_finishing_and_the_result_is_returned_without_runni
     result = made.apply_async(task_id=some_id)
     worker.drain()
     assert (seen, result.get()) == ([], "kept")
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyError])
+def test_a_result_that_was_not_stored_after_all_is_not_taken_for_stored(
+    worker: Any, app: Celery, task: Any, record: Any, monkeypatch: Any, error: type[BaseException]
+) -> None:
+    """A cold stop between the end of the body and the result; a result backend that fails."""
+
+    def cut(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    some_id = uuid.uuid4().hex
+    seen: list[int] = []
+    made = task(loop(worker, seen))
+    monkeypatch.setattr(app.backend, "mark_as_done", cut)
+    monkeypatch.setattr(app.backend, "mark_as_failure", cut)
+    result = made.apply_async(task_id=some_id)
+    with pytest.raises((error, TypeError)) if error is SystemExit else pytest.warns(RuntimeWarning):
+        worker.deliver()
+    monkeypatch.undo()
+    assert record(some_id).fence.status == Status.FINISHING
+    store = open_store(app, "memory")
+    Sweeper(app, store, "another", lambda task_id: False).sweep(lambda: True)
+    worker.drain()
+    assert (result.get(), seen) == (10, list(range(10)))
 
 
 def test_a_snapshot_over_the_limit_is_refused_by_name(worker: Any, task: Any) -> None:
