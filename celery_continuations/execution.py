@@ -60,6 +60,12 @@ _ASK_EVERY = 0.1
 # Seconds until a message that could not be claimed is tried again.
 _CLAIM_COUNTDOWN = 5
 
+# Seconds between two questions whether somebody else has the task, while the worker's lease is over.
+_VERIFY_EVERY = 0.1
+
+# So many times as long as an attempt to save took that failed, the task works before the next.
+_UNHURRIED = 3
+
 # So many losses together with other tasks are worth one alone.
 _SHARED_CRASHES = 10
 
@@ -300,20 +306,25 @@ class Execution:
         assert watch is not None
         assert self._fence is not None
         text = self._snapshot_text()
-        verify, watch.verify = watch.verify, False
-        if not self._store.keeps or (text == self._saved_text and not verify):
+        if not self._store.keeps or (text == self._saved_text and not watch.verify):
             return
+        began = time.monotonic()
+        wait = _VERIFY_EVERY
         try:
             kept = rules.save(self._store, self.request.id, self._fence, text, self._keepable)
         except StoreError as exc:
             self._warn_not_saved("its progress", exc)
+            # A store that does not answer is not to take up all of the task's time.
+            wait = max(self._interval, _UNHURRIED * (time.monotonic() - began), _VERIFY_EVERY)
         else:
             if not kept:
                 self._refusal, self._fence = SUPERSEDED, None
                 self._tell_superseded()
                 run.interrupt(SUPERSEDED)
             self._saved_text = text
-        watch.save_at = time.monotonic() + self._interval
+        now = time.monotonic()
+        watch.verified(now + wait)
+        watch.save_at = now + max(wait, self._interval)
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Tell what happens to a step."""

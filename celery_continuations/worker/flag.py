@@ -26,10 +26,10 @@ __all__ = ["COLD", "RUNNING", "STOPPING", "StopFlag", "flag_at", "flag_of", "new
 
 RUNNING, STOPPING, COLD = 0, 1, 2
 
-# The level, the end of the lease by time.monotonic, which is the same for all processes of a machine,
-# or 0 without a lease, and the worker's id.
+# The level; how often the lease has run out, counted in a byte; the end of the lease by time.monotonic, which is
+# the same for all processes of a machine, or 0 without a lease; and the worker's id.
 _LEASE = struct.Struct("d")
-_LEASE_AT, _WORKER_AT, _SIZE = 8, 16, 80
+_LAPSES_AT, _LEASE_AT, _WORKER_AT, _SIZE = 1, 8, 16, 80
 
 # A read-only root file system still has /dev/shm.
 _SHARED_MEMORY = "/dev/shm"
@@ -79,7 +79,14 @@ class StopFlag:
 
     def extend_lease(self, until: float) -> None:
         """The worker's lease holds until then, by ``time.monotonic``."""
+        if self.lease_is_over:
+            self._map[_LAPSES_AT] = (self._map[_LAPSES_AT] + 1) % 256
         self._map[_LEASE_AT:_WORKER_AT] = _LEASE.pack(until)
+
+    @property
+    def lapses(self) -> int:
+        """How often the lease had run out before it was renewed, modulo 256."""
+        return self._map[_LAPSES_AT]
 
     @property
     def lease_is_over(self) -> bool:

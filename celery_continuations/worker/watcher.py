@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from celery_continuations.core.run import Run
@@ -31,7 +31,8 @@ class Watch:
         save_at: when progress is to be saved.
         leave_at: when the execution has run long enough.
         ask_at: when the task's own predicate is to be asked.
-        verify: whether the worker's lease has run out, so that somebody else may have the task.
+        verify_at: when to ask again whether somebody else has the task, while the worker's lease is over.
+        verify: whether to ask that now.
     """
 
     run: Run
@@ -39,17 +40,25 @@ class Watch:
     save_at: float = inf
     leave_at: float = inf
     ask_at: float = inf
+    verify_at: float = 0.0
     verify: bool = False
-    _had_lease: bool = True
+    _lapses: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._lapses = self.flag.lapses
 
     def look(self) -> None:
         """Raise the run's attention when something is due."""
-        over = self.flag.lease_is_over
-        if over and self._had_lease:
+        now = time.monotonic()
+        # A main process that was frozen may have renewed the lease before this process was awake.
+        if now >= self.verify_at and (self.flag.lease_is_over or self._lapses != self.flag.lapses):
             self.verify = True
-        self._had_lease = not over
-        if self.verify or self.flag.level or time.monotonic() >= min(self.save_at, self.leave_at, self.ask_at):
+        if self.verify or self.flag.level or now >= min(self.save_at, self.leave_at, self.ask_at):
             self.run.attention = True
+
+    def verified(self, again_at: float) -> None:
+        """The task was found to be its owner's still, or the store was away; ask again at ``again_at``."""
+        self.verify, self.verify_at, self._lapses = False, again_at, self.flag.lapses
 
 
 class Watcher:
