@@ -309,13 +309,13 @@ class Execution:
         if not self._store.keeps or (text == self._saved_text and not watch.verify):
             return
         began = time.monotonic()
-        wait = _VERIFY_EVERY
+        rest = 0.0
         try:
             kept = rules.save(self._store, self.request.id, self._fence, text, self._keepable)
         except StoreError as exc:
             self._warn_not_saved("its progress", exc)
             # A store that does not answer is not to take up all of the task's time.
-            wait = max(self._interval, _UNHURRIED * (time.monotonic() - began), _VERIFY_EVERY)
+            rest = _UNHURRIED * (time.monotonic() - began)
         else:
             if not kept:
                 self._refusal, self._fence = SUPERSEDED, None
@@ -323,8 +323,8 @@ class Execution:
                 run.interrupt(SUPERSEDED)
             self._saved_text = text
         now = time.monotonic()
-        watch.verified(now + wait)
-        watch.save_at = now + max(wait, self._interval)
+        watch.verified(now + max(_VERIFY_EVERY, rest))
+        watch.save_at = now + max(self._interval, rest)
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Tell what happens to a step."""
