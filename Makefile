@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test unit exploration integration explore chaos lint lines bench clean
+.PHONY: help demo test servers unit exploration integration explore chaos lint lines bench clean
 
 # Of make chaos.
 SECONDS ?= 60
@@ -26,7 +26,10 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python example_project/demo.py
 
-test: unit exploration integration
+test: servers unit exploration integration
+
+servers:
+	sh tests/servers.sh
 
 # The core is tested with Celery blocked, and so in a run of its own.
 unit: $(VENV)/.test
@@ -36,15 +39,13 @@ unit: $(VENV)/.test
 exploration: $(VENV)/.test
 	$(PYTEST) tests/exploration -p no:celery -p no:docker_tools
 
-integration: $(VENV)/.test
-	sh tests/servers.sh
+integration: $(VENV)/.test servers
 	$(PYTEST) tests/integration tests/chaos
 
 explore: $(VENV)/.test
 	$(BIN)/python -m tests.exploration
 
-chaos: $(VENV)/.test
-	sh tests/servers.sh
+chaos: $(VENV)/.test servers
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) --broker $(BROKER)
 
 lint: $(VENV)/.lint
@@ -53,11 +54,10 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lines: $(VENV)/.lines
+lines: $(VENV)/.lines servers
 	sh tests/lines.sh $(BIN)/tox
 
-bench: $(VENV)/.test
-	sh tests/servers.sh
+bench: $(VENV)/.test servers
 	$(BIN)/python -m benchmarks
 
 clean:

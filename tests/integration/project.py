@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from celery.signals import before_task_publish
+from celery.backends.base import Backend
+from celery.signals import before_task_publish, task_failure, task_postrun
 from kombu import Exchange, Queue
 
-from celery_continuations import AppTask, ContinuableTask, ContinuationError
+from celery_continuations import AppTask, ContinuableTask, ContinuationError, execution
+from celery_continuations.stores import rules
 
 app = Celery("project", set_as_current=True)
 app.conf.update(json.loads(os.environ.get("TEST_CONF", "{}")))
@@ -127,3 +131,112 @@ def total(values: Any) -> Any:
 def failed(request: Any, error: Any, traceback: Any) -> None:
     """An errback."""
     trace("failed", request.id, type(error).__name__)
+
+
+# -- for test_faults.py
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.steps")
+def steps(self: Any, count: int, delay: float = 0.03) -> int:
+    """A step of each kind."""
+    trace("run", self.request.id, os.getpid(), self.request.retries)
+    self.step("first", trace, "step", "first")
+    for row in self.iterate("rows", range(count)):
+        time.sleep(delay)
+        trace("item", row, os.getpid())
+    for step in self.step("pages", start=0):
+        while step.cursor < 3:
+            trace("page", step.cursor)
+            step.advance()
+    self.step("last", trace, "step", "last")
+    return count
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.dying")
+def dying(self: Any, count: int, at: int | None = None) -> int:
+    """Is killed whenever it comes to one item, or before its first step."""
+    trace("run", self.request.id, os.getpid(), self.request.retries)
+    if at is None:
+        use_too_much_memory()
+    for row in self.iterate("rows", range(count)):
+        if row == at:
+            use_too_much_memory()
+        trace("item", row, os.getpid())
+    return count
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.later", max_retries=5)
+def later(self: Any, countdown: float) -> None:
+    """Retries itself after an item."""
+    trace("run", self.request.id, os.getpid(), self.request.retries)
+    for row in self.iterate("rows", range(2)):
+        trace("item", row, os.getpid())
+        if row == 1:
+            raise self.retry(countdown=countdown)
+
+
+def use_too_much_memory() -> None:
+    """Have the kernel kill this process where the test could make a memory limit, else do what it would do."""
+    limited = app.conf.get("test_memory_group")
+    if limited:
+        with open(limited, "w") as file:
+            file.write(str(os.getpid()))
+        ballast = []
+        while True:
+            ballast.append(os.urandom(1 << 20))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task_failure.connect
+def on_task_failure(task_id: str = "", **kwargs: Any) -> None:
+    trace("failure", task_id)
+
+
+@task_postrun.connect
+def on_task_postrun(task_id: str = "", **kwargs: Any) -> None:
+    trace("over", task_id, os.getpid())
+
+
+def reach(point: str) -> None:
+    """A point in an execution is reached: for the first time it is what the test has chosen for it."""
+    chosen, deed = app.conf.get("test_point") or (None, None)
+    mark = f"{os.environ['TEST_TRACE']}.{point}"
+    if point != chosen or os.path.exists(mark):
+        return
+    trace("point", point, os.getpid())
+    Path(mark).touch()
+    if deed == "wait":
+        while not os.path.exists(mark + ".go"):
+            time.sleep(0.01)
+    elif deed == "parent":
+        os.kill(os.getppid(), signal.SIGKILL)  # which takes its children with it
+        time.sleep(60)
+    elif deed == "exit":
+        raise SystemExit("as on a SIGTERM")
+    elif deed == "child":
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def points(owner: Any, name: str, before: str | None = None, after: str | None = None) -> None:
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        reach(before or "")
+        value = original(*args, **kwargs)
+        reach(after or "")
+        return value
+
+    setattr(owner, name, wrapped)
+
+
+if app.conf.get("test_point"):
+    points(rules, "claim", after="claimed")
+    points(execution, "republish", "saved", "published")
+    points(rules, "finish", after="finishing")
+    points(Backend, "mark_as_done", "dispatched", "stored")
+
+
+if app.conf.get("test_patience"):
+    rules.PATIENCE = app.conf.test_patience

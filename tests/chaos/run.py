@@ -1,0 +1,225 @@
+"""One run: send, disturb, wait, count."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from celery import chain, chord
+
+from celery_continuations.stores import open_store
+from tests.chaos.checks import Checker, Sent, Verdict
+from tests.chaos.site import BROKERS, Site
+from tests.chaos.storm import Storm
+
+#: Tasks for each second, on three workers with two processes each.
+RATE = 8
+
+# What has not begun for so long after all else has ended was lost by the broker itself.
+_QUIET = 8.0
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--broker", choices=BROKERS, default="redis")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of faults (default: 25)")
+    parser.add_argument("--seed", type=int, default=None, help="of what is done (default: a new one)")
+    parser.add_argument("--workers", type=int, default=3, help="of two processes each (default: 3)")
+    parser.add_argument("--tasks", type=int, default=None, help=f"in all (default: {RATE} for each second)")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two faults (default: 1)")
+    parser.add_argument("--lease", type=float, default=2.0)
+    parser.add_argument("--sweep", type=float, default=0.5)
+    parser.add_argument("--interval", type=float, default=0.2, help="continuation_checkpoint_interval (default: 0.2)")
+    parser.add_argument("--patience", type=float, default=3.0, help="until a message is looked for (default: 3)")
+    parser.add_argument("--keep", action="store_true", help="keep logs and trace")
+    options = parser.parse_args(argv)
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(1_000_000)
+    if options.tasks is None:
+        options.tasks = int(options.seconds * RATE)
+    return options
+
+
+class Run:
+    """Hundreds of tasks, and what becomes of them.
+
+    Args:
+        options: of the command line.
+        say: prints a line.
+    """
+
+    def __init__(self, options: argparse.Namespace, say: Any = print) -> None:
+        self.options = options
+        self.sent: list[Sent] = []
+        self.chords: dict[str, list[Sent]] = {}
+        self.sent_again = 0
+        self.seconds = 0.0
+        self.problems: list[str] = []
+        self.storm: Storm
+        self.checker: Checker
+        self._say = say
+        self._rng = random.Random(options.seed)
+        self._token = uuid.uuid4().hex[:6]
+        self._is_on_files = options.broker == "filesystem"
+
+    def __call__(self) -> bool:
+        """Run; return whether all of it holds."""
+        began = time.monotonic()
+        folder = Path(tempfile.mkdtemp(prefix="celery-continuations-chaos-"))
+        folder.chmod(0o755)  # RabbitMQ runs as a user of its own
+        options = self.options
+        conf = {
+            "continuation_lease": options.lease,
+            "continuation_sweep_interval": options.sweep,
+            "continuation_checkpoint_interval": options.interval,
+            "chaos_patience": options.patience,
+        }
+        holds = False
+        try:
+            with Site(options.broker, folder, conf) as site:
+                self._disturb(site)
+                self._await_all(site)
+                self._check(site)
+            holds = not self.problems and not self.verdict.wrong
+        finally:
+            self.seconds = time.monotonic() - began
+            if holds and not options.keep:
+                shutil.rmtree(folder)
+            else:
+                self._say(f"Logs and trace are in {folder}")
+        return holds
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.checker.verdict
+
+    # -- sending
+
+    def _disturb(self, site: Site) -> None:
+        options = self.options
+        self.storm = storm = Storm(site, self._rng, options.lease, options.workers)
+        storm.await_ready()
+        began = strike_at = time.monotonic()
+        strike_at += options.every
+        until = began + options.seconds
+        while (now := time.monotonic()) < until:
+            # a third at once, so that there is always a queue
+            share = min(1.0, 1 / 3 + (now - began) / options.seconds)
+            while len(self.sent) < share * options.tasks:
+                self._send(site)
+            if now >= strike_at:
+                strike_at += options.every * self._rng.uniform(0.5, 1.5)
+                storm.strike()
+            storm.tick()
+            time.sleep(0.02)
+        while len(self.sent) < options.tasks:
+            self._send(site)
+        storm.calm()
+
+    def _new(self, **more: Any) -> Sent:
+        number, rng = len(self.sent), self._rng
+        one = Sent(
+            id=f"task-{number}-{self._token}",
+            number=number,
+            items=rng.randint(5, 25),
+            pages=rng.randint(0, 8),
+            isolated=rng.random() < 0.2,
+            **more,
+        )
+        self.sent.append(one)
+        return one
+
+    def _signature(self, site: Site, one: Sent) -> Any:
+        signature = site.client.signature(
+            "chaos.work", args=(one.number, one.items, one.pages, 0.02, one.isolated), immutable=True, task_id=one.id
+        )
+        if one.linked:
+            signature.link(site.client.signature("chaos.called", args=(one.number,)))
+        return signature
+
+    def _send(self, site: Site) -> None:
+        dice = self._rng.random()
+        # On files a killed worker takes messages that have not begun with it: of these only tasks can be sent again.
+        if self._is_on_files or dice > 0.35:
+            self._publish(site, self._signature(site, self._new(linked=dice > 0.7)))
+        elif dice > 0.15:
+            first = self._new()
+            both = [first, self._new(after=first.id)]
+            self._publish(site, chain([self._signature(site, one) for one in both], app=site.client))
+        else:
+            body = f"body-{len(self.sent)}-{self._token}"
+            header = [self._new(chord=body, linked=self._rng.random() < 0.3) for _ in range(3)]
+            self.chords[body] = header
+            total = site.client.signature("chaos.total", task_id=body)
+            self._publish(site, chord([self._signature(site, one) for one in header], total, app=site.client))
+
+    def _publish(self, site: Site, signature: Any) -> None:
+        while site.broker is not None and not site.broker.accepts:
+            self.storm.tick()
+            time.sleep(0.02)
+        signature.apply_async()
+
+    # -- waiting
+
+    def _await_all(self, site: Site) -> None:
+        until = time.monotonic() + 60 + 2 * self.options.seconds
+        waiting = {one.id: one for one in self.sent}
+        bodies = set(self.chords)
+        changed, trace_size = time.monotonic(), 0
+        while (waiting or bodies) and (now := time.monotonic()) < until:
+            self.storm.tick()
+            for task_id in [*waiting, *bodies]:
+                if site.client.backend.get_state(task_id) in ("SUCCESS", "FAILURE", "REVOKED"):
+                    waiting.pop(task_id, None)
+                    bodies.discard(task_id)
+            size = site.trace.stat().st_size
+            if size != trace_size:
+                changed, trace_size = now, size
+            elif now - changed > _QUIET:
+                changed = now
+                lost = self._lost_by_the_broker(site, waiting)
+                for one in lost:
+                    self.sent_again += 1
+                    self._signature(site, one).apply_async()
+                if not lost and not waiting and self.broker_loses:
+                    bodies.clear()
+            time.sleep(0.2)
+        if waiting or bodies:
+            self.problems.append(f"not done: {', '.join([*waiting, *bodies])}")
+
+    @property
+    def broker_loses(self) -> bool:
+        """Whether messages that have not begun may be lost, by what was done and what the broker is.
+
+        On files a worker takes those that it holds with it.  Redis has given them away when the
+        connection breaks before they arrive.
+        """
+        counts = self.storm.faults.counts
+        cut = counts["broker cut"] + counts["broker refused"]
+        return self._is_on_files or (self.options.broker == "redis" and cut > 0)
+
+    def _lost_by_the_broker(self, site: Site, waiting: dict[str, Sent]) -> list[Sent]:
+        if not self.broker_loses:
+            return []
+        # What has a record is not the broker's to lose any more.
+        store = open_store(site.client, site.client.conf.get("continuation_store", "auto"))
+        return [one for one in waiting.values() if store.read(one.id) is None]
+
+    # -- counting
+
+    def _check(self, site: Site) -> None:
+        self.problems += self.storm.problems
+        self.checker = checker = Checker(site.lines(), self.storm.faults, self.options.interval)
+        backend = site.client.backend
+        for one in self.sent:
+            meta = backend.get_task_meta(one.id)
+            checker.check(one, meta["status"], meta["result"], callbacks_can_be_lost=self.broker_loses)
+        for body, header in self.chords.items():
+            checker.check_body(body, header, backend.get_state(body), can_be_lost=self.broker_loses)

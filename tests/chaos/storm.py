@@ -1,0 +1,195 @@
+"""Faults at random."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from tests.chaos.checks import Faults
+from tests.chaos.site import Site, children_of
+from tests.integration.processes import LocalProcess
+
+#: Seconds that a worker may take to leave: its tasks reach a checkpoint within a tenth.
+LEAVES_WITHIN = 15.0
+
+# How kombu ends a worker that cannot give its messages back to a Redis which is away.
+_KOMBU = "AttributeError: 'NoneType' object has no attribute 'hostname'"
+
+
+class Storm:
+    """Stops, kills, freezes and cuts off the workers of a site.
+
+    Args:
+        site: whose workers.
+        rng: decides what comes next.
+        lease: ``continuation_lease``: what is frozen is frozen for longer.
+        workers: how many there are to be.
+    """
+
+    def __init__(self, site: Site, rng: random.Random, lease: float, workers: int) -> None:
+        self.faults = Faults()
+        self.problems: list[str] = []
+        self._site = site
+        self._rng = rng
+        self._lease = lease
+        self._up = [site.start_worker() for _ in range(workers)]
+        self._leaving: list[tuple[float, str, LocalProcess]] = []
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._kinds: list[Callable[[], None]] = [
+            self._stop_term, self._stop_quit, self._stop_group,
+            self._kill_main, self._kill_group, self._kill_child, self._kill_child,
+            self._freeze,
+        ]  # fmt: skip
+        if site.broker is not None:
+            self._kinds += [self._cut_broker, self._cut_store, self._refuse_broker, self._refuse_store]
+
+    def await_ready(self) -> None:
+        for worker in self._up:
+            worker.await_log(" ready.")
+
+    def strike(self) -> None:
+        """Do one thing."""
+        self._rng.choice(self._kinds)()
+
+    def tick(self) -> None:
+        """Do what has become due, and see who has left."""
+        while self._later and self._later[0][0] <= time.monotonic():
+            heapq.heappop(self._later)[2]()
+        for told, how, worker in list(self._leaving):
+            took = time.monotonic() - told
+            if worker.process.poll() is not None or took > LEAVES_WITHIN:
+                self._leaving.remove((told, how, worker))
+                if worker.process.poll() is None:
+                    self.problems.append(
+                        f"{worker.name} did not leave within {LEAVES_WITHIN:.0f} s of {how}:\n{worker.text}"
+                    )
+                    worker.kill()
+        for number, worker in enumerate(self._up):
+            if worker.process.poll() is not None:
+                if _KOMBU in worker.text:
+                    self.faults.counts["workers that kombu ended"] += 1
+                else:
+                    self.problems.append(f"{worker.name} exited by itself, {worker.process.returncode}:\n{worker.text}")
+                self._up[number] = self._site.start_worker()
+
+    def calm(self) -> None:
+        """Let all that is under way come to its end."""
+        while self._later or self._leaving:
+            self.tick()
+            time.sleep(0.05)
+
+    # -- kinds
+
+    def _stop_term(self) -> None:
+        self._stop("SIGTERM", lambda worker: worker.kill("SIGTERM"))
+
+    def _stop_quit(self) -> None:
+        self._stop("SIGQUIT", lambda worker: worker.kill("SIGQUIT"))
+
+    def _stop_group(self) -> None:
+        self._stop("SIGTERM to the group", lambda worker: worker.signal_group(signal.SIGTERM))
+
+    def _stop(self, how: str, act: Callable[[LocalProcess], None]) -> None:
+        worker = self._replace()
+        if worker is not None:
+            act(worker)
+            self.faults.counts[how] += 1
+            self._leaving.append((time.monotonic(), how, worker))
+
+    def _kill_main(self) -> None:
+        worker = self._replace()
+        if worker is not None:
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.wait()
+            self._killed("kill -9 of the main process")
+
+    def _kill_group(self) -> None:
+        worker = self._replace()
+        if worker is not None:
+            worker.kill()
+            self._killed("kill -9 of the group")
+
+    def _kill_child(self) -> None:
+        worker = self._one()
+        children = children_of(worker.process.pid) if worker else []
+        if self._site.broker is None:
+            # Without an event loop children share a queue, and one that dies while it waits there keeps it locked.
+            children = [pid for pid in children if pid in self._site.at_work()]
+        if children:
+            with suppress(ProcessLookupError):
+                os.kill(self._rng.choice(sorted(children)), signal.SIGKILL)
+            self._killed("kill -9 of a child")
+
+    def _killed(self, kind: str) -> None:
+        self.faults.kills += 1
+        self.faults.counts[kind] += 1
+
+    def _freeze(self) -> None:
+        worker = self._one()
+        if worker is None:
+            return
+        self._up.remove(worker)
+        froze = time.monotonic()
+        worker.signal_group(signal.SIGSTOP)
+        self.faults.counts["freezes"] += 1
+
+        def thaw() -> None:
+            self.faults.freezes[worker.process.pid].append((froze, time.monotonic()))
+            worker.signal_group(signal.SIGCONT)
+            self._up.append(worker)
+
+        self._in(self._lease + self._rng.uniform(1, 2), thaw)
+
+    def _cut_broker(self) -> None:
+        assert self._site.broker is not None
+        self._site.broker.cut()
+        self.faults.counts["broker cut"] += 1
+
+    def _cut_store(self) -> None:
+        assert self._site.store is not None
+        self._site.store.cut()
+        self._store_was_away(time.monotonic())
+        self.faults.counts["store cut"] += 1
+
+    def _refuse_broker(self) -> None:
+        assert self._site.broker is not None
+        self._site.broker.refuse()
+        self.faults.counts["broker refused"] += 1
+        self._in(self._rng.uniform(0.2, 1.5), self._site.broker.accept)
+
+    def _refuse_store(self) -> None:
+        store, began = self._site.store, time.monotonic()
+        assert store is not None
+        store.refuse()
+        self.faults.counts["store refused"] += 1
+
+        def accept() -> None:
+            store.accept()
+            self._store_was_away(began)
+
+        self._in(self._rng.uniform(0.2, 1.5), accept)
+
+    def _store_was_away(self, since: float) -> None:
+        self.faults.store_away.append((since, time.monotonic() + 0.2))
+
+    # -- workers
+
+    def _one(self) -> LocalProcess | None:
+        """Return a worker that is up; None when it would be the last."""
+        ready = [worker for worker in self._up if " ready." in worker.text]
+        return self._rng.choice(ready) if len(ready) > 1 else None
+
+    def _replace(self) -> LocalProcess | None:
+        worker = self._one()
+        if worker is not None:
+            self._up.remove(worker)
+            self._up.append(self._site.start_worker())
+        return worker
+
+    def _in(self, seconds: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (time.monotonic() + seconds, len(self._later), act))

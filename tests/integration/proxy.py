@@ -1,0 +1,138 @@
+"""A TCP proxy in front of a server, to take the server away from its clients and give it back."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+
+# With it a close sends RST: what a crash of the other side looks like, and not its end.
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class Proxy:
+    """Forwards a port of its own to one of this machine.
+
+    Args:
+        server_port: of the server.
+
+    Attributes:
+        port: where clients connect.
+        latency: seconds by which each chunk is late, either way.
+        connections: how many were made so far.
+    """
+
+    def __init__(self, server_port: int) -> None:
+        self.latency = 0.0
+        self.connections = 0
+        self._server_port = server_port
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        # Bound and never listening: it keeps the port while connections are refused.
+        self._place = _bound(0)
+        self.port: int = self._place.getsockname()[1]
+        self._listener: socket.socket | None = None
+        self.accept()
+
+    @property
+    def accepts(self) -> bool:
+        """Whether connections are taken."""
+        return self._listener is not None
+
+    def cut(self) -> None:
+        """Break every connection; new ones are accepted."""
+        with self._lock:
+            broken, self._open = self._open, set()
+        for sock in broken:
+            _reset(sock)
+
+    def refuse(self) -> None:
+        """Break every connection, and refuse new ones, as a port without a server does."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            listener.close()
+        self.cut()
+
+    def accept(self) -> None:
+        """Take connections again."""
+        if self._listener is None:
+            self._listener = _bound(self.port)
+            self._listener.listen(128)
+            threading.Thread(target=self._take, args=(self._listener,), daemon=True).start()
+
+    def stall(self) -> None:
+        """Pass nothing on, and keep connections open: what a lost network looks like."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        """Pass on what was held back, and what comes."""
+        self._flowing.set()
+
+    def close(self) -> None:
+        """End it."""
+        self.refuse()
+        self._flowing.set()
+        self._place.close()
+
+    def _take(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._server_port), timeout=5)
+            except OSError:
+                _reset(client)
+                continue
+            server.settimeout(None)
+            with self._lock:
+                self._open |= {client, server}
+                self.connections += 1
+            if listener is not self._listener:  # refused meanwhile
+                self.cut()
+                return
+            threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        back = threading.Thread(target=self._pass_on, args=(server, client), daemon=True)
+        back.start()
+        self._pass_on(client, server)
+        back.join()
+        with self._lock:
+            self._open -= {client, server}
+        client.close()
+        server.close()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self._flowing.wait()
+                if self.latency:
+                    time.sleep(self.latency)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            _reset(source)
+            _reset(target)
+
+
+def _bound(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
+def _reset(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        sock.shutdown(socket.SHUT_RD)  # wakes the thread that reads, which would keep it open
+    sock.close()
