@@ -7,10 +7,6 @@ import signal
 import time
 from typing import Any
 
-import pytest
-
-from tests.integration.processes import await_condition
-
 COUNT = 60
 SOON = {"continuation_lease": 2, "continuation_sweep_interval": 1}
 
