@@ -9,15 +9,31 @@ import traceback
 
 import click
 
-from benchmarks import amplification, items, report, restart, saves, stop, throughput
+from benchmarks import (
+    amplification,
+    claim,
+    items,
+    recovery,
+    report,
+    restart,
+    saves,
+    size,
+    stop,
+    sweep,
+    throughput,
+)
 
 FIGURES = {
     "items": items.measure,
     "saves": saves.measure,
+    "claim": claim.measure,
+    "size": size.measure,
+    "sweep": sweep.measure,
     "stop": stop.measure,
     "restart": restart.measure,
     "throughput": throughput.measure,
     "amplification": amplification.measure,
+    "recovery": recovery.measure,
 }
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BareFile", "BareRedis"]
+__all__ = ["BareFile", "BarePostgres", "BareRedis", "BareSQLite", "alternate"]
 
-# The least that refuses an execution which has been succeeded by another.
+
+def alternate(text: str) -> tuple[str, str]:
+    """Return two texts of the same size, to be written in turn: SQLite writes nothing that is there already."""
+    return text, f"{text[:-1]} "
+
+
+# The least that refuses an execution which has been succeeded by another: one key, which begins with the fence.
 _COMPARE_AND_SET = """
-if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'snapshot', ARGV[2])
+if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
 _NOTHING = "return 1"
@@ -28,10 +36,10 @@ class BareRedis:
     def __init__(self, client: Any, fence: str, text: str) -> None:
         self._client = client
         self._fence = fence
-        self._text = text
+        self._text = f"{fence}\n{text}"
         self._compare_and_set = client.script_load(_COMPARE_AND_SET)
         self._nothing = client.script_load(_NOTHING)
-        client.hset("benchmark:hash", "fence", fence)
+        client.set("benchmark:record", self._text)
 
     def set(self) -> None:
         """SET."""
@@ -39,11 +47,11 @@ class BareRedis:
 
     def evalsha(self) -> None:
         """EVALSHA of a script that does nothing with the texts."""
-        self._client.evalsha(self._nothing, 1, "benchmark:hash", self._fence, self._text)
+        self._client.evalsha(self._nothing, 1, "benchmark:record", self._fence, self._text)
 
     def compare_and_set(self) -> None:
         """EVALSHA of the smallest script that compares the fence and sets the text."""
-        if not self._client.evalsha(self._compare_and_set, 1, "benchmark:hash", self._fence, self._text):
+        if not self._client.evalsha(self._compare_and_set, 1, "benchmark:record", self._fence, self._text):
             raise AssertionError("the fence did not match")
 
 
@@ -64,3 +72,60 @@ class BareFile:
         """Write a new file and rename it over the old one."""
         self._temporary.write_text(self._text, "ascii")
         self._temporary.replace(self._path)
+
+
+_TABLE = "CREATE TABLE bare (id text PRIMARY KEY, fence text NOT NULL, snapshot text)"
+_ROW = "INSERT INTO bare VALUES ('benchmark', ?, NULL)"
+_UPDATE = "UPDATE bare SET snapshot = ? WHERE id = ? AND fence = ?"
+
+
+class BarePostgres:
+    """Calls of psycopg with the texts of one save, on a table without more than they need.
+
+    Args:
+        url: of the database.
+        fence: the text to compare.
+        text: the text to set.
+    """
+
+    def __init__(self, url: str, fence: str, text: str) -> None:
+        import psycopg  # here, because each worker imports this module
+
+        self._update = _UPDATE.replace("?", "%s")
+        self._values = cycle([(one, "benchmark", fence) for one in alternate(text)])
+        connection = psycopg.connect(url, autocommit=True)
+        connection.execute(_TABLE)
+        connection.execute(_ROW.replace("?", "%s"), (fence,))
+        self._cursor = connection.cursor()
+        self._committing = psycopg.connect(url)
+
+    def update(self) -> None:
+        """UPDATE, which commits by itself: one round trip."""
+        if self._cursor.execute(self._update, next(self._values)).rowcount != 1:
+            raise AssertionError("the fence did not match")
+
+    def update_and_commit(self) -> None:
+        """UPDATE and COMMIT, as psycopg does it when nothing else is said: three round trips."""
+        self._committing.execute(self._update, next(self._values))
+        self._committing.commit()
+
+
+class BareSQLite:
+    """Calls of sqlite3 with the texts of one save, over a connection that stays open.
+
+    Args:
+        path: of the file.
+        fence: the text to compare.
+        text: the text to set.
+    """
+
+    def __init__(self, path: Path, fence: str, text: str) -> None:
+        self._values = cycle([(one, "benchmark", fence) for one in alternate(text)])
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection.execute(_TABLE)
+        self._connection.execute(_ROW, (fence,))
+
+    def update(self) -> None:
+        """UPDATE, which commits by itself."""
+        if self._connection.execute(_UPDATE, next(self._values)).rowcount != 1:
+            raise AssertionError("the fence did not match")

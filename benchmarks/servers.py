@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from subprocess import STDOUT, Popen, TimeoutExpired
 from tempfile import TemporaryDirectory
@@ -17,22 +21,25 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-__all__ = ["FOLDER", "REDIS", "Site", "Worker", "connect", "private_site"]
+__all__ = ["CONF", "FOLDER", "MACHINE", "REDIS", "Site", "Worker", "connect", "private_site", "wait_until"]
 
-#: The environment variables that tell the tasks where their server is, and where they may write.
-REDIS, FOLDER = "BENCHMARKS_REDIS", "BENCHMARKS_FOLDER"
+#: The environment variables that tell the tasks where their server is, where they may write, how their apps are
+#: configured, and on which machine they are to believe themselves.
+REDIS, FOLDER, CONF, MACHINE = "BENCHMARKS_REDIS", "BENCHMARKS_FOLDER", "BENCHMARKS_CONF", "BENCHMARKS_MACHINE"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # What a worker does at its start to get to know other workers takes seconds.
 QUIET_WORKER = (
     "--pool=prefork",
-    "--concurrency=1",
     "--without-mingle",
     "--without-gossip",
     "--without-heartbeat",
     "--loglevel=WARNING",
 )
+
+# A PID namespace of its own: to other workers a process in it is one of another machine.
+ELSEWHERE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
 
 
 class Site:
@@ -41,13 +48,21 @@ class Site:
     Args:
         url: of the server.
         folder: for files.
+        conf: of the apps, where the server is not to be their broker, result backend and store.
     """
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, **conf: Any) -> None:
+        self.url = url
         self.folder = folder
         self.redis = connect(url)
-        self._client = Celery("client", broker=url, backend=url, set_as_current=False)
-        self._environment = {REDIS: url, FOLDER: str(folder)}
+        conf = {"broker_url": url, "result_backend": url, **conf}
+        self._client = Celery("client", set_as_current=False)
+        self._client.conf.update(conf)
+        self._environment = {REDIS: url, FOLDER: str(folder), CONF: json.dumps(conf)}
+
+    def with_conf(self, **conf: Any) -> Site:
+        """Return a site on the same server and folder, whose apps are configured in another way."""
+        return Site(self.url, self.folder, **conf)
 
     def send(self, task: str, *args: Any, queue: str = "celery") -> Any:
         """Publish a task by its name; return its AsyncResult."""
@@ -59,34 +74,70 @@ class Site:
             for _ in range(times):
                 self._client.send_task(task, queue=queue, producer=producer, ignore_result=True)
 
-    def wait_for_start(self, task: str) -> None:
-        """Return once a task of that name has started that says so."""
-        if not self.redis.blpop([f"started:{task}"], timeout=60):
-            raise TimeoutError(f"task {task} does not start")
+    def wait_for_start(self, task: str) -> int:
+        """Return the pid of a task of that name that says so when it starts, or of a worker that is ready."""
+        found: Any = self.redis.blpop([f"started:{task}"], timeout=60)
+        if not found:
+            raise TimeoutError(f"{task} does not start")
+        return int(found[1])
 
-    def worker(self, app: str, queue: str = "celery", **environment: str) -> Worker:
-        """Start a worker of ``benchmarks.tasks:<app>`` that consumes ``queue``."""
-        return Worker(self, app, queue, {**os.environ, **self._environment, **environment})
+    def worker(
+        self,
+        app: str,
+        queue: str = "celery",
+        *,
+        name: str = "",
+        concurrency: int = 1,
+        elsewhere: bool = False,
+        **environment: str,
+    ) -> Worker:
+        """Start a worker of ``benchmarks.tasks:<app>`` that consumes ``queue``.
+
+        Args:
+            app: its app.
+            queue: its queue.
+            name: of the worker, where it is not the queue's.
+            concurrency: children of its pool.
+            elsewhere: run it so that no other worker can prove its death.
+            environment: of its process.
+        """
+        options = [f"--hostname={name or queue}@%h", f"--queues={queue}", f"--concurrency={concurrency}"]
+        prefix: tuple[str, ...] = ()
+        if elsewhere and _has_namespaces():
+            prefix = ELSEWHERE
+        elif elsewhere:
+            environment[MACHINE] = f"as-if-{name}"
+        return Worker(self, app, queue, options, {**os.environ, **self._environment, **environment}, prefix)
 
 
 class Worker:
-    """A prefork worker with one child.
+    """A prefork worker.
 
     Args:
         site: where its broker is.
         app: the name of the app in ``benchmarks.tasks``.
         queue: that it consumes.
+        options: of its command line.
         environment: of its process.
+        prefix: what its command line begins with.
     """
 
-    def __init__(self, site: Site, app: str, queue: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        app: str,
+        queue: str,
+        options: list[str],
+        environment: dict[str, str],
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         self._site = site
         self._queue = queue
         self._log = site.folder / f"{app}-{queue}.log"
-        command = [sys.executable, "-m", "celery", "-A", f"benchmarks.tasks:{app}", "worker", *QUIET_WORKER]
+        command = [*prefix, sys.executable, "-m", "celery", "-A", f"benchmarks.tasks:{app}", "worker", *QUIET_WORKER]
         with self._log.open("ab") as log:
             self._process = Popen(
-                [*command, f"--hostname={queue}@%h", f"--queues={queue}"],
+                [*command, *options],
                 cwd=REPOSITORY,
                 env=environment,
                 stdout=log,
@@ -97,7 +148,12 @@ class Worker:
     def wait_until_ready(self) -> None:
         """Return once it has run a task."""
         ready = self._site.send("clocks", queue=self._queue)
-        _wait_until(lambda: ready.ready() or self._check(), "the worker runs a task")
+        wait_until(lambda: ready.ready() or self._check(), "the worker runs a task")
+
+    def kill(self) -> None:
+        """Send a SIGKILL to all its processes at once."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def terminate(self) -> None:
         """Send it a SIGTERM."""
@@ -138,13 +194,22 @@ def private_site() -> Iterator[Site]:
             server = Popen(["redis-server", *options], stdout=log, stderr=STDOUT, start_new_session=True)
         try:
             site = Site(f"redis://127.0.0.1:{port}/0", Path(folder))
-            _wait_until(lambda: _answers(site.redis), "redis-server answers")
+            wait_until(lambda: _answers(site.redis), "redis-server answers")
             yield site
         finally:
             _end(server)
 
 
-def _wait_until(condition: Callable[[], object], what: str) -> None:
+@cache
+def _has_namespaces() -> bool:
+    try:
+        return subprocess.run([*ELSEWHERE, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Return once ``condition`` is true; raise TimeoutError, naming ``what``, when that takes too long."""
     until = time.monotonic() + 60
     while not condition():
         if time.monotonic() > until:

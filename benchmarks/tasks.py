@@ -1,36 +1,46 @@
 """The tasks that the workers of the benchmarks run.
 
 ``plain`` is an app as Celery has it, ``steps`` one whose tasks may have steps.  No task is shared, or
-each app would have those of the other.  Where Redis and the folder are stands in the environment that
-``benchmarks.servers`` gives its workers.
+each app would have those of the other.  Where Redis and the folder are, and how the apps are configured, stands
+in the environment that ``benchmarks.servers`` gives its workers.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
+from celery.signals import worker_ready
 from redis import Redis
 
-from benchmarks.floors import BareFile, BareRedis
-from benchmarks.servers import FOLDER, REDIS, connect
+from benchmarks.floors import BareFile, BarePostgres, BareRedis, BareSQLite, alternate
+from benchmarks.servers import CONF, FOLDER, MACHINE, REDIS, connect
 from benchmarks.timing import interleave
 from celery_continuations import ContinuableTask
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Record, open_store, rules
+from celery_continuations.worker import identity
 
 URL = os.environ[REDIS]
 FOLDER_PATH = Path(os.environ[FOLDER])
 
-plain = Celery("plain", broker=URL, backend=URL)
-steps = Celery("steps", broker=URL, backend=URL, task_cls="celery_continuations:AppTask")
+plain = Celery("plain")
+steps = Celery("steps", task_cls="celery_continuations:AppTask")
+for app in (plain, steps):
+    app.conf.update(json.loads(os.environ[CONF]))
 # An error is to fail the measurement, and at once.
 steps.conf.continuation_resume_errors_after_advancing = False
+
+if MACHINE in os.environ:
+    identity._machine = lambda: os.environ[MACHINE]
 
 
 # -- of both apps: alike, but for the base class that the app gives them
@@ -57,29 +67,54 @@ for app in (plain, steps):
     app.task(nothing, name="nothing", shared=False)
 
 
+def _say_started(what: str) -> None:
+    connect(URL).rpush(f"started:{what}", os.getpid())
+
+
+@worker_ready.connect
+def _say_ready(sender: Any, **kwargs: Any) -> None:
+    _say_started(f"worker {sender.hostname.partition('@')[0]}")
+
+
 # -- saves
+
+
+def _floors(url: str, fence: str, text: str) -> dict[str, Callable[[], object]]:
+    """Return the bare calls to compare a save to this store with."""
+    scheme = url.partition("://")[0]
+    if scheme == "redis":
+        redis = BareRedis(Redis.from_url(url), fence, text)  # a client like the store's
+        return {"set": redis.set, "evalsha": redis.evalsha, "compare and set": redis.compare_and_set}
+    if scheme == "db+sqlite":
+        return {"update": BareSQLite(FOLDER_PATH / "bare.db", fence, text).update}
+    if scheme == "db+postgresql+psycopg":
+        postgres = BarePostgres(url.replace("db+postgresql+psycopg", "postgresql"), fence, text)
+        return {"update": postgres.update, "update and commit": postgres.update_and_commit}
+    return {"write": BareFile(FOLDER_PATH, text).write}
 
 
 def _time_saves(task: Any, step: Any, rounds: int) -> dict[str, list[float]]:
     """Time ``advance``, the store's share of it and the bare calls in turn."""
     step.advance()
-    text = task.AsyncResult(task.request.id).snapshot().dumps()
-    fence = Fence(1, Status.RUNNING, f"{task.request.hostname}/{os.getpid()}/{task.request.id}")
-    store = open_store(task.app, task.continuation_store)
-    store.swap("benchmark", None, Record(fence, text))
-    if task.continuation_store == URL:
-        bare = BareRedis(Redis.from_url(URL), fence.dumps(), text)  # a client like the store's
-        floors = {"set": bare.set, "evalsha": bare.evalsha, "compare and set": bare.compare_and_set}
-    else:
-        floors = {"write": BareFile(FOLDER_PATH, text).write}
-    calls = {**floors, "store": lambda: store.save("benchmark", fence, text), "checkpoint": step.advance}
+    store = open_store(task.app, task.app.conf.continuation_store)
+    record = store.read(task.request.id)
+    assert record is not None
+    assert record.snapshot is not None
+    text, fence, task_id = record.snapshot, record.fence, str(uuid.uuid4())
+    texts = cycle(alternate(text))
+    store.swap(task_id, None, Record(fence, text, record.message))
+
+    def save() -> None:
+        if not rules.save(store, task_id, fence, next(texts)):
+            raise AssertionError("the store has refused")
+
+    floors = _floors(task.app.conf.continuation_store, fence.dumps(), text)
+    calls = {**floors, "store": save, "checkpoint": step.advance}
     return {**interleave(calls, rounds, times=20), "size": [len(text)]}
 
 
-FILES = f"file://{FOLDER_PATH}"
-
-
-def _saves(self: Any, rounds: int) -> dict[str, list[float]]:
+@steps.task(name="saves", base=ContinuableTask, bind=True, shared=False, continuation_checkpoint_interval=0)
+def saves(self: Any, rounds: int) -> dict[str, list[float]]:
     """Save every checkpoint, and time that."""
     taken = {}
     for step in self.step("measure", start=0):
@@ -87,23 +122,65 @@ def _saves(self: Any, rounds: int) -> dict[str, list[float]]:
     return taken
 
 
-for name, store in (("saves_to_redis", URL), ("saves_to_files", FILES)):
-    steps.task(
-        _saves,
-        name=name,
-        base=ContinuableTask,
-        bind=True,
-        shared=False,
-        continuation_checkpoint_interval=0,
-        continuation_store=store,
-    )
+# -- size
+
+
+@steps.task(name="sized", base=ContinuableTask, bind=True, shared=False, continuation_checkpoint_interval=0)
+def sized(self: Any, checkpoints: int) -> list[dict[str, int]]:
+    """Save every checkpoint; return what each key of the record takes after the first, and at the end."""
+    redis = connect(URL)
+    sizes = []
+    for row in self.iterate("import", range(checkpoints + 1)):
+        if row in (1, checkpoints):
+            keys = [key.decode() for key in redis.scan_iter(f"*:{self.request.id}")]
+            found: dict[str, Any] = {key.partition(":")[0]: redis.memory_usage(key, samples=0) for key in keys}
+            sizes.append(found)
+    return sizes
+
+
+# -- claim
+
+
+@steps.task(
+    name="claimed",
+    base=ContinuableTask,
+    bind=True,
+    shared=False,
+    continuation_should_interrupt="benchmarks.tasks.leave_now",
+)
+def claimed(self: Any) -> None:
+    """Say when its first line runs, in two executions."""
+    connect(URL).echo(f"begun {self.request.id}")
+    for _ in self.iterate("once", range(1)):
+        pass
+
+
+# -- recovery
+
+
+def _say_items(task: Any, rows: Iterable[int]) -> None:
+    """Write down who does which row, and when, until it is enough."""
+    redis, key = connect(URL), task.request.id
+    for row in rows:
+        redis.rpush(f"items:{key}", json.dumps([task.request.hostname, os.getpid(), row, time.monotonic()]))
+        if redis.exists(f"enough:{key}"):
+            return
+        time.sleep(0.05)
+
+
+@steps.task(name="continuable_items", base=ContinuableTask, bind=True, shared=False)
+def continuable_items(self: Any) -> None:
+    """Do items, for more than an hour."""
+    _say_items(self, self.iterate("items", range(100_000)))
+
+
+@plain.task(name="plain_items", bind=True, acks_late=True, reject_on_worker_lost=True, shared=False)
+def plain_items(self: Any) -> None:
+    """Do items, for more than an hour."""
+    _say_items(self, range(100_000))
 
 
 # -- stop
-
-
-def _say_started(task: str) -> None:
-    connect(URL).rpush(f"started:{task}", "")
 
 
 @steps.task(name="long", base=ContinuableTask, bind=True, shared=False)
@@ -179,9 +256,6 @@ for name, late in (("retried", False), ("retried_late", True)):
 
 # -- amplification
 
-# So that a million rows take a quarter of a minute on any machine.
-ROW_SECONDS = 15e-6
-
 
 @contextmanager
 def _ledger(path: str) -> Iterator[mmap.mmap]:
@@ -190,26 +264,26 @@ def _ledger(path: str) -> Iterator[mmap.mmap]:
         yield counts
 
 
-def _do(row: int, counts: mmap.mmap) -> None:
-    until = time.perf_counter() + ROW_SECONDS
+def _do(row: int, counts: mmap.mmap, seconds: float) -> None:
+    until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass
     counts[row] += 1
 
 
 @steps.task(name="continuable_rows", base=ContinuableTask, bind=True, shared=False)
-def continuable_rows(self: Any, path: str) -> None:
+def continuable_rows(self: Any, path: str, seconds: float) -> None:
     """Do every row, with a checkpoint after each."""
     _say_started("continuable_rows")
     with _ledger(path) as counts:
         for row in self.iterate("rows", range(len(counts))):
-            _do(row, counts)
+            _do(row, counts, seconds)
 
 
 @plain.task(name="plain_rows", acks_late=True, shared=False)
-def plain_rows(path: str) -> None:
+def plain_rows(path: str, seconds: float) -> None:
     """Do every row."""
     _say_started("plain_rows")
     with _ledger(path) as counts:
         for row in range(len(counts)):
-            _do(row, counts)
+            _do(row, counts, seconds)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard import common as billiard_common
-from billiard.process import current_process
+from billiard.process import BaseProcess, current_process
 from celery import _state
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
@@ -89,7 +89,7 @@ def pool_pids(worker: Any) -> list[int]:
     only after 5 to 10 seconds where its broker has no event loop.
     """
     pool = getattr(getattr(worker, "pool", None), "_pool", None)
-    return [process.pid for process in list(getattr(pool, "_pool", None) or ()) if hasattr(process, "sentinel")]
+    return [process.pid for process in list(getattr(pool, "_pool", None) or ()) if isinstance(process, BaseProcess)]
 
 
 def keeps_results(backend: Any) -> bool:

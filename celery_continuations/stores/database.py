@@ -157,9 +157,7 @@ def _looked() -> sa.CompoundSelect[str, str, float | None, str]:
 
     return sa.union_all(
         part("lease", _leases.c.worker, _leases.c.until - _now, _leases.c.note).where(_leases.c.namespace == space),
-        part("owner", owners.c.worker, never, sa.literal_column("''", sa.Text)).where(
-            sa.exists().where(_row.namespace == space, _row.worker == owners.c.worker, _lives)
-        ),
+        part("owner", owners.c.worker, never, sa.literal_column("''", sa.Text)).where(owners.c.worker.is_not(None)),
         part("due", due.c.task_id, due.c.due, sa.literal_column("''", sa.Text)),
         part("owned", _row.task_id, never, _row.fence).where(_own),
     )

@@ -75,23 +75,23 @@ _FENCE = """
 local was = string.match(redis.call('GETRANGE', KEYS[1], 0, 511), '^[^\\n]*')
 """
 
-# ... expected fence ("" for none), new fence, seconds until it is due ("" for never), milliseconds to live
-# ("" for ever), "1" with a snapshot, fence and snapshot, then field, value, ... of what is kept.
+# ... expected fence ("" for none), fence and snapshot ("" without a snapshot), and unless it is a save: new fence,
+# seconds until it is due ("" for never), milliseconds to live ("" for ever), then field, value, ... of what is kept.
 # The first half alone is what a save runs.
 _SWAP = _script(
-    _FENCE
-    + """
-local expected, fence, due, ttl = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-if was ~= expected then return 0 end
-local whole = ARGV[8]
-if ARGV[7] == '' then whole = fence .. string.sub(redis.call('GET', KEYS[1]) or '', #was + 1) end
-redis.call('SET', KEYS[1], whole)
-if #ARGV > 8 then redis.call('HSET', KEYS[2], unpack(ARGV, 9)) end
-if fence == expected and due == '' and ttl == '' then
+    """
+local expected, whole, fence, due, ttl = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local head = redis.call('GETRANGE', KEYS[1], 0, #expected)
+if head ~= expected and head ~= expected .. '\\n' then return 0 end
+if not fence then
+  redis.call('SET', KEYS[1], whole)
   redis.call('ZREM', ARGV[1] .. 'due', ARGV[2])
   redis.call('PERSIST', KEYS[2])
   return 1
 end
+if whole == '' then whole = fence .. string.sub(redis.call('GET', KEYS[1]) or '', #expected + 1) end
+redis.call('SET', KEYS[1], whole)
+if #ARGV > 7 then redis.call('HSET', KEYS[2], unpack(ARGV, 8)) end
 """
     + _COMMON
     + """
@@ -225,12 +225,16 @@ class RedisStore(Store):
         fence = record.fence.dumps()
         args: list[Any] = [
             expected.dumps() if expected else "",
+            "" if record.snapshot is None else f"{fence}\n{record.snapshot}",
+        ]
+        is_save = expected == record.fence and due_in is None and expires_in is None
+        if is_save and record.snapshot is not None and record.message is record.value is None:
+            return bool(self._run(_SWAP, task_id, *args))
+        args += (
             fence,
             "" if due_in is None else due_in,
             "" if expires_in is None else max(1, int(expires_in * 1000)),
-            "" if record.snapshot is None else "1",
-            "" if record.snapshot is None else f"{fence}\n{record.snapshot}",
-        ]
+        )
         if record.message is not None:
             args += ("message", record.message)
         if record.value is not None:

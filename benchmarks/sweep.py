@@ -1,0 +1,104 @@
+"""What a sweep's look costs, where there are many records that it has nothing to do with."""
+
+from __future__ import annotations
+
+import uuid
+from functools import partial
+from statistics import median
+
+import psycopg
+
+from benchmarks.more_servers import private_postgres
+from benchmarks.report import Figure, Row
+from benchmarks.servers import connect, private_site
+from benchmarks.timing import interleave, median_ratio
+from celery_continuations.stores import Fence, Record, Status, Store
+from celery_continuations.stores.database import DatabaseStore
+from celery_continuations.stores.redis import RedisStore
+
+__all__ = ["measure"]
+
+TARGET = 2.0
+FEW = 100
+
+# Workers that live, each of which owns some records.
+WORKERS, OWNED = 4, 2
+
+SNAPSHOT = '{"version":1,"current":["import",500],"executions":1,"progress":[500,10000]}'
+MESSAGE = "m" * 900
+
+
+def measure(quick: bool) -> Figure:
+    """Fill two stores of a kind, one with few records and one with many, and look at them in turn."""
+    many = 10_000 if quick else 100_000
+    rounds = 40 if quick else 200
+    with private_site() as site, private_postgres() as url:
+        redis = [RedisStore(connect(site.url.removesuffix("/0") + f"/{number}"), "benchmark") for number in (1, 2)]
+        postgres = [DatabaseStore(_new_database(url, name), "benchmark") for name in ("few", "many")]
+        for small, large in (redis, postgres):
+            _fill(small, FEW)
+            _fill(large, many)
+        rows = [
+            _row("Redis", *redis, rounds, TARGET),
+            _row("PostgreSQL, before its first ANALYZE", *postgres, rounds),
+        ]
+        for name in ("few", "many"):
+            _analyze(url, name)
+        rows.insert(1, _row("PostgreSQL", *postgres, rounds, TARGET))
+        for store in (*redis, *postgres):
+            store.close()
+    return Figure(
+        f"one look of a sweep: {many:,} records beside {FEW} records",
+        f"Medians of {rounds} interleaved rounds. Half of the records have ended, the others are queued for later; "
+        f"besides, {WORKERS} workers own {OWNED} records each. Autovacuum would ANALYZE within minutes.",
+        rows,
+    )
+
+
+def _new_database(url: str, name: str) -> str:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        # or it would depend on the minute which row has had its ANALYZE
+        connection.execute("ALTER SYSTEM SET autovacuum = off")
+        connection.execute("SELECT pg_reload_conf()")
+    return url.replace("postgresql:", "postgresql+psycopg:").removesuffix("/postgres") + f"/{name}"
+
+
+def _analyze(url: str, name: str) -> None:
+    """Do what autovacuum would do in time."""
+    with psycopg.connect(url.removesuffix("/postgres") + f"/{name}", autocommit=True) as connection:
+        connection.execute("ANALYZE")
+
+
+def _fill(store: Store, count: int) -> None:
+    for number in range(WORKERS):
+        store.renew(f"worker{number}", 3600)
+        for _ in range(OWNED):
+            owner = f"worker{number}/1.1/{uuid.uuid4().hex[:6]}"
+            store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.RUNNING, owner), SNAPSHOT, MESSAGE))
+    for number in range(count):
+        if number % 2:
+            store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.DONE), SNAPSHOT, "", ""), expires_in=86_400)
+        else:
+            store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.QUEUED), SNAPSHOT, MESSAGE), due_in=3600)
+
+
+def _row(kind: str, small: Store, large: Store, rounds: int, target: float | None = None) -> Row:
+    for store in (small, large):
+        _look(store)  # connections and caches
+    taken = interleave({"few": partial(_look, small), "many": partial(_look, large)}, rounds)
+    ratio = median_ratio(taken["many"], taken["few"])
+    return Row(
+        kind,
+        f"{median(taken['many']) * 1e6:.0f} us",
+        f"{median(taken['few']) * 1e6:.0f} us",
+        f"x {ratio:.2f}",
+        f"x {target:.0f}" if target else "",
+        ratio <= target if target else None,
+    )
+
+
+def _look(store: Store) -> None:
+    look = store.look("worker0")
+    if (len(look.leases), len(look.due), len(look.owned)) != (WORKERS, 0, OWNED):
+        raise AssertionError(f"unexpected: {look}")
