@@ -308,6 +308,7 @@ class Execution:
         text = self._snapshot_text()
         if not self._store.keeps or (text == self._saved_text and not watch.verify):
             return
+        watch.verifying()
         began = time.monotonic()
         rest = 0.0
         try:
@@ -323,7 +324,7 @@ class Execution:
                 run.interrupt(SUPERSEDED)
             self._saved_text = text
         now = time.monotonic()
-        watch.verified(now + max(_VERIFY_EVERY, rest))
+        watch.verify_at = now + max(_VERIFY_EVERY, rest)
         watch.save_at = now + max(self._interval, rest)
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:

@@ -60,7 +60,9 @@ class Keeper:
         self._lease = float(conf.app_setting(app, "lease"))
         self._interval = float(conf.app_setting(app, "sweep_interval"))
         self._charges = [
-            _Charge(store, Sweeper(app, store, flag.worker, _is_at_work)) for store in stores_of(app) if store.keeps
+            _Charge(store, Sweeper(app, store, flag.worker, self._may_be_at_work))
+            for store in stores_of(app)
+            if store.keeps
         ]
         self._ending = threading.Event()
         _keepers[flag.worker] = self
@@ -151,6 +153,10 @@ class Keeper:
         else:
             charge.running = len(look.owned)
 
+    def _may_be_at_work(self, task_id: str) -> bool:
+        # A stopping worker has Celery forget requests whose tasks are still on their way to a checkpoint.
+        return self._flag.level > 0 or _is_at_work(task_id)
+
     def _was_slow(self, since: float) -> bool:
         """Whether the store took so long to answer that others may not have been able to renew."""
         return time.monotonic() - since > self._lease / _RENEWALS
@@ -160,7 +166,7 @@ def _is_at_work(task_id: str) -> bool:
     """Whether a worker of this process has received the task, and not yet seen it end."""
     while True:
         try:
-            return any(request.id == task_id for request in state.reserved_requests)
+            return any(one.id == task_id for known in (state.reserved_requests, state.active_requests) for one in known)
         except RuntimeError:  # the main thread has received another one meanwhile
             continue
 

@@ -11,7 +11,7 @@ from celery import Celery, states
 from celery_continuations import conf, seams, signals
 from celery_continuations.exceptions import StoreError, UnserializableValueError
 from celery_continuations.republish import Publisher, publisher, task_name
-from celery_continuations.stores import Fence, Lease, Look, Record, Status, Store, rules
+from celery_continuations.stores import Fence, Look, Record, Status, Store, rules
 from celery_continuations.stores.rules import Death
 from celery_continuations.worker.death import death_of
 
@@ -52,6 +52,7 @@ class Sweeper:
         self._worker = worker
         self._decided: dict[str, str | None] = {}
         self._told: set[str] = set()
+        self._idle: set[str] = set()  # owners that had nothing in hand at the last look
 
     def sweep(self, by_lease: Callable[[], bool]) -> Look:
         """Look once, and recover what is to be recovered.
@@ -89,6 +90,7 @@ class Sweeper:
     def _lost_here(self, look: Look) -> list[_Lost]:
         """Return what this worker owns and no longer works on."""
         lost = []
+        idle: set[str] = set()
         for task_id, owner in look.owned.items():
             death = death_of(owner, look.leases, by_lease=False)
             if self._decided.get(task_id):
@@ -96,8 +98,12 @@ class Sweeper:
             elif death and task_id not in self._decided:
                 lost.append(_Lost(task_id, owner, death))
             elif not self._is_at_work(task_id):
-                # Its claim was written and the answer lost, or its last write could not be made.
-                lost.append(_Lost(task_id, owner, Death.STOPPED))
+                idle.add(owner)
+                # Its claim was written and the answer lost, or its last write could not be made. Twice in a row,
+                # for Celery forgets a request that it cancels before its process has ended.
+                if owner in self._idle:
+                    lost.append(_Lost(task_id, owner, Death.STOPPED))
+        self._idle = idle
         return lost
 
     def recover(self, task_id: str) -> None:
@@ -105,8 +111,9 @@ class Sweeper:
 
         Raises: as of :meth:`sweep`.
         """
-        owner = self._store.owned(self._worker).get(task_id, "")
-        death = death_of(owner, [Lease(self._worker, 1.0)], by_lease=False) if owner else None
+        look = self._store.look(self._worker, 0)
+        owner = look.owned.get(task_id, "")
+        death = death_of(owner, look.leases, by_lease=False) if owner else None
         if death:
             with publisher(self._app) as publishing:
                 self._recover(task_id, _Lost(task_id, owner, death), publishing)

@@ -56,9 +56,9 @@ class Watch:
         if self.verify or self.flag.level or now >= min(self.save_at, self.leave_at, self.ask_at):
             self.run.attention = True
 
-    def verified(self, again_at: float) -> None:
-        """The task was found to be its owner's still, or the store was away; ask again at ``again_at``."""
-        self.verify, self.verify_at, self._lapses = False, again_at, self.flag.lapses
+    def verifying(self) -> None:
+        """The store is asked now; what happens to the lease from here on is to be asked about again."""
+        self.verify, self._lapses = False, self.flag.lapses
 
 
 class Watcher:

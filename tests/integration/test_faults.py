@@ -51,6 +51,7 @@ POINTS = [
     pytest.param("published", 0, id="between publish and ack"),
     pytest.param("finishing", 0, id="between finishing and the result"),
     pytest.param("dispatched", 1, id="between callbacks and result"),
+    pytest.param("uncounted", 1, id="between the result and the chord's count"),
     pytest.param("stored", 0, id="between the result and the last write"),
 ]
 
@@ -486,3 +487,17 @@ def test_a_result_backend_that_is_away_at_the_end(make_cluster: Any, redis_serve
     await_condition(lambda: result.state == "SUCCESS", "the result")
     assert result.result == COUNT
     assert runs(cluster) == 1
+
+
+def test_a_cold_stop_is_no_loss_to_the_sweep(cluster: Any) -> None:
+    """Celery forgets the requests that it cancels, while their tasks still go on to their checkpoint."""
+    conf = {**SOON, "continuation_checkpoint_interval": 10, "continuation_sweep_interval": 0.1}
+    first = cluster.worker("-c", "1", **conf)
+    result = cluster.send("rows", 12, 0.7)
+    cluster.trace.await_items(3)
+    first.kill("SIGQUIT")
+    first.await_exit()
+    assert "its execution was lost" not in first.text
+    cluster.worker("-c", "1", **conf)
+    assert result.get(timeout=60) == 12
+    assert cluster.trace.items() == list(range(12))
