@@ -513,7 +513,11 @@ class Execution:
         while True:
             try:
                 return republish(self.task, self.request, delivery=self._delivery, **message)
-            except (OperationalError, OSError) as exc:
+            except (OperationalError, OSError, AttributeError) as exc:
+                # kombu's Redis transport raises AttributeError where a connection is lost just now (a channel
+                # without a connection); as the last of some attempts it is another one.
+                if isinstance(exc, AttributeError) and delay >= _PUBLISH_DELAY_MAX:
+                    raise
                 if flag_at(self._delivery.get("flag")).level == COLD:
                     raise SystemExit(f"the broker is away, and this worker is to stop at once: {exc}") from exc
                 self._teller.log(

@@ -681,3 +681,27 @@ def test_s12_what_is_asked_of_an_unknown_id_and_of_a_broken_snapshot(task: Any, 
             getattr(made.AsyncResult("broken"), name)
     found = open_store(app, "memory").read("broken")
     assert found is not None and found.snapshot == '{"version":1,', "the record is kept"
+
+
+def test_kombus_own_error_on_a_lost_connection_does_not_fail_the_task(worker: Any, task: Any, monkeypatch: Any) -> None:
+    """Its Redis transport raises AttributeError where a channel has no connection any more."""
+
+    def run(self: Any) -> None:
+        for item in self.iterate("loop", range(2)):
+            if item == 0 and not attempts:
+                worker.stop()
+
+    republish = execution.republish
+    attempts: list[int] = []
+
+    def cut(*args: Any, **kwargs: Any) -> None:
+        attempts.append(1)
+        if len(attempts) <= 3:
+            raise AttributeError("'NoneType' object has no attribute 'client'")
+        republish(*args, **kwargs)
+
+    monkeypatch.setattr(execution, "republish", cut)
+    monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.001)
+    result = task(run).delay()
+    worker.drain()
+    assert (len(attempts), result.state) == (4, states.SUCCESS)
