@@ -1,38 +1,45 @@
-"""``python -m tests.exploration``: every scenario, on every broker, with the faults asked for."""
+"""``python -m tests.exploration``: the exploration with more faults than a run of the tests has time for."""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
+from collections.abc import Sequence
 
-from tests.exploration.explorer import Explorer, simulated
-from tests.exploration.scenarios import BROKERS, EVERY
+from tests.exploration.explorer import Explorer, Report, simulated
+from tests.exploration.suite import Exploration, full
 from tests.exploration.world import Budget
 
 
-def main() -> int:
+def explore(job: tuple[Exploration, float]) -> tuple[Exploration, Report]:
+    """Run one exploration; in a process of its own."""
+    exploration, seconds = job
+    with simulated():
+        return exploration, Explorer(exploration.make(), exploration.budget).explore(seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Explore, and return 1 when a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.exploration", description=__doc__)
     parser.add_argument("--crashes", type=int, default=2)
     parser.add_argument("--freezes", type=int, default=1)
     parser.add_argument("--duplicates", type=int, default=1)
-    parser.add_argument("--errors", type=int, default=0, help="calls of the store that fail, or are made twice")
-    parser.add_argument("--seconds", type=float, default=600.0, help="at most, for each scenario (default: 600)")
-    options = parser.parse_args()
-    budget = Budget(options.crashes, options.freezes, options.duplicates, options.errors)
-    histories, incomplete = 0, 0
-    with simulated():
-        for kind in EVERY:
-            for broker in BROKERS:
-                for is_provable in (True, False):
-                    scenario = kind(broker, is_provable=is_provable)
-                    report = Explorer(scenario, budget).explore(options.seconds)
-                    print(f"{scenario}: {report}", flush=True)
-                    if report.violation is not None:
-                        return 1
-                    histories += report.histories
-                    incomplete += not report.is_complete
-    print(f"{histories} histories, no promise broken; {incomplete} explorations were cut off by --seconds")
-    return 0
+    parser.add_argument("--errors", type=int, default=0, help="of the store")
+    parser.add_argument("--faults", type=int, default=99, help="in all, in one history")
+    parser.add_argument("--seconds", type=float, default=600, help="for each scenario")
+    parser.add_argument("--scenario", help="only those whose line has this in it")
+    options = parser.parse_args(arguments)
+    most = Budget(options.crashes, options.freezes, options.duplicates, options.errors, options.faults)
+    jobs = [(one, options.seconds) for one in full(most) if (options.scenario or "") in str(one)]
+    histories, broken = 0, 0
+    with multiprocessing.get_context("spawn").Pool(maxtasksperchild=1) as pool:
+        for exploration, report in pool.imap(explore, jobs):
+            print(f"{exploration}: {report}", flush=True)
+            histories += report.histories
+            broken += report.violation is not None
+    print(f"{histories} histories of {len(jobs)} scenarios, {broken} of them with a broken promise")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -1,122 +1,191 @@
-"""Each rule of the protocol, broken: what the source says, and what it then says instead."""
+"""Each rule of the protocol, broken on purpose: an exploration that does not notice would prove nothing."""
 
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
+from celery_continuations import execution
 from celery_continuations.stores import rules
 from tests.exploration import scenarios
+from tests.exploration.explorer import Explorer, Report, budgets
 from tests.exploration.scenarios import Scenario
 from tests.exploration.world import Budget
 
+FOUND = "found"
+REDUNDANT = "redundant"
 
-class Break(NamedTuple):
-    """How a rule is broken, and where that shows.
+
+@dataclass(frozen=True)
+class Break:
+    """A rule, and how to break it.
 
     Attributes:
-        old: a text of rules.py; every place of it is replaced.
-        new: by this.
-        scenario: in which a promise is then violated.
-        budget: with so many faults.
+        rule: its number, or words where the source gives it none.
+        owner: the module or class that has the function.
+        name: the function.
+        old: what stands there; each place where it does is changed.
+        new: what is put there.
+        scenario: where it is to be noticed.
+        broker: of that scenario.
+        budget: with how many faults at most.
+        is_provable: of that scenario.
+        verdict: whether it is noticed.
+        why: if it is not.
     """
 
+    rule: int | str
+    owner: Any
+    name: str
     old: str
     new: str
-    scenario: Scenario
-    budget: Budget
+    scenario: type[Scenario] = scenarios.Plain
+    broker: str = "filesystem"
+    budget: Budget = field(default_factory=Budget)
+    is_provable: bool = True
+    verdict: str = FOUND
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.rule}-{self.name}-{self.scenario.__name__}".replace(" ", "_")
 
 
-class Unseen(NamedTuple):
-    """Why no history shows that a rule is broken, and the test that does."""
+_CLAIM, _SAVE, _RECOVER, _REMIND = "claim", "save", "recover", "remind"
+_EXECUTION = execution.Execution
 
-    reason: str
-    test: str
+BREAKS: tuple[Break, ...] = (
+    Break(
+        1, rules, _CLAIM, "if generation and ended(None) is not None:", "if False:", budget=Budget(duplicates=1)
+    ),
+    Break(
+        2, rules, _CLAIM, "if known.status in ENDED:", "if False:", scenarios.Forgotten,
+    ),
+    Break(
+        3, rules, _CLAIM, "if generation < known.generation - 1 or", "if", budget=Budget(duplicates=1),
+    ),
+    Break(
+        3, rules, _CLAIM, "(generation < known.generation and known.status not in OWNED)", "False",
+        budget=Budget(duplicates=1), verdict=REDUNDANT,
+        why="an old copy takes up what is queued, once and from the record's snapshot; but before it is due",
+    ),
+    Break(
+        4, rules, _CLAIM, "dead = death(known.owner)", "dead = death(known.owner) or Death.CRASHED",
+        budget=Budget(duplicates=1),
+    ),
+    Break(
+        5, rules, _CLAIM, "result = ended(record.message)", "result = None", broker="amqp", budget=Budget(crashes=1)
+    ),
+    Break(5, rules, _RECOVER, "result = ended(record.message)", "result = None", budget=Budget(crashes=1)),
+    Break(
+        6, rules, _CLAIM, "max(known.generation, generation) + 1", "max(known.generation, generation)", broker="amqp",
+        budget=Budget(crashes=1),
+    ),
+    Break(
+        7, rules, _CLAIM, "snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot",
+        "record.snapshot or snapshot", budget=Budget(errors=1),
+    ),
+    Break(
+        7, rules, _CLAIM, "snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot",
+        "snapshot or record.snapshot", broker="amqp", budget=Budget(crashes=1),
+    ),
+    Break(
+        8, rules, _SAVE, "if store.swap(task_id, fence, Record(fence, snapshot)):",
+        "if store.swap(task_id, (store.read(task_id) or Record(fence)).fence, Record(fence, snapshot)):",
+        budget=Budget(freezes=1),
+    ),
+    Break(9, rules, "finish", "value=value", "value=None", budget=Budget(crashes=1)),
+    Break(
+        10, rules, "end", "return _swap_own(", "return store.delete(task_id, fence) or _swap_own(",
+        budget=Budget(duplicates=1),
+    ),
+    Break(
+        11, rules, _RECOVER, "if not store.swap(", "if False and not store.swap(", scenarios.Looping,
+    ),
+    Break(
+        12, rules, _REMIND, "(known.status == Status.RUNNING and known.owner)", "known.status == Status.RUNNING",
+        scenarios.Rejecting, budget=Budget(crashes=1),
+    ),
+    Break(
+        13, rules, _REMIND, "+ 1 if known.status == Status.QUEUED else 0", "* 0", scenarios.Backlogged,
+        budget=Budget(crashes=1),
+    ),
+    Break(
+        14, rules, _SAVE, "return store.read(task_id) is None and", "return False and", scenarios.Losing,
+        budget=Budget(errors=1),
+    ),
+    Break(
+        14, rules, "_swap_own", "if found is None or found.fence == record.fence:",
+        "if found is None:\n        return None\n    if found.fence == record.fence:", scenarios.Losing,
+        budget=Budget(errors=1),
+    ),
+    Break(
+        "an own write whose answer was lost is no other's", rules, "_swap_own", "found.fence == record.fence", "False",
+        budget=Budget(errors=1), verdict=REDUNDANT, why="the sweep finds the record queued, a patience later",
+    ),
+    Break(
+        "an own claim whose answer was lost is no other's", rules, _CLAIM, "if known.owner == owner:", "if False:",
+        budget=Budget(errors=1), verdict=REDUNDANT,
+        why="its worker's keeper finds that nobody works on the record, a sweep later",
+    ),
+    Break(
+        "the state is stored before the message is out", _EXECUTION, "_leave_to_message",
+        'self._handover = {"generation": generation, "snapshot": text, "options": options}',
+        'self._handover = {"generation": generation, "snapshot": text, "options": options}; self.publish()',
+        scenarios.Raising, budget=Budget(duplicates=1),
+    ),
+    Break(
+        "a record is queued before its message is out", _EXECUTION, "_leave_to_message",
+        "fence = rules.interrupt(self._store, self.request.id, self._fence, text, _delay(options), message)",
+        "fence = self._fence", budget=Budget(crashes=1),
+    ),
+    Break(
+        "a succeeded execution stores no result", _EXECUTION, "finish", "self._end_superseded()", "fence = None",
+        budget=Budget(freezes=1),
+    ),
+    Break(
+        "a succeeded execution stores no failure", _EXECUTION, "_save_failure", "self._end_superseded()", "pass",
+        scenarios.Failing, budget=Budget(freezes=1),
+    ),
+    Break(
+        "a refused save ends the execution", _EXECUTION, "save", "if not kept:", "if False:",
+        budget=Budget(freezes=1),
+    ),
+)  # fmt: skip
 
 
-def breaks() -> dict[int, Break | Unseen]:
-    """Return each rule by its number."""
-    return {
-        1: Break(
-            "if generation and ended(None) is not None:",
-            "if False:",
-            scenarios.Short(),
-            Budget(duplicates=1),
-        ),
-        2: Unseen(
-            "only where a task is revoked, waits or is paused while its message is out does that meet a record of its "
-            "own generation, and that is not simulated; older messages end by rule 3",
-            "test_rule_2_what_has_ended_is_not_touched",
-        ),
-        3: Break(
-            "if generation < known.generation - 1 or (generation < known.generation and known.status not in OWNED):",
-            "if False:",
-            scenarios.Short(),
-            Budget(duplicates=1),
-        ),
-        4: Break(
-            "            if dead is None:\n                return None\n            # Rule 5",
-            "            # Rule 5",
-            scenarios.Short(),
-            Budget(duplicates=1),
-        ),
-        5: Break("if result is not None:", "if False:", scenarios.Short(), Budget(crashes=1)),
-        6: Break(
-            "mine = Fence(max(known.generation, generation) + 1, Status.RUNNING, owner)",
-            "mine = Fence(max(known.generation, generation), Status.RUNNING, owner)",
-            scenarios.Short(),
-            Budget(crashes=1, duplicates=1),
-        ),
-        7: Break(
-            "newest = snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot",
-            "newest = record.snapshot or snapshot",
-            scenarios.Plain(),
-            Budget(errors=1),
-        ),
-        8: Break(
-            "if store.swap(task_id, fence, Record(fence, snapshot)):",
-            "found = store.read(task_id)\n    if store.swap(task_id, found and found.fence, Record(fence, snapshot)):",
-            scenarios.Plain(),
-            Budget(freezes=1),
-        ),
-        9: Break(
-            "Record(finishing, snapshot, value=value)",
-            "Record(finishing, snapshot)",
-            scenarios.Short(),
-            Budget(crashes=1),
-        ),
-        10: Break(
-            "expires_in=expires_in) is not None", "expires_in=0.0) is not None", scenarios.Short(), Budget(duplicates=1)
-        ),
-        11: Break(
-            "    if not store.swap(task_id, known, Record(queued, snapshot), due_in=PATIENCE):\n        return None\n",
-            "",
-            scenarios.Short(),
-            Budget(crashes=1),
-        ),
-        12: Break(
-            "if known.status not in (Status.QUEUED, Status.RUNNING) or "
-            "(known.status == Status.RUNNING and known.owner):",
-            "if known.status != Status.QUEUED:",
-            scenarios.Rejecting("filesystem"),
-            Budget(crashes=1),
-        ),
-        13: Unseen("it keeps copies few, and copies are harmless", "test_a_backlog_does_not_grow_by_it"),
-        14: Unseen("the simulated store loses nothing", "test_a_record_that_the_store_has_lost_is_written_again"),
-    }
+def numbered() -> set[int]:
+    """Return the numbers of the rules that the source has."""
+    return {int(number) for number in re.findall(r"# Rule (\d+)", inspect.getsource(rules))}
 
 
 @contextmanager
 def broken(one: Break) -> Iterator[None]:
-    """Run with a rule broken."""
-    source = inspect.getsource(rules)
-    assert one.old in source, f"not in rules.py: {one.old}"
-    namespace = vars(rules)
-    kept = dict(namespace)
+    """Break a rule in the live code, and mend it afterwards."""
+    function = getattr(one.owner, one.name)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert one.old in source, f"rule {one.rule}: {one.name} has no {one.old!r} any more"
+    changed: dict[str, Any] = {}
+    code = compile("from __future__ import annotations\n" + source.replace(one.old, one.new), "broken", "exec")
+    exec(code, function.__globals__, changed)
+    setattr(one.owner, one.name, changed[one.name])
     try:
-        exec(compile(source.replace(one.old, one.new), str(rules.__file__), "exec"), namespace)
         yield
     finally:
-        namespace.update(kept)
+        setattr(one.owner, one.name, function)
+
+
+def notice(one: Break) -> Report:
+    """Explore with the rule broken, the fewest faults first, up to the first violation."""
+    scenario = one.scenario(one.broker, is_provable=one.is_provable)
+    report = Report()
+    with broken(one):
+        for budget in budgets(one.budget):
+            report = Explorer(scenario, budget).explore()
+            if report.violation is not None:
+                break
+    return report

@@ -125,8 +125,8 @@ class Explorer:
 
 def budgets(most: Budget) -> Iterator[Budget]:
     """All budgets up to ``most``, the smallest first, so that the first violation is a short one."""
-    every = [Budget(*counts) for counts in product(*(range(count + 1) for count in most))]
-    return iter(sorted(every, key=sum))
+    every = [Budget(*counts) for counts in product(*(range(count + 1) for count in most[:4]))]
+    return iter(sorted(every, key=lambda budget: sum(budget[:4])))
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Promises:
             owner = self.world.owners[was.owner]
             if owner is not actor and owner.is_at_work:
                 self.violated(3, f"{actor.name} took the task from {owner.name}, which is at work")
-            if has_value and owner is not actor and self._may_dispatch_again(owner):
+            if (has_value or owner.has_dispatched) and owner is not actor and self._may_dispatch_again(owner):
                 self.more_links += 1
 
     def _may_dispatch_again(self, owner: Actor) -> bool:
@@ -147,12 +147,26 @@ class Promises:
     def stored(self, actor: Actor, state: str, result: Any) -> None:
         """The result backend has a new state."""
         actor.has_stored = True
+        self._refuse_refused(actor, f"stored {state}")
+        if self.state in FINAL and self.world.has_frozen and not self.world.scenario.is_fenceless:
+            return
         if self.state in FINAL and (state, result) != (self.state, self.result):
             self.violated(3, f"{self.state} {self.result!r} was overwritten by {state} {result!r}")
         self.state, self.result = state, result
 
+    def _refuse_refused(self, actor: Actor, what: str) -> None:
+        if actor.is_refused:
+            self.violated(3, f"{actor.name}, which was refused, {what}")
+
+    def refused(self, actor: Actor, expected: Fence, found: Fence) -> None:
+        """A write was refused."""
+        if expected.owner and expected.owner == actor.owner:
+            taken = found.owner if found.status in OWNED else ""
+            actor.is_refused = found.generation > expected.generation or taken not in ("", actor.owner)
+
     def link(self, actor: Actor) -> None:
         """Celery has dispatched the callback."""
+        self._refuse_refused(actor, "dispatched the callback")
         self.links += 1
         actor.has_dispatched = True
 

@@ -41,6 +41,11 @@ class Scenario:
     items = 2
     #: Whether it may be revoked.
     is_revocable = False
+    #: Whether all workers remember that it was.
+    is_remembered = True
+    #: Whether the result backend takes what a frozen execution stores late, once it wakes, over a FAILURE.  No
+    #: backend of Celery's can refuse that, and so no task is safe from it; elsewhere it is left aside.
+    is_fenceless = False
     #: Messages of other tasks in its queue.
     backlog = 0
     #: What may happen to a call of the store: it is away, its driver sends a write twice, or it loses the record.
@@ -179,6 +184,32 @@ class Revoked(Plain):
     is_revocable = True
 
 
+class Forgotten(Revoked):
+    """The same, and all workers that knew of it have been started anew."""
+
+    is_remembered = False
+
+
+class Failing(Scenario):
+    """Raises once, and is not to resume from that."""
+
+    ends = frozenset((states.FAILURE, states.SUCCESS))
+    items = 1
+    options = {"continuation_resume_errors_after_advancing": False}
+
+    def on_item(self, world: World, item: int) -> None:
+        is_first = f"item{item}" not in world.promises.runs
+        world.effect(f"item{item}")
+        if is_first:
+            raise ValueError("simulated")
+
+
+class Overwritten(Raising):
+    """The same as Raising; what a frozen execution stores late counts."""
+
+    is_fenceless = True
+
+
 class Backlogged(Plain):
     """Its queue is never empty: a message of its own that is lost is not missed by counting."""
 
@@ -245,9 +276,6 @@ class Scattered(Scenario):
         world.effect(f"item{item}")
         if is_first:
             world.die()
-
-
-EVERY = (Plain, Short, Tiny, Seldom, Raising, Retrying, Rejecting, Revoked, Backlogged, Losing, Looping, Stopping, Scattered)
 
 
 def _linked(value: Any) -> None:

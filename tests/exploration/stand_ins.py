@@ -106,6 +106,8 @@ class SimStore(Store):
             if swapped:
                 new = world.memory.read(task_id)
                 world.written(old, new or record, record.snapshot)
+            elif expected is not None and old is not None and world.actor is not None:
+                world.promises.refused(world.actor, expected, old.fence)
             return swapped
 
         return self._io(f"swap to {fence_told(record.fence)}", act, may_repeat=True)
@@ -283,7 +285,9 @@ class Connection:
         yield
 
     def queue_declare(self, queue: str, passive: bool) -> Any:
-        return SimpleNamespace(message_count=Now.world.io("count", lambda: len(Now.world.queue) + Now.world.scenario.backlog))
+        return SimpleNamespace(
+            message_count=Now.world.io("count", lambda: len(Now.world.queue) + Now.world.scenario.backlog)
+        )
 
 
 class SimFlag(flags._Fixed):

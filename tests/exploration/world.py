@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from billiard.exceptions import Terminated
-from celery.exceptions import WorkerLostError
+from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.worker import state as celery_state
 from greenlet import getcurrent, greenlet
 
@@ -140,7 +141,7 @@ class Actor:
         self.knows_final = False
         self.stale_effects = 0
         self.effects = 0
-        self.has_dispatched = self.has_stored = False
+        self.has_dispatched = self.has_stored = self.is_refused = False
         self.greenlet = greenlet(run, parent=world.hub)
 
     @property
@@ -166,7 +167,7 @@ class Actor:
         return (
             f"{self.kind} c{self.number} {self.worker.name} {self.in_child:d} {message} "
             f"{self.store_fault} {self.owner} {self.stale_effects}{self.has_dispatched:d}{self.has_stored:d}"
-            f"{self.knows_final:d} {sorted(self.knows)} {self.log}"
+            f"{self.is_refused:d}{self.knows_final:d} {sorted(self.knows)} {self.log}"
         )
 
 
@@ -205,6 +206,7 @@ class World:
         self.may_lose_fresh = False
         self.has_written = False
         self.is_revoked = False
+        self.has_frozen = False
         self._choose = choose
         self._calls = 0
         self._actors = 0
@@ -292,9 +294,9 @@ class World:
     def is_gone(self, name: str) -> bool:
         """As of :mod:`celery_continuations.worker.identity`."""
         known, _, rest = name.partition("/")
-        worker = next(one for one in self.workers if one.name == known)
+        worker = next((one for one in self.workers if one.name == known), None)
         asking = self.acting.worker
-        if not (asking is worker or self.scenario.is_provable):
+        if worker is None or not (asking is worker or self.scenario.is_provable):
             return False
         return worker.is_crashed or worker.has_ended or rest.partition("/")[0] in worker.lost_children
 
@@ -374,7 +376,9 @@ class World:
         if budget.has("duplicates"):
             options += [(f"duplicate {m}", lambda m=m: self._duplicate(m)) for m in self._to_duplicate()]  # type: ignore[misc]
         if budget.has("errors") and not actor.store_fault:
-            options += [(f"store {fault}", lambda f=fault: self._store_fault(actor, f)) for fault in self.scenario.store_faults]  # type: ignore[misc]
+            options += [
+                (f"store {fault}", lambda f=fault: self._store_fault(actor, f)) for fault in self.scenario.store_faults
+            ]  # type: ignore[misc]
         self._take(options)
 
     def _take(self, options: list[tuple[str, Callable[[], None]]]) -> None:
@@ -474,7 +478,8 @@ class World:
                 task=self.scenario.task,
             )
             celery_state.task_reserved(request)
-            request.execute_using_pool(_Pool(self, actor))
+            with suppress(TaskRevokedError):
+                request.execute_using_pool(_Pool(self, actor))
 
         actor = self._start("execution", worker, run)
         actor.message = message
@@ -534,6 +539,8 @@ class World:
     def _revoke(self, actor: Actor) -> None:
         """The main process is told to end an execution."""
         self.is_revoked = True
+        if self.scenario.is_remembered:
+            celery_state.revoked.add(TASK_ID)
 
         def terminate_job(pid: Any, signal: Any) -> None:
             self.acting.fate = lambda _: self._end_child(actor)
@@ -578,7 +585,7 @@ class World:
             self.stack.remove(one)
             self.frozen.append(one)
         self._lose("freezes")
-        worker.is_frozen = worker.was_frozen = True
+        worker.is_frozen = worker.was_frozen = self.has_frozen = True
         self._return_unacked(worker)
 
     def _thaw(self) -> None:
@@ -659,7 +666,7 @@ class World:
                 "frozen",
                 *[actor.told(known) for actor in self.frozen],
                 f"{self._spare.name} {self._late} {self.may_lose_fresh} {self.errors > 0} {self.is_revoked} "
-                f"{self._waits} {self.promises.key()} {self.scenario.key()}",
+                f"{self.has_frozen} {self._waits} {self.promises.key()} {self.scenario.key()}",
             )
         )
         there = [one for one in self.workers if not one.has_ended or f"{one.name}/" in text or f"{one.name}:" in text]
