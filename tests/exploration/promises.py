@@ -85,7 +85,11 @@ class Promises:
             owner = self.world.owners[was.owner]
             if owner is not actor and owner.is_at_work:
                 self.violated(3, f"{actor.name} took the task from {owner.name}, which is at work")
-            if (has_value or owner.has_dispatched) and owner is not actor and self._may_dispatch_again(owner):
+            if (
+                (has_value or (owner.has_dispatched and self.world.errors))
+                and owner is not actor
+                and self._may_dispatch_again(owner)
+            ):
                 self.more_links += 1
 
     def _may_dispatch_again(self, owner: Actor) -> bool:
