@@ -356,7 +356,7 @@ def test_options_of_the_engine_are_honoured_that_leave_the_store_its_way(databas
     assert store._options["connect_args"] == {"timeout": 7}
     with pytest.raises(StoreError, match="cannot open sqlite:///.*Invalid argument"):
         DatabaseStore(f"sqlite:///{database}", "n", {"unknown": 1})
-    with pytest.raises(StoreError, match="TypeError: 'nonsense' is an invalid keyword argument"):
+    with pytest.raises(StoreError, match="TypeError: .*'nonsense'"):
         DatabaseStore(f"sqlite:///{database}", "n", {"connect_args": {"nonsense": 1}}).read("id")
 
 
