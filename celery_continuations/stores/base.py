@@ -166,7 +166,10 @@ class Store(abc.ABC):
 
         A store that can do it in one round trip should.
         """
-        return self.read(task_id) if self.swap(task_id, expected, Record(fence)) else None
+        if not self.swap(task_id, expected, Record(fence)):
+            return None
+        record = self.read(task_id)
+        return record if record is not None and record.fence == fence else None  # it may have been succeeded by now
 
     @abc.abstractmethod
     def delete(self, task_id: str, expected: Fence) -> bool:
