@@ -32,13 +32,13 @@ from celery_continuations.exceptions import (
     UnserializableValueError,
 )
 from celery_continuations.republish import CHANGED, GENERATION, SNAPSHOT, keepable, republish
-from celery_continuations.stores import Claim, Fence, Status, Store, open_store, rules
+from celery_continuations.stores import Claim, Fence, Record, Status, Store, open_store, rules
 from celery_continuations.telling import Teller
 from celery_continuations.worker.death import death_of
 from celery_continuations.worker.flag import COLD, StopFlag, flag_at
 from celery_continuations.worker.identity import new_owner
 from celery_continuations.worker.receiving import DELIVERY
-from celery_continuations.worker.sweeping import ended, seconds_kept
+from celery_continuations.worker.sweeping import ended, is_to_be_counted, seconds_kept
 from celery_continuations.worker.terminate import defer_terminate
 from celery_continuations.worker.unknown import HAND_BACK_DELAY
 from celery_continuations.worker.watcher import Watch, watcher
@@ -148,6 +148,9 @@ class Execution:
             self._refuse("stale")
         self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
         _hear_postrun()
+        if claim.value is not None and self.request.chord and self._ended(None) is not None:
+            # The chord is to count it; the callbacks were dispatched before the result was stored.
+            self.request.callbacks = self.request.chain = None
         try:
             snapshot = Snapshot() if claim.snapshot is None else Snapshot.loads(claim.snapshot)
         except InvalidStepError as exc:
@@ -193,12 +196,17 @@ class Execution:
                 new_owner(worker),
                 snapshot=getattr(self.request, SNAPSHOT, None),
                 message=self._keepable,
-                ended=lambda _: ended(self.task, self.request.id, self.task.backend),
+                ended=self._ended,
                 # By its lease only a sweeper may judge, which knows whether leases can be trusted just now.
                 death=lambda owner: death_of(owner, self._store.look().leases, by_lease=False),
             )
         except StoreError as exc:
             self._give_back(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
+
+    def _ended(self, record: Record | None) -> tuple[str, float] | None:
+        if record and is_to_be_counted(record, bool(self.request.chord), self.task.backend):
+            return None
+        return ended(self.task, self.request.id, self.task.backend)
 
     def _keepable(self, **options: Any) -> str | None:
         """Return the message of this task, as the store keeps it for whoever has to publish it again."""

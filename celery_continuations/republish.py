@@ -24,7 +24,17 @@ from celery_continuations.exceptions import StoreError
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-__all__ = ["CHANGED", "GENERATION", "SNAPSHOT", "Publisher", "keepable", "publisher", "republish", "task_name"]
+__all__ = [
+    "CHANGED",
+    "GENERATION",
+    "SNAPSHOT",
+    "Publisher",
+    "is_in_chord",
+    "keepable",
+    "publisher",
+    "republish",
+    "task_name",
+]
 
 #: The header that carries the generation a message continues.
 GENERATION = "continuation_generation"
@@ -113,6 +123,7 @@ def keepable(task: Task, request: Any, *, delivery: dict[str, Any], options: dic
         "sending": sending,
         "content": [content_type, encoding],
         "body": body if isinstance(body, str) else body.decode(),
+        "chord": bool(request.chord),
     }
     return str(json.dumps(whole))  # type: ignore[no-untyped-call]
 
@@ -146,6 +157,7 @@ class Publisher:
             ({**message["headers"], GENERATION: generation}, message["properties"], body, None),
             content_type=content_type,  # with which kombu takes the body as it is
             content_encoding=encoding,
+            retry=False,  # there is another sweep
             **message["sending"],
             **_destination(self._app, message["route"]),
         )
@@ -183,6 +195,11 @@ def publisher(app: Celery) -> Iterator[Publisher]:
 def task_name(text: str) -> str:
     """Return the name of the task that a message of :func:`keepable` is for."""
     return str(_parsed(text)["task"])
+
+
+def is_in_chord(text: str) -> bool:
+    """Whether the task of a message of :func:`keepable` is a member of a chord."""
+    return bool(_parsed(text).get("chord"))
 
 
 def _parsed(text: str) -> Any:

@@ -22,6 +22,7 @@ from kombu.serialization import registry
 __all__ = [
     "FinishedTask",
     "around_soft_shutdown",
+    "counts_in_chords_once",
     "forget_consumer_cancellation",
     "ignore_result_of",
     "in_pool_child",
@@ -98,6 +99,15 @@ def keeps_results(backend: Any) -> bool:
     Why: that of an app without one says that it is persistent, and one over RPC keeps results for one caller only.
     """
     return not isinstance(backend, (DisabledBackend, RPCBackend))
+
+
+def counts_in_chords_once(backend: Any) -> bool:
+    """Whether a chord counts a member once, however often that is stored.
+
+    Why: the Redis backend keeps a set of results, by their places, where chords are ordered, as they are unless
+    it is told otherwise (celery/backends/redis.py).
+    """
+    return bool(getattr(backend, "_chord_zset", False))
 
 
 def terminate_signal() -> int:

@@ -76,7 +76,7 @@ def claim(
     *,
     snapshot: str | None,
     message: Callable[[], str | None],
-    ended: Callable[[str | None], tuple[str, float] | None],
+    ended: Callable[[Record | None], tuple[str, float] | None],
     death: Callable[[str], str | None],
 ) -> Claim | None:
     """Take up the task of a message, or learn that the message is stale.
@@ -88,8 +88,8 @@ def claim(
         owner: the claiming execution.
         snapshot: that the message carries.
         message: returns what is needed to publish the task again; written with a new record.
-        ended: asks the result backend, given the record's message if there is one; returns the status that the
-            record should have, and for how many seconds to keep it, or None.
+        ended: asks the result backend, given the record if there is one; returns the status that the record
+            should have, and for how many seconds to keep it, or None.
         death: what became of an owner, see :class:`Death`; None while it may be at work.
 
     Returns:
@@ -130,7 +130,7 @@ def claim(
             if dead is None:
                 return None
             # Rule 5: before a dead owner is succeeded the result backend is asked; only the last write may be missing.
-            result = ended(record.message)
+            result = ended(record)
             if result is not None:
                 end(store, task_id, known, result[0], None, result[1])
                 return None
@@ -197,7 +197,7 @@ def recover(
     store: Store,
     task_id: str,
     *,
-    ended: Callable[[str | None], tuple[str, float] | None],
+    ended: Callable[[Record | None], tuple[str, float] | None],
     death: Callable[[str], str | None],
 ) -> Record | None:
     """Take a record from an owner that is dead, and leave it to a message.
@@ -219,7 +219,7 @@ def recover(
     if dead is None:
         return None
     # Rule 5, as in claim.
-    result = ended(record.message)
+    result = ended(record)
     if result is not None:
         end(store, task_id, known, result[0], None, result[1])
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ from celery import Celery, states
 
 from celery_continuations import conf, seams, signals
 from celery_continuations.exceptions import StoreError, UnserializableValueError
-from celery_continuations.republish import Publisher, publisher, task_name
+from celery_continuations.republish import Publisher, is_in_chord, publisher, task_name
 from celery_continuations.stores import Fence, Look, Record, Status, Store, rules
 from celery_continuations.stores.rules import Death
 from celery_continuations.worker.death import death_of
@@ -18,7 +19,7 @@ from celery_continuations.worker.death import death_of
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["Sweeper", "ended", "seconds_kept"]
+__all__ = ["Sweeper", "ended", "is_to_be_counted", "seconds_kept"]
 
 logger = logging.getLogger("celery_continuations")
 
@@ -117,6 +118,18 @@ class Sweeper:
         if death:
             with publisher(self._app) as publishing:
                 self._recover(task_id, _Lost(task_id, owner, death), publishing)
+        elif not owner and self._was_left_just_now(task_id):
+            with publisher(self._app) as publishing:
+                self._remind(task_id, publishing)
+
+    def _was_left_just_now(self, task_id: str) -> bool:
+        """Whether the record is left to a message that its process may not have lived to publish."""
+        record = self._store.read(task_id)
+        if record is None or record.fence != Fence(record.fence.generation, Status.QUEUED):
+            return False
+        # Not where it is to be run later, as after self.retry(countdown=3600). The times of two clocks: it is safe
+        # to be wrong, for the record is due in the end.
+        return record.due is not None and record.due - time.time() <= 2 * rules.PATIENCE
 
     def decide(self, task_id: str, status: str | None = None) -> None:
         """The worker's main process ends a task itself: it is not to be recovered.
@@ -148,16 +161,19 @@ class Sweeper:
         record = rules.recover(
             self._store,
             task_id,
-            ended=lambda message: self._ended(task_id, message),
+            ended=lambda found: self._ended(task_id, found),
             death=lambda owner: lost.death if owner == lost.owner else None,  # another may have it by now
         )
         if record is not None:
             self._publish(task_id, record, publishing, "recovered", "recovered: its execution was lost")
             signals.task_recovered.send(sender=self._app.tasks.get(task_name(record.message or "")), task_id=task_id)
 
-    def _ended(self, task_id: str, message: str | None) -> tuple[str, float] | None:
-        task = self._app.tasks.get(task_name(message)) if message else None
-        return ended(task or self._app, task_id, (task or self._app).backend)
+    def _ended(self, task_id: str, record: Record | None) -> tuple[str, float] | None:
+        message = record.message if record else None
+        owner = (self._app.tasks.get(task_name(message)) if message else None) or self._app
+        if record and message and is_to_be_counted(record, is_in_chord(message), owner.backend):
+            return None
+        return ended(owner, task_id, owner.backend)
 
     def _remind(self, task_id: str, publishing: Publisher) -> None:
         def may_publish(record: Record) -> bool:
@@ -212,6 +228,15 @@ def ended(owner: Task | Celery, task_id: str, backend: Any) -> tuple[str, float]
     except Exception as exc:  # of any driver
         raise StoreError("result backend", f"{type(exc).__name__}: {exc}") from exc
     return None if status is None else (status, seconds_kept(owner, status))
+
+
+def is_to_be_counted(record: Record, in_chord: bool, backend: Any) -> bool:
+    """Whether a chord may not have counted the task yet, though its result is stored: Celery does that last.
+
+    Its value is kept, and returning it once more counts it, where counting twice counts once.
+    """
+    finished = record.fence.status == Status.FINISHING and bool(record.value)
+    return in_chord and finished and seams.counts_in_chords_once(backend)
 
 
 def seconds_kept(owner: Task | Celery, status: str) -> float:

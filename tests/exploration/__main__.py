@@ -7,16 +7,8 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 
-from tests.exploration.explorer import Explorer, Report, simulated
-from tests.exploration.suite import Exploration, full
+from tests.exploration.suite import explore, full
 from tests.exploration.world import Budget
-
-
-def explore(job: tuple[Exploration, float]) -> tuple[Exploration, Report]:
-    """Run one exploration; in a process of its own."""
-    exploration, seconds = job
-    with simulated():
-        return exploration, Explorer(exploration.make(), exploration.budget).explore(seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -78,9 +78,9 @@ BREAKS: tuple[Break, ...] = (
         budget=Budget(duplicates=1),
     ),
     Break(
-        5, rules, _CLAIM, "result = ended(record.message)", "result = None", broker="amqp", budget=Budget(crashes=1)
+        5, rules, _CLAIM, "result = ended(record)", "result = None", broker="amqp", budget=Budget(crashes=1)
     ),
-    Break(5, rules, _RECOVER, "result = ended(record.message)", "result = None", budget=Budget(crashes=1)),
+    Break(5, rules, _RECOVER, "result = ended(record)", "result = None", budget=Budget(crashes=1)),
     Break(
         6, rules, _CLAIM, "max(known.generation, generation) + 1", "max(known.generation, generation)", broker="amqp",
         budget=Budget(crashes=1),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.exploration import scenarios as s
+from tests.exploration.explorer import Explorer, Report, simulated
 from tests.exploration.scenarios import Scenario
 from tests.exploration.world import Budget
 
@@ -76,3 +77,10 @@ def full(most: Budget) -> Iterator[Exploration]:
             for is_provable in (True, False):
                 for budget in _FAULTS.get(scenario, (most._replace(total=min(most.total, 2)),)):
                     yield Exploration(scenario, broker, is_provable, budget)
+
+
+def explore(job: tuple[Exploration, float]) -> tuple[Exploration, Report]:
+    """Run one exploration, for so many seconds at most; in a process of its own."""
+    exploration, seconds = job
+    with simulated():
+        return exploration, Explorer(exploration.make(), exploration.budget).explore(seconds)

@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery
 from celery.backends.base import Backend
+from celery.backends.redis import RedisBackend
 from celery.signals import before_task_publish, task_failure, task_postrun
 from kombu import Exchange, Queue
 
@@ -236,6 +237,7 @@ if app.conf.get("test_point"):
     points(execution, "republish", "saved", "published")
     points(rules, "finish", after="finishing")
     points(Backend, "mark_as_done", "dispatched", "stored")
+    points(RedisBackend, "on_chord_part_return", "uncounted")
 
 
 if app.conf.get("test_patience"):

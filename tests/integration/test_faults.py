@@ -51,6 +51,7 @@ POINTS = [
     pytest.param("published", 0, id="between publish and ack"),
     pytest.param("finishing", 0, id="between finishing and the result"),
     pytest.param("dispatched", 1, id="between callbacks and result"),
+    pytest.param("uncounted", 0, id="between the result and the chord's count"),
     pytest.param("stored", 0, id="between the result and the last write"),
 ]
 

@@ -129,8 +129,8 @@ def test_rule_5_a_dead_owner_may_have_stored_its_result(store: MemoryStore, cloc
     running(store)
     seen: list[str | None] = []
 
-    def ended(message: str | None) -> tuple[str, float]:
-        seen.append(message)
+    def ended(found: Record | None) -> tuple[str, float]:
+        seen.append(found and found.message)
         return Status.DONE, 60.0
 
     assert claim(store, 0, "w/2/second", ended=ended, death=lambda owner: Death.CRASHED) is None

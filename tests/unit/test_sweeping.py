@@ -267,6 +267,32 @@ def test_a_message_that_nobody_takes_up_is_published_again(
     assert (held.end, result.done) == ("acked", [0, 1, 1, 2, 3]), "the late one ends without touching anything"
 
 
+def test_a_message_that_a_killed_process_has_not_published_is_published_at_once(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any
+) -> None:
+    result = lost()
+    sweeper.sweep(always)
+    worker.deliver_nothing()
+    sweeper.recover(result.id)
+    assert worker.queued() == 1
+    sweeper.recover(result.id)
+    assert worker.queued() == 1, "once"
+    worker.drain()
+    assert result.get() == "end"
+
+
+def test_what_is_to_be_run_later_is_not_published_at_once(worker: Any, app: Celery, task: Any, store: Any) -> None:
+    def body(self: Any) -> None:
+        self.step("begin", int)
+        raise self.retry(countdown=3600)
+
+    result = task(body).apply_async()
+    worker.deliver()
+    worker.deliver_nothing()
+    Sweeper(app, store, new_worker(), at_work).recover(result.id)
+    assert worker.queued() == 0
+
+
 def test_a_backlog_does_not_grow_by_it(worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any) -> None:
     lost()
     sweeper.sweep(always)
