@@ -79,11 +79,14 @@ def test_where_there_is_no_worker_nothing_stops(monkeypatch: Any) -> None:
     assert flags.flag_at(None).level == flags.RUNNING
 
 
-def test_a_worker_killed_with_9_leaves_no_flag_behind_for_good() -> None:
-    code = """
-from celery_continuations.worker.flag import new_flag
+def test_a_worker_killed_with_9_leaves_no_flag_behind_for_good(tmp_path: Path, monkeypatch: Any) -> None:
+    # A folder of its own: any worker that starts on this machine removes what it finds abandoned.
+    monkeypatch.setattr(flags, "_SHARED_MEMORY", str(tmp_path))
+    code = f"""
+from celery_continuations.worker import flag
 import os
-print(new_flag("killed@test").path, flush=True)
+flag._SHARED_MEMORY = {str(tmp_path)!r}
+print(flag.new_flag("killed@test").path, flush=True)
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
