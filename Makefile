@@ -12,7 +12,7 @@ SEED ?=
 BROKER ?= redis
 
 help:
-	@echo "make demo         a worker is stopped in the middle of an import, another one finishes it"
+	@echo "make demo         an import waits for an approval, its worker is stopped, another one finishes it"
 	@echo "make test         all tests; installs the servers that they need if they are missing and it may"
 	@echo "make unit         the tests that need no server: a minute"
 	@echo "make exploration  every crash point of a small task, and each rule of the protocol broken in turn"

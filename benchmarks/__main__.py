@@ -12,6 +12,7 @@ import click
 from benchmarks import (
     amplification,
     claim,
+    delivery,
     items,
     recovery,
     report,
@@ -21,6 +22,7 @@ from benchmarks import (
     stop,
     sweep,
     throughput,
+    waiting,
 )
 
 FIGURES = {
@@ -29,6 +31,8 @@ FIGURES = {
     "claim": claim.measure,
     "size": size.measure,
     "sweep": sweep.measure,
+    "waiting": waiting.measure,
+    "delivery": delivery.measure,
     "stop": stop.measure,
     "restart": restart.measure,
     "throughput": throughput.measure,

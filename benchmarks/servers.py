@@ -55,9 +55,10 @@ class Site:
         self.url = url
         self.folder = folder
         self.redis = connect(url)
-        conf = {"broker_url": url, "result_backend": url, **conf}
-        self._client = Celery("client", set_as_current=False)
-        self._client.conf.update(conf)
+        # The client is an app of another name, and is to find the records of the workers'.
+        conf = {"broker_url": url, "result_backend": url, "continuation_namespace": "benchmark", **conf}
+        self.client = Celery("client", set_as_current=False)
+        self.client.conf.update(conf)
         self._environment = {REDIS: url, FOLDER: str(folder), CONF: json.dumps(conf)}
 
     def with_conf(self, **conf: Any) -> Site:
@@ -66,13 +67,13 @@ class Site:
 
     def send(self, task: str, *args: Any, queue: str = "celery") -> Any:
         """Publish a task by its name; return its AsyncResult."""
-        return self._client.send_task(task, args, queue=queue)
+        return self.client.send_task(task, args, queue=queue)
 
     def send_many(self, task: str, times: int, queue: str) -> None:
         """Publish the same task many times, over one connection."""
-        with self._client.producer_or_acquire() as producer:
+        with self.client.producer_or_acquire() as producer:
             for _ in range(times):
-                self._client.send_task(task, queue=queue, producer=producer, ignore_result=True)
+                self.client.send_task(task, queue=queue, producer=producer, ignore_result=True)
 
     def wait_for_start(self, task: str) -> int:
         """Return the pid of a task of that name that says so when it starts, or of a worker that is ready."""

@@ -7,6 +7,7 @@ from functools import partial
 from statistics import median
 
 import psycopg
+from celery import Celery
 
 from benchmarks.more_servers import private_postgres
 from benchmarks.report import Figure, Row
@@ -15,15 +16,18 @@ from benchmarks.timing import interleave, median_ratio
 from celery_continuations.stores import Fence, Record, Status, Store
 from celery_continuations.stores.database import DatabaseStore
 from celery_continuations.stores.redis import RedisStore
+from celery_continuations.worker.sweeping import Sweeper
 
 __all__ = ["measure"]
 
 TARGET = 2.0
+SECONDS = 0.050
 FEW = 100
 
 # Workers that live, each of which owns some records.
 WORKERS, OWNED = 4, 2
 
+WAITING = '{"version":1,"current":["approval",null],"executions":1,"waiting":["delivery",null,"approval"]}'
 SNAPSHOT = '{"version":1,"current":["import",500],"executions":1,"progress":[500,10000]}'
 MESSAGE = "m" * 900
 
@@ -35,22 +39,33 @@ def measure(quick: bool) -> Figure:
     with private_site() as site, private_postgres() as url:
         redis = [RedisStore(connect(site.url.removesuffix("/0") + f"/{number}"), "benchmark") for number in (1, 2)]
         postgres = [DatabaseStore(_new_database(url, name), "benchmark") for name in ("few", "many")]
+        waiting = [
+            RedisStore(connect(site.url.removesuffix("/0") + "/3"), "benchmark"),
+            DatabaseStore(_new_database(url, "waiting"), "benchmark"),
+        ]
         for small, large in (redis, postgres):
             _fill(small, FEW)
             _fill(large, many)
+        for store in waiting:
+            _fill_with_waiting(store, many)
         rows = [
             _row("Redis", *redis, rounds, TARGET),
             _row("PostgreSQL, before its first ANALYZE", *postgres, rounds),
         ]
-        for name in ("few", "many"):
+        for name in ("few", "many", "waiting"):
             _analyze(url, name)
         rows.insert(1, _row("PostgreSQL", *postgres, rounds, TARGET))
-        for store in (*redis, *postgres):
+        rows += [
+            _whole_sweep(f"{kind}, a whole sweep: {many:,} wait", store, rounds)
+            for kind, store in zip(("Redis", "PostgreSQL"), waiting, strict=True)
+        ]
+        for store in (*redis, *postgres, *waiting):
             store.close()
     return Figure(
         f"one look of a sweep: {many:,} records beside {FEW} records",
         f"Medians of {rounds} interleaved rounds. Half of the records have ended, the others are queued for later; "
-        f"besides, {WORKERS} workers own {OWNED} records each. Autovacuum would ANALYZE within minutes.",
+        f"besides, {WORKERS} workers own {OWNED} records each. Autovacuum would ANALYZE within minutes. Of the whole "
+        "sweeps none of the waiting tasks is due, every other one waits without a timeout, and the longest counts.",
         rows,
     )
 
@@ -81,6 +96,32 @@ def _fill(store: Store, count: int) -> None:
             store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.DONE), SNAPSHOT, "", ""), expires_in=86_400)
         else:
             store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.QUEUED), SNAPSHOT, MESSAGE), due_in=3600)
+
+
+def _fill_with_waiting(store: Store, count: int) -> None:
+    _fill(store, 0)
+    for number in range(count):
+        waiting = Record(Fence(1, Status.WAITING), WAITING, MESSAGE)
+        store.swap(str(uuid.uuid4()), None, waiting, due_in=3600 + number if number % 2 else None)
+
+
+def _whole_sweep(what: str, store: Store, rounds: int) -> Row:
+    app = Celery("benchmark", broker="memory://", set_as_current=False)
+    sweeper = Sweeper(app, store, "worker0", lambda _: True)
+    taken = interleave({"sweep": lambda: _swept(sweeper)}, rounds)["sweep"]
+    return Row(
+        what,
+        f"{max(taken) * 1e3:.2f} ms",
+        f"{median(taken) * 1e3:.2f} ms median",
+        "",
+        f"at most {SECONDS * 1e3:.0f} ms",
+        max(taken) <= SECONDS,
+    )
+
+
+def _swept(sweeper: Sweeper) -> None:
+    if sweeper.sweep(lambda: True).due:
+        raise AssertionError("one is due")
 
 
 def _row(kind: str, small: Store, large: Store, rounds: int, target: float | None = None) -> Row:

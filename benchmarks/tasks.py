@@ -183,6 +183,20 @@ def plain_items(self: Any) -> None:
 # -- stop
 
 
+@steps.task(name="waiting", base=ContinuableTask, bind=True, shared=False, ignore_result=True)
+def waiting(self: Any) -> None:
+    """Wait, and say so."""
+    connect(URL).sadd("waiting", self.request.id)
+    self.wait_for("answer")
+
+
+@steps.task(name="answering", base=ContinuableTask, bind=True, shared=False)
+def answering(self: Any) -> float:
+    """Wait; return when the code behind the wait was reached."""
+    self.wait_for("answer")
+    return time.time()
+
+
 @steps.task(name="long", base=ContinuableTask, bind=True, shared=False)
 def long(self: Any) -> None:
     """Work for a minute, ten milliseconds at a time."""

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # can be used, and a pytest plug-in loaded, without importing Celery.
 _MODULES = {
     "exceptions": (
+        "CallbackError",
         "CheckpointError",
         "ContinuationError",
         "CrashLoopError",
@@ -29,6 +30,7 @@ _MODULES = {
     "task": ("AppTask", "ContinuableTask"),
     "decorator": ("continuable",),
     "result": ("ContinuableAsyncResult",),
+    "steering": ("deliver",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

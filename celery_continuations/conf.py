@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -68,6 +69,16 @@ def is_database(scheme: str) -> bool:
     return "+".join(scheme.split("+")[:2]) in ("db+sqlite", "db+postgresql")
 
 
+_BASE_URL = re.compile(r"https?://[^\s?#]+")
+
+#: Characters. Whoever guesses a secret can deliver to every task.
+SHORTEST_SECRET = 32
+
+
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, str) and len(value) >= SHORTEST_SECRET
+
+
 _ZERO_OR_MORE = "a number of seconds, 0 or more"
 
 #: RabbitMQ's default, in seconds: a message unacknowledged for longer closes its channel.
@@ -103,11 +114,37 @@ SETTINGS: dict[str, Setting] = {
     "max_crashes": Setting(5, _whole(1), "an int of 1 or more"),
     "change_grace": Setting(600, lambda v: _seconds(v) or v == 0, "a number of seconds, 0 or more, or a timedelta"),
     "on_change": Setting("fail", lambda v: v in ("fail", "restart"), '"fail" or "restart"'),
+    "grace_period": Setting(
+        None, lambda v: v is None or _number(0, above=True)(v), "a number of seconds above 0, or None"
+    ),
     "keep_failed": Setting(timedelta(days=30), _seconds, "a number of seconds above 0, or a timedelta"),
+    "callback_url": Setting(
+        None,
+        lambda v: v is None or (isinstance(v, str) and bool(_BASE_URL.fullmatch(v))),
+        "the address of what takes callbacks, http://… or https://…, without ? and #, or None",
+    ),
+    "callback_secret": Setting(
+        None,
+        lambda v: v is None or _is_secret(v) or (isinstance(v, (list, tuple)) and bool(v) and all(map(_is_secret, v))),
+        f"a secret, a str of {SHORTEST_SECRET} characters or more, a list of such, of which the first signs, or None",
+    ),
+    "callback_expires": Setting(
+        timedelta(days=7), lambda v: _seconds(v) and v != math.inf, "a number of seconds above 0, or a timedelta"
+    ),
+    "callback_max_body": Setting(64 * 1024, _whole(1), "a number of bytes, 1 or more"),
 }
 
-# Of the worker, not of a task.
-_OF_THE_APP = ("namespace", "lease", "sweep_interval")
+# Of the worker, or of the web server that takes callbacks; not of a task.
+_OF_THE_APP = (
+    "namespace",
+    "lease",
+    "sweep_interval",
+    "grace_period",
+    "callback_url",
+    "callback_secret",
+    "callback_expires",
+    "callback_max_body",
+)
 
 # What the resumed message takes of continuation_resume_options; anything else would change the task.
 RESUME_OPTIONS = frozenset(("queue", "exchange", "routing_key", "priority", "countdown"))
@@ -134,6 +171,19 @@ def setting(task: Task, name: str) -> Any:
 def app_setting(app: Celery, name: str) -> Any:
     """Return a setting of the app, or the default."""
     return app.conf.get(PREFIX + name, SETTINGS[name].default)
+
+
+def needed(app: Celery, name: str) -> Any:
+    """Return a setting of the app that cannot be done without, checked.
+
+    Raises:
+        ImproperlyConfigured: when it is not set, or not to what is allowed.
+    """
+    value = app_setting(app, name)
+    if value is None:
+        raise ImproperlyConfigured(f"{PREFIX}{name} is not set; it takes {SETTINGS[name].allowed}")
+    _check(PREFIX + name, value, SETTINGS[name], "")
+    return value
 
 
 def seconds(value: Any) -> Any:
@@ -203,7 +253,8 @@ def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _check(full: str, value: Any, one: Setting, where: str) -> None:
     if not one.accepts(value):
-        raise ImproperlyConfigured(f"{full} = {value!r}{where} is not allowed; it takes {one.allowed}")
+        shown = "(not shown)" if full.endswith("secret") else repr(value)
+        raise ImproperlyConfigured(f"{full} = {shown}{where} is not allowed; it takes {one.allowed}")
     if full.endswith("resume_options"):
         for option in value:
             if option not in RESUME_OPTIONS:
@@ -257,6 +308,14 @@ def auto_max_runtime(app: Celery, store_keeps: bool) -> float | None:
         return CONSUMER_TIMEOUT / ((app.conf.worker_prefetch_multiplier or 0) + 2)
     visibility = transport_options(app).get("visibility_timeout", VISIBILITY_TIMEOUT.get(driver))
     return None if store_keeps or visibility is None else visibility / 2
+
+
+def grace_period(app: Celery) -> float:
+    """Return how long a worker that is told to stop may take, in seconds: the setting, or Celery's own, or 30.
+
+    30 is what Kubernetes gives a pod.
+    """
+    return float(app_setting(app, "grace_period") or celery_setting(app, "worker_soft_shutdown_timeout") or 30)
 
 
 def tombstone_seconds(app: Celery) -> float:

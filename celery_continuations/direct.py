@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
+from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
 from celery_continuations.core.step import Step
 
-__all__ = ["ATTRIBUTE", "DirectExecution", "execution_of"]
+__all__ = ["ATTRIBUTE", "DirectExecution", "delivered", "execution_of"]
 
 #: The attribute of a request that holds its execution: one request is one execution.
 ATTRIBUTE = "continuation_execution"
@@ -20,8 +24,14 @@ def execution_of(request: Any) -> Any:
     return None if request is None else getattr(request, ATTRIBUTE, None)
 
 
+#: What a test has delivered to the waits of tasks that it calls directly, by their names.
+delivered: ContextVar[Mapping[str, Any]] = ContextVar("delivered", default=MappingProxyType({}))
+
+
 class DirectExecution:
     """The host of a run that goes straight through, validated."""
+
+    is_direct = True
 
     def __init__(self, request: Any) -> None:
         self.in_body = False
@@ -43,6 +53,23 @@ class DirectExecution:
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Nobody listens."""
+
+    # -- waiting
+
+    def is_over(self, until: float | None) -> bool:
+        """Nothing is waited for."""
+        return True
+
+    def delivery(self, name: str, close: bool) -> Outcome | None:
+        """What the test has delivered, or nothing in time."""
+        payloads = delivered.get()
+        return Outcome.of_value(payloads[name], f"the payload of {name!r}") if name in payloads else TIMED_OUT
+
+    def leave(self, waiting: Waiting, reason: str) -> None:
+        """There is no worker to be given back."""
+
+    def keep(self) -> None:
+        """There is no store."""
 
     def failed(self, error: Exception) -> None:
         """Errors are raised as they are."""

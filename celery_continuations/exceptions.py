@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "CallbackError",
     "CheckpointError",
     "ContinuationError",
     "CrashLoopError",
@@ -49,30 +50,45 @@ class Interrupt(BaseException):
 class Interrupted(Exception):
     """What the result backend and monitors show of a task between two executions.
 
-    It is ``AsyncResult(id).info`` while the state is ``RETRY``.  Attributes as of
-    :class:`Interrupt`.
+    It is ``AsyncResult(id).info`` while the state is ``RETRY``.  Celery's log shows it as text, its events, and
+    so Flower, as code.
 
-    >>> Interrupted("import", 500, "stopping")
-    Interrupted('import', 500, 'stopping')
+    Attributes:
+        step, cursor, reason: as of :class:`Interrupt`.
+        percent: how much of the step is done, rounded down, or None where that is unknown.
+
+    >>> Interrupted("import", 500, "stopping", percent=50)
+    Interrupted('import', 500, 'stopping', percent=50)
+    >>> str(Interrupted("import", 500, "stopping", percent=50))
+    'Interrupted at import:500, 50 % (stopping)'
     >>> str(Interrupted("import", 500, "stopping"))
     'Interrupted at import:500 (stopping)'
     """
 
-    def __init__(self, step: str | None = None, cursor: Any = None, reason: str = "") -> None:
-        super().__init__(step, cursor, reason)
+    def __init__(
+        self, step: str | None = None, cursor: Any = None, reason: str = "", percent: int | None = None
+    ) -> None:
+        # Whoever rebuilds it gets what is known only, which a release without percentages can take as well.
+        super().__init__(step, cursor, reason, *(() if percent is None else (percent,)))
         self.step = step
         self.cursor = cursor
         self.reason = reason
+        self.percent = percent
+
+    def __repr__(self) -> str:
+        percent = "" if self.percent is None else f", percent={self.percent}"
+        return f"{type(self).__name__}({self.step!r}, {self.cursor!r}, {self.reason!r}{percent})"
 
     def __str__(self) -> str:
-        return _place("Interrupted", self.step, self.cursor, self.reason)
+        return _place("Interrupted", self.step, self.cursor, self.reason, self.percent)
 
 
-def _place(word: str, step: str | None, cursor: Any, reason: str) -> str:
+def _place(word: str, step: str | None, cursor: Any, reason: str, percent: int | None = None) -> str:
     if step is None:
         return f"{word} between steps ({reason})"
     where = step if cursor is None else f"{step}:{cursor}"
-    return f"{word} at {where} ({reason})"
+    done = "" if percent is None else f", {percent} %"
+    return f"{word} at {where}{done} ({reason})"
 
 
 class ContinuationError(Exception):
@@ -224,7 +240,40 @@ class WaitTimeout(ContinuationError):
 
 
 class DeliveryError(ContinuationError):
-    """A delivery was refused."""
+    """A delivery, or another wish of somebody outside, was refused.
+
+    Attributes:
+        task_id: of which task.
+        problem: why.
+    """
+
+    def __init__(self, task_id: str, problem: str) -> None:
+        super().__init__(task_id, problem)
+        self.task_id = task_id
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"task {self.task_id}: {self.problem}"
+
+
+class CallbackError(ContinuationError):
+    """A callback was not delivered.
+
+    Attributes:
+        status: the HTTP status to answer with.
+        problem: why, in words that may be shown to the sender: they tell nothing of the task.
+
+    >>> str(CallbackError(410, "this address has expired"))
+    '410: this address has expired'
+    """
+
+    def __init__(self, status: int, problem: str) -> None:
+        super().__init__(status, problem)
+        self.status = status
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.problem}"
 
 
 class StoreError(ContinuationError):

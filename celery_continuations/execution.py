@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery import signals as celery_signals
 from celery import states
 from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from celery_continuations import conf, seams
 from celery_continuations.core import codec
+from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.core.step import Step
+from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
+from celery_continuations.core.step import Step, Wait
 from celery_continuations.direct import ATTRIBUTE, execution_of
 from celery_continuations.exceptions import (
     ContinuationError,
@@ -32,7 +34,7 @@ from celery_continuations.exceptions import (
     UnserializableValueError,
 )
 from celery_continuations.republish import CHANGED, GENERATION, SNAPSHOT, keepable, republish
-from celery_continuations.stores import Claim, Fence, Record, Status, Store, open_store, rules
+from celery_continuations.stores import CANCEL, PAUSE, Claim, Fence, Record, Status, Store, open_store, outside, rules
 from celery_continuations.telling import Teller
 from celery_continuations.worker.death import death_of
 from celery_continuations.worker.flag import COLD, StopFlag, flag_at
@@ -53,6 +55,8 @@ MAX_RUNTIME = "max_runtime"
 RETRY = "retry"
 CODE_CHANGED = "code changed"
 SUPERSEDED = "superseded"
+PAUSED = "paused"
+CANCELLED = "cancelled"
 
 # Seconds between two questions to a task's own predicate.
 _ASK_EVERY = 0.1
@@ -72,6 +76,9 @@ _SHARED_CRASHES = 10
 # Seconds between two attempts to publish: the first, and the longest.
 _PUBLISH_DELAY, _PUBLISH_DELAY_MAX = 0.2, 5.0
 
+# Names of the tasks of this process that have been told of as slow to come to a checkpoint.
+_slow: set[str] = set()
+
 
 class Execution:
     """The host of a run in a worker.
@@ -86,14 +93,16 @@ class Execution:
         retry_options: what ``self.retry()`` wants of the next message, once it was called.
     """
 
+    is_direct = False
+
     def __init__(self, task: Task, request: Any) -> None:
         self.task = task
         self.request = request
         self.in_body = False
         self.run: Run | None = None
         self.retry_options: dict[str, Any] | None = None
-        self._teller = Teller(task, request.id)
         self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}
+        self._teller = Teller(task, request.id, self._delivery.get("sends_as"))
         self._generation: int = getattr(request, GENERATION, None) or 0
         self._refusal: str | None = None  # why this execution never began, or must end
         self._store: Store
@@ -144,6 +153,8 @@ class Execution:
             self._give_back(0, "this worker is stopping")
         claim = self._claimed(flag.worker)
         if claim is None:
+            if self._was_cancelled() and not self._ended(None):
+                self._tell_revoked()  # whoever cancelled it may not have lived to do so
             self._teller.log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
             self._refuse("stale")
         self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
@@ -157,6 +168,7 @@ class Execution:
             self._hand_back_if_changed(exc)
             raise
         snapshot.executions += 1
+        snapshot.waiting = None
         self._ran_before = snapshot.run_time
         self.run = Run(self.request.id, snapshot, self)
         self._largest = conf.setting(self.task, "max_snapshot")
@@ -283,6 +295,7 @@ class Execution:
         watch = self._watch
         assert watch is not None
         now = time.monotonic()
+        self._measure_gap(run, now)
         run.attention = False
         reason: str | None = None
         if watch.flag.level:
@@ -296,7 +309,34 @@ class Execution:
         elif now >= watch.save_at or watch.verify:
             self.save(run)
             run.attention = self._interval == 0
+        if run.attention:
+            watch.due_since = time.monotonic()
         return reason
+
+    def _measure_gap(self, run: Run, now: float) -> None:
+        """Note for how long the task has made no checkpoint; at least for as long as one has been wanted."""
+        watch = self._watch
+        assert watch is not None
+        gap = round(now - watch.due_since, 1)  # less than nothing where none was wanted
+        if gap <= 1:
+            return
+        run.snapshot.gap = max(gap, run.snapshot.gap)
+        if gap > conf.grace_period(self.task.app) and self.task.name not in _slow:
+            _slow.add(self.task.name)
+            self._warn_of_slow_checkpoint(run, gap)
+
+    def _warn_of_slow_checkpoint(self, run: Run, gap: float) -> None:
+        step = run.current.name if run.current else next(reversed(run.snapshot.completed), None)
+        where = "before its first step" if step is None else f"in or after step {step!r}"
+        self._teller.log(
+            logging.WARNING,
+            "slow_checkpoint",
+            "made no checkpoint for %.1f s, %s; a worker that is stopped may be killed before the next one",
+            gap,
+            where,
+            step=step,
+            seconds=gap,
+        )
 
     def _ask(self, now: float) -> str | None:
         """Return what the task's own predicate says, or what it said, if that could not be acted on."""
@@ -309,12 +349,18 @@ class Execution:
         return self._answer
 
     def save(self, run: Run) -> None:
-        """Save the run's progress, if there is any that is not saved."""
+        """Save the run's progress; and learn, also where there is none, what others want of it.
+
+        Raises:
+            Interrupt: when another execution has taken over, or somebody outside wishes it.
+        """
         watch = self._watch
         assert watch is not None
         assert self._fence is not None
+        if run.attention:
+            self._measure_gap(run, time.monotonic())  # while the step is known that it was in
         text = self._snapshot_text()
-        if not self._store.keeps or (text == self._saved_text and not watch.verify):
+        if not self._store.keeps:
             return
         watch.verifying()
         began = time.monotonic()
@@ -326,18 +372,87 @@ class Execution:
             # A store that does not answer is not to take up all of the task's time.
             rest = _UNHURRIED * (time.monotonic() - began)
         else:
-            if not kept:
-                self._refusal, self._fence = SUPERSEDED, None
-                self._tell_superseded()
-                run.interrupt(SUPERSEDED)
-            self._saved_text = text
+            if kept is None:
+                self._interrupt_superseded()
+            self._fence, self._saved_text = kept, text
+            if kept.wish:
+                run.interrupt(PAUSED if kept.wish == PAUSE else CANCELLED)
         now = time.monotonic()
         watch.verify_at = now + max(_VERIFY_EVERY, rest)
         watch.save_at = now + max(self._interval, rest)
 
+    def _interrupt_superseded(self) -> NoReturn:
+        assert self.run is not None
+        self._refusal, self._fence = SUPERSEDED, None
+        self._tell_superseded()
+        self.run.interrupt(SUPERSEDED)
+
+    # -- waiting
+
+    def is_over(self, until: float | None) -> bool:
+        """Whether that moment, in seconds since the epoch, has come."""
+        return until is not None and time.time() >= until
+
+    def delivery(self, name: str, close: bool) -> Outcome | None:
+        """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
+        if not self._store.keeps:
+            return None
+        assert self._fence is not None
+        try:
+            if not close:
+                record = self._store.read(self.request.id)
+                return Inbox.loads(record.inbox).get(name) if record else None
+            outcome = outside.close_wait(self._store, self.request.id, self._fence, name)
+        except StoreError as exc:
+            self._warn_not_saved(f"the end of wait {name!r}", exc)
+            self.leave(Waiting("time", time.time() + _CLAIM_COUNTDOWN), "the store is away")
+        if outcome is None:
+            self._interrupt_superseded()
+        return outcome
+
+    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
+        """Give the worker back until then.
+
+        Raises:
+            StoreError: where there is no store that could keep the wait.
+            Interrupt: else.
+        """
+        assert self.run is not None
+        if not self._store.keeps:
+            raise StoreError(
+                "message",
+                f"a task cannot wait in it ({reason}), for a message cannot be woken; set continuation_store to a "
+                "redis://, db+postgresql://, db+sqlite:/// or file:// URL",
+            )
+        self._warn_of_short_results(waiting, reason)
+        self.run.snapshot.waiting = waiting
+        self.run.interrupt(reason)
+
+    def keep(self) -> None:
+        """Save now; leave the worker where that is not possible."""
+        assert self.run is not None
+        self.save(self.run)
+        if self._saved_text != self._snapshot_text():
+            self.leave(Waiting("time", time.time() + _CLAIM_COUNTDOWN), "the store is away")
+
+    def _warn_of_short_results(self, waiting: Waiting, reason: str) -> None:
+        """Celery's chord forgets what has come, and who is counted, after ``result_expires``."""
+        expires = conf.seconds(conf.celery_setting(self.task.app, "result_expires"))
+        if not self.request.chord or not expires:
+            return
+        if waiting.until is None or waiting.until - time.time() > expires:
+            self._teller.log(
+                logging.WARNING,
+                "short_results",
+                "is in a chord's header and %s for longer than result_expires = %s s: the chord may forget its other "
+                "members; set result_expires to more than the wait",
+                reason,
+                expires,
+            )
+
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Tell what happens to a step."""
-        self._teller.step(event, step, **data)
+        self._teller.step(event, run, step, **data)
 
     # -- leaving
 
@@ -447,6 +562,8 @@ class Execution:
     def _hand_over(self, interrupt: Interrupt) -> BaseException:
         run = self.run
         assert run is not None
+        if self._fence is not None and self._fence.wish == CANCEL:
+            self._cancel()
         snapshot = run.take_snapshot()
         if self._error is not None or interrupt.reason is self._answer:
             limit = conf.setting(self.task, "max_resumptions")
@@ -457,9 +574,7 @@ class Execution:
         if self._error is not None:
             options["countdown"] = conf.setting(self.task, "resume_error_countdown")
         self._leave(interrupt.reason, options)
-        step = run.current
-        shown = Interrupted(step.name if step else None, step.cursor if step else None, interrupt.reason)
-        self._interrupted = shown
+        self._interrupted = shown = _shown(run.current, interrupt.reason)
         retry: BaseException = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
         retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
         return retry
@@ -482,18 +597,111 @@ class Execution:
 
     def _leave_to_message(self, text: str, options: dict[str, Any], message: str | None = None) -> None:
         assert self._fence is not None
+        self._teller.leaves()
         generation = self._fence.generation
+        if self._watch is not None:
+            watcher.leave(self._watch)
+        self._handover = {"generation": generation, "snapshot": text, "options": options}
+        if self._waiting is not None:
+            return  # the record follows when Celery has stored its state: a delivery may publish it from then on
         try:
             fence = rules.interrupt(self._store, self.request.id, self._fence, text, _delay(options), message)
         except StoreError as exc:
             self._warn_not_saved("its progress, and carries it in the message only", exc)
         else:
             if fence is None:
+                self._handover = None
                 self._end_superseded()
             self._fence = fence
-        if self._watch is not None:
-            watcher.leave(self._watch)
-        self._handover = {"generation": generation, "snapshot": text, "options": options}
+            if fence.wish == CANCEL:
+                self._handover = None
+                self._cancel()
+
+    @property
+    def _waiting(self) -> Waiting | None:
+        return self.run.snapshot.waiting if self.run is not None else None
+
+    def _is_to_be_published(self, handover: dict[str, Any]) -> bool:
+        """Whether the task is left to a message; else to the time, or to somebody outside."""
+        waiting = self._waiting
+        if waiting is not None and self._fence is not None:
+            due_in = None if waiting.until is None else max(0.0, waiting.until - time.time())
+            try:
+                fence = rules.wait(
+                    self._store,
+                    self.request.id,
+                    self._fence,
+                    handover["snapshot"],
+                    due_in,
+                    lambda inbox: waiting.kind == "delivery" and waiting.key in Inbox.loads(inbox),
+                )
+            except StoreError as exc:
+                self._warn_not_saved("that it waits, and tries again", exc)
+                handover["options"] = {**handover["options"], "countdown": _CLAIM_COUNTDOWN}
+                return True
+            if fence is None:
+                self._tell_superseded()
+            self._fence = fence
+        elif self._fence is not None and self._was_cancelled():
+            self._tell_revoked()  # the state RETRY has just been stored over it
+            return False
+        fence = self._fence
+        if fence is not None and fence.wish == CANCEL:
+            self._revoke(fence)
+            return False
+        if fence is not None and fence.status == Status.WAITING and self._result_is_there(waiting):
+            return self._wakes(str(waiting and waiting.key))
+        return fence is not None and fence.status not in (Status.WAITING, Status.PAUSED)
+
+    def _was_cancelled(self) -> bool:
+        """Whether somebody outside has cancelled the task while nobody was at work on it."""
+        if not self._store.keeps:
+            return False
+        try:
+            record = self._store.read(self.request.id)
+        except StoreError:
+            return False  # the message ends at the record
+        return record is not None and record.fence.status == Status.CANCELLED
+
+    def _wakes(self, key: str) -> bool:
+        """End the own wait for a result; whether that is ours to do."""
+        try:
+            return outside.wake(self._store, self.request.id, key) is not None
+        except StoreError as exc:
+            self._warn_not_saved("that it need not wait, and looks again when it is due", exc)
+            return False
+
+    def _result_is_there(self, waiting: Waiting | None) -> bool:
+        """Whether the child has ended before anybody could know that it is waited for."""
+        if waiting is None or waiting.kind != "result":
+            return False
+        return AsyncResult(str(waiting.key), app=self.task.app).state in states.READY_STATES
+
+    def _cancel(self) -> NoReturn:
+        """End as somebody outside wishes.
+
+        Raises:
+            Ignore: always.
+        """
+        assert self._fence is not None
+        self._revoke(self._fence)
+        raise Ignore(CANCELLED)
+
+    def _revoke(self, fence: Fence) -> None:
+        self._tell_revoked()
+        try:
+            seconds = seconds_kept(self.task, Status.CANCELLED)
+            rules.end(self._store, self.request.id, fence, Status.CANCELLED, "", seconds)
+        except StoreError as exc:
+            self._warn_not_saved("that it was cancelled", exc)
+        self._fence = None
+
+    def _tell_revoked(self) -> None:
+        task = self.task
+        keeps = not seams.ignore_result_of(task, self.request)
+        task.backend.mark_as_revoked(self.request.id, CANCELLED, request=self.request, store_result=keeps)
+        task.send_event("task-revoked", terminated=False, signum=None, expired=False)
+        self._teller.log(logging.INFO, "cancelled", "cancelled")
 
     def publish(self) -> None:
         """Celery has stored the state RETRY: now the message may go out."""
@@ -501,7 +709,8 @@ class Execution:
         if handover is None:
             return
         try:
-            self._publish(**handover)
+            if self._is_to_be_published(handover):
+                self._publish(**handover)
         except SystemExit:
             self._release()  # the message of this execution, which is not acknowledged, may claim again
             raise
@@ -513,7 +722,9 @@ class Execution:
             self._handover = None
             self.close()
         if self._interrupted is not None:  # told only now: whoever takes the task up need not wait for it
-            self._teller.interrupted(self._interrupted, self._error)
+            self._teller.interrupted(self._interrupted, self._error, None if self._handback else self.run)
+        elif self.run is not None and self.run.current is not None:
+            self._teller.step("step_interrupted", self.run, self.run.current, reason=RETRY)
 
     def _publish(self, **message: Any) -> None:
         """Publish; while the broker is away wait for it, for the task is in nobody's hands until then."""
@@ -587,7 +798,7 @@ class Execution:
         except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:
             self._warn_not_saved("its last progress", exc)
         else:
-            if not kept:
+            if kept is None:
                 self._end_superseded()
 
     def _end(self, status: str) -> None:
@@ -635,6 +846,22 @@ class Execution:
 
     def _warn_not_saved(self, what: str, error: Exception) -> None:
         self._teller.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
+
+
+def _shown(step: Step | None, reason: str) -> Interrupted:
+    """Return what people see of an interruption."""
+    if step is None:
+        return Interrupted(None, None, reason)
+    if isinstance(step, Wait):
+        return Interrupted(step.name, None, reason)
+    return Interrupted(step.name, step.cursor, reason, _percent(*step.progress()))
+
+
+def _percent(done: int | None, total: int | None) -> int | None:
+    """Return how much of a step is done, rounded down, or None where that is unknown."""
+    if done is None or not total or not 0 <= done <= total:  # a source's own cursor need not be a count
+        return None
+    return 100 * done // total
 
 
 def _delay(options: dict[str, Any]) -> float:

@@ -8,14 +8,15 @@ topic exchange.
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.pools import producers
-from kombu.serialization import dumps
+from kombu.serialization import dumps, loads, prepare_accept_content
 from kombu.utils import json
 
 from celery_continuations import conf, seams
@@ -28,9 +29,13 @@ __all__ = [
     "CHANGED",
     "GENERATION",
     "SNAPSHOT",
+    "Kept",
     "Publisher",
+    "context_of",
     "is_in_chord",
     "keepable",
+    "kept",
+    "publish_kept",
     "publisher",
     "republish",
     "task_name",
@@ -124,6 +129,7 @@ def keepable(task: Task, request: Any, *, delivery: dict[str, Any], options: dic
         "content": [content_type, encoding],
         "body": body if isinstance(body, str) else body.decode(),
         "chord": bool(request.chord),
+        "began": time.time(),
     }
     return str(json.dumps(whole))  # type: ignore[no-untyped-call]
 
@@ -134,12 +140,15 @@ class Publisher:
     Args:
         app: whose broker.
         connection: to that broker, connected, and nobody else's.
+
+    Attributes:
+        producer: on that connection.
     """
 
     def __init__(self, app: Celery, connection: Any) -> None:
         self._app = app
         self._connection = connection
-        self._producer: Any = app.amqp.Producer(connection.channel(), auto_declare=False)
+        self.producer: Any = app.amqp.Producer(connection.channel(), auto_declare=False)
 
     def publish(self, text: str, generation: int) -> None:
         """Publish a message, as one that continues ``generation``.
@@ -148,19 +157,7 @@ class Publisher:
             StoreError: for a text that is no message.
             kombu.exceptions.OperationalError: when the broker cannot be reached.
         """
-        message = _parsed(text)
-        content_type, encoding = message["content"]
-        body = message["body"] if encoding == "utf-8" else base64.b64decode(message["body"])
-        self._app.amqp.send_task_message(
-            self._producer,
-            message["task"],
-            ({**message["headers"], GENERATION: generation}, message["properties"], body, None),
-            content_type=content_type,  # with which kombu takes the body as it is
-            content_encoding=encoding,
-            retry=False,  # there is another sweep
-            **message["sending"],
-            **_destination(self._app, message["route"]),
-        )
+        _send_kept(self._app, self.producer, text, generation, retry=False)  # there is another sweep
 
     def is_waiting(self, text: str) -> bool:
         """Whether there are messages in the queue that this one goes to, so that it may be among them."""
@@ -192,9 +189,70 @@ def publisher(app: Celery) -> Iterator[Publisher]:
             raise OperationalError(f"{type(exc).__name__}: {exc}") from exc
 
 
+def publish_kept(app: Celery, text: str, generation: int) -> None:
+    """Publish what :func:`keepable` has made, from any process; raises as :meth:`Publisher.publish`."""
+    with _producer(app) as producer:
+        _send_kept(app, producer, text, generation)
+
+
+def _send_kept(app: Celery, producer: Any, text: str, generation: int, **options: Any) -> None:
+    message = _parsed(text)
+    content_type, encoding = message["content"]
+    app.amqp.send_task_message(
+        producer,
+        message["task"],
+        ({**message["headers"], GENERATION: generation}, message["properties"], _body(message), None),
+        content_type=content_type,  # with which kombu takes the body as it is
+        content_encoding=encoding,
+        **options,
+        **message["sending"],
+        **_destination(app, message["route"]),
+    )
+
+
+def context_of(app: Celery, text: str) -> dict[str, Any]:
+    """Return what a request's context needs to know of a message of :func:`keepable` to tell a chord.
+
+    Raises:
+        kombu.exceptions.ContentDisallowed: for a body that the app does not accept.
+        kombu.exceptions.DecodeError: for one that cannot be read.
+    """
+    message = _parsed(text)
+    content_type, encoding = message["content"]
+    accept = prepare_accept_content(conf.celery_setting(app, "accept_content"))  # type: ignore[no-untyped-call]
+    _, _, embedded = loads(_body(message), content_type, encoding, accept=accept)  # type: ignore[no-untyped-call]
+    return {**message["headers"], **embedded}
+
+
+def _body(message: Any) -> Any:
+    return message["body"] if message["content"][1] == "utf-8" else base64.b64decode(message["body"])
+
+
 def task_name(text: str) -> str:
     """Return the name of the task that a message of :func:`keepable` is for."""
     return str(_parsed(text)["task"])
+
+
+class Kept(NamedTuple):
+    """What a message of :func:`keepable` tells people.
+
+    Attributes:
+        task: the name of its task.
+        began: when it was kept, which is when the task began, in seconds since the epoch; None where that is not said.
+        args, kwargs: as the caller's process showed them.
+    """
+
+    task: str
+    began: float | None
+    args: str | None
+    kwargs: str | None
+
+
+def kept(text: str) -> Kept:
+    """Return what a message of :func:`keepable` tells people."""
+    message = _parsed(text)
+    headers = message["headers"]
+    return Kept(message["task"], message.get("began"), headers.get("argsrepr"), headers.get("kwargsrepr"))
 
 
 def is_in_chord(text: str) -> bool:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from celery.result import AsyncResult
 
-from celery_continuations import conf
-from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import open_store
+from celery_continuations import conf, seams, steering
+from celery_continuations.core.snapshot import Snapshot, Waiting
+from celery_continuations.stores import Record, open_store
 
 __all__ = ["ContinuableAsyncResult", "Progress"]
 
@@ -26,6 +26,13 @@ class Progress(NamedTuple):
     done: int | None
     total: int | None
 
+    @property
+    def percent(self) -> int | None:
+        """How much of the step is done, or None where that is not known."""
+        if self.done is None or not self.total:
+            return None
+        return min(100, 100 * self.done // self.total)
+
 
 class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
     """An AsyncResult that also tells what the task's store knows.
@@ -42,12 +49,51 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
         super().__init__(id, *args, **kwargs)
         self._store = store
 
+    def record(self) -> Record | None:
+        """Return the task's record, or None where there is none."""
+        return open_store(self.app, self._store or conf.app_setting(self.app, "store")).read(self.id)
+
     def snapshot(self) -> Snapshot | None:
         """Return the last snapshot saved, or None where there is none."""
-        record = open_store(self.app, self._store or conf.app_setting(self.app, "store")).read(self.id)
-        if record is None or record.snapshot is None:
-            return None
-        return Snapshot.loads(record.snapshot)
+        record = self.record()
+        return Snapshot.loads(record.snapshot) if record and record.snapshot else None
+
+    # -- what can be done to it
+
+    def deliver(self, name: str, payload: Any) -> None:
+        """Deliver ``payload`` to the task's wait ``name``; see :func:`celery_continuations.deliver`."""
+        steering.deliver(self.id, name, payload, app=self.app, store=self._store)
+
+    def pause(self) -> None:
+        """Have the task leave its worker at its next checkpoint; see :func:`celery_continuations.steering.pause`."""
+        steering.pause(self.id, app=self.app, store=self._store)
+
+    def resume(self) -> None:
+        """Let a paused task go on; see :func:`celery_continuations.steering.resume`."""
+        steering.resume(self.id, app=self.app, store=self._store)
+
+    def cancel(self) -> None:
+        """End the task in the state REVOKED; see :func:`celery_continuations.steering.cancel`."""
+        steering.cancel(self.id, app=self.app, store=self._store)
+
+    def retry(self, step: str | None = None) -> None:
+        """Take up a failed task; see :func:`celery_continuations.steering.retry`."""
+        steering.retry(self.id, step, app=self.app, store=self._store)
+        seams.forget_cached(self)
+
+    # -- what is known of it
+
+    @property
+    def status_of_record(self) -> str | None:
+        """The status of the task's record, e.g. ``"waiting"`` or ``"paused"``; None where there is none."""
+        record = self.record()
+        return record.fence.status if record else None
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the task waits for, or None."""
+        snapshot = self.snapshot()
+        return snapshot.waiting if snapshot else None
 
     @property
     def progress(self) -> Progress | None:

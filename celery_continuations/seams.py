@@ -23,6 +23,7 @@ __all__ = [
     "FinishedTask",
     "around_soft_shutdown",
     "counts_in_chords_once",
+    "forget_cached",
     "forget_consumer_cancellation",
     "ignore_result_of",
     "in_pool_child",
@@ -76,6 +77,15 @@ def forget_consumer_cancellation(worker: Any) -> bool:
 
 # The second until Celery 5.5, the first since 5.6.
 _CANCELLATIONS = ("cancel_active_requests", "cancel_all_unacked_requests")
+
+
+def forget_cached(result: Any) -> None:
+    """Have a result ask its backend again.  Why: it keeps what it has seen of a task that has ended.
+
+    And that it has seen it: with a backend that is listened to, ``get()`` would return at once, with nothing.
+    """
+    result._cache = None
+    result.on_ready = type(result.on_ready)(result._on_fulfilled, weak=True)
 
 
 def in_pool_child() -> bool:

@@ -7,8 +7,9 @@ by Celery and otherwise without effect.
 ``step_started``      ``step``: the step
 ``step_completed``    ``step``
 ``step_skipped``      ``step``: complete since an earlier execution
-``step_failed``       ``step``, ``error``: a call step's function raised
-``task_interrupted``  ``interrupt``: step, cursor, reason
+``step_interrupted``  ``step``, ``reason``: in hand when the task left, and to go on
+``step_failed``       ``step``, ``error``: a call step's function raised, or an error left the task within a block
+``task_interrupted``  ``interrupt``: step, cursor, reason; ``error``: for which the task left, or None
 ``task_resumed``      ``continuation``: the run's view of itself
 ``task_recovered``    sent by a worker's main process: a task whose execution was lost is queued
                       again; the sender is None where this worker does not know the task
@@ -22,6 +23,7 @@ from celery.utils.dispatch import Signal
 __all__ = [
     "step_completed",
     "step_failed",
+    "step_interrupted",
     "step_skipped",
     "step_started",
     "task_interrupted",
@@ -32,7 +34,8 @@ __all__ = [
 step_started = Signal(name="step_started", providing_args={"task_id", "step"})
 step_completed = Signal(name="step_completed", providing_args={"task_id", "step"})
 step_skipped = Signal(name="step_skipped", providing_args={"task_id", "step"})
+step_interrupted = Signal(name="step_interrupted", providing_args={"task_id", "step", "reason"})
 step_failed = Signal(name="step_failed", providing_args={"task_id", "step", "error"})
-task_interrupted = Signal(name="task_interrupted", providing_args={"task_id", "interrupt"})
+task_interrupted = Signal(name="task_interrupted", providing_args={"task_id", "interrupt", "error"})
 task_recovered = Signal(name="task_recovered", providing_args={"task_id"})
 task_resumed = Signal(name="task_resumed", providing_args={"task_id", "continuation"})

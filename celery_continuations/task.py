@@ -18,12 +18,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 from celery import Celery, Task
+from celery import signals as celery_signals
 
-from celery_continuations import conf
+from celery_continuations import conf, waiting
 from celery_continuations.core import codec
 from celery_continuations.core.run import Continuation, Run, check_name
 from celery_continuations.core.snapshot import Saved
@@ -33,6 +35,7 @@ from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution import Execution
 from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.sources import opener
+from celery_continuations.waiting import RAISE, tell_parent
 from celery_continuations.worker.hearing import Hearing
 
 __all__ = ["AppTask", "ContinuableTask"]
@@ -220,6 +223,120 @@ class AppTask(Task):  # type: ignore[misc]
         check_name(name)
         return self._run(name).iterate(name, opener(name, source, batch, total), start=start, isolated=isolated)
 
+    def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
+        """Wait until somebody delivers something under ``name``, see :meth:`ContinuableAsyncResult.deliver`.
+
+        The task holds no worker and no message meanwhile.
+
+        Args:
+            name: of the wait, which is a step.
+            timeout: seconds or a timedelta, from the first call on; None to wait for ever.
+            default: what to return when nothing comes in time.
+
+        Returns:
+            The payload.
+
+        Raises:
+            WaitTimeout: when nothing comes in time and there is no default.
+            StoreError: where the store cannot keep a wait (``"message"``).
+
+        >>> from celery import Celery
+        >>> from celery_continuations.testing import delivered
+        >>> app = Celery(set_as_current=False)
+        >>> @app.task(base=ContinuableTask, bind=True)
+        ... def publish(self):
+        ...     return self.wait_for("approval", timeout=3600, default="nobody")
+        >>> publish()
+        'nobody'
+        >>> with delivered(approval="ann"):
+        ...     publish()
+        'ann'
+        """
+        run, waiter = self._waits(name)
+        return waiting.wait_for(run, waiter, name, timeout, default)
+
+    def sleep(self, name: str, until: float | timedelta | datetime) -> None:
+        """Go on at a moment, which is fixed at the first call.
+
+        Args:
+            name: of the step.
+            until: seconds or a timedelta from now, or a datetime; a naive one is of the app's timezone.
+
+        Raises:
+            StoreError: as of :meth:`wait_for`.
+        """
+        run, waiter = self._waits(name)
+        waiting.sleep(run, waiter, name, until, self.app)
+
+    def wait_until(
+        self,
+        name: str,
+        predicate: Callable[[], Any],
+        every: float | timedelta,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Ask ``predicate()`` again and again, and give the worker back in between.
+
+        Args:
+            name: of the step.
+            predicate: asked until what it returns is true.
+            every: seconds or a timedelta between two questions; a worker's sweep, each
+                ``continuation_sweep_interval``, is what ends a pause, so shorter ones are not kept.
+            timeout: seconds or a timedelta, from the first call on.
+
+        Returns:
+            What the predicate has returned.
+
+        Raises:
+            WaitTimeout: when it did not come true in time.
+            StoreError: as of :meth:`wait_for`.
+        """
+        run, waiter = self._waits(name)
+        return waiting.wait_until(run, waiter, name, predicate, every, timeout)
+
+    def resume_in(self, delay: float | timedelta) -> NoReturn:
+        """Inside a step: leave now, and come back after ``delay`` at the same cursor.  No retry is counted.
+
+        Args:
+            delay: seconds or a timedelta.
+
+        Raises:
+            InvalidStepError: outside of a step, and in a direct call.
+            StoreError: as of :meth:`wait_for`.
+        """
+        waiting.resume_in(*self._waits("resume_in"), delay)
+
+    def wait_for_results(self, name: str, signatures: Any) -> Any:
+        """Start other tasks, give the worker back, and go on when all of them have ended.
+
+        They are started at least once: their ids are saved first, so that a task which is killed just then
+        starts the same ones again.  They need a result backend.
+
+        Args:
+            name: of the step.
+            signatures: a signature, a group, or a list of signatures; the same ones in each execution.
+
+        Returns:
+            The result of the signature; of a group or a list, the results in order.
+
+        Raises:
+            Exception: what a child has raised.
+            StoreError: as of :meth:`wait_for`.
+
+        >>> from celery import Celery
+        >>> app = Celery(set_as_current=False)
+        >>> @app.task
+        ... def double(number):
+        ...     return 2 * number
+        >>> @app.task(base=ContinuableTask, bind=True)
+        ... def doubles(self, numbers):
+        ...     return sum(self.wait_for_results("doubles", [double.s(one) for one in numbers]))
+        >>> doubles([1, 2, 3])
+        12
+        """
+        run, waiter = self._waits(name)
+        return waiting.wait_for_results(run, waiter, name, signatures, self)
+
     def checkpoint(self) -> None:
         """A place where the task may stop, outside or inside a step."""
         self._run("checkpoint").checkpoint()
@@ -232,6 +349,38 @@ class AppTask(Task):  # type: ignore[misc]
             UnserializableValueError: at assignment, for a value that would not come back equal.
         """
         return self._run("saved").snapshot.saved
+
+    def callback_url(self, name: str, expires: float | timedelta | None = None) -> str:
+        """Return an address at which an external service delivers what this task waits for.
+
+        Args:
+            name: of what the task waits for.
+            expires: seconds, or a timedelta, from now on; without it ``continuation_callback_expires``.
+
+        Raises:
+            ImproperlyConfigured: when ``continuation_callback_url`` or ``continuation_callback_secret`` is not set.
+            InvalidStepError: when the task has no id, as in a direct call, or ``name`` is no name.
+            ValueError: when ``expires`` is no time above 0.
+
+        >>> from celery import Celery
+        >>> app = Celery(broker="memory://", set_as_current=False)
+        >>> app.conf.continuation_callback_url = "https://example.com/callbacks"
+        >>> app.conf.continuation_callback_secret = "only an example, of 32 characters or more"
+        >>> @app.task(base=ContinuableTask, bind=True)
+        ... def ask(self):
+        ...     return self.callback_url("payment", expires=3600)
+        >>> ask.apply().get().startswith("https://example.com/callbacks/")
+        True
+        """
+        from celery_continuations.callbacks import callback_url  # itsdangerous is an extra
+
+        if self.request.id is None:
+            raise InvalidStepError(
+                f"callback_url({name!r}) of task {self.name} was used where the task has no id: in a direct call, "
+                "outside of it, or in another thread or greenlet",
+                found=name,
+            )
+        return callback_url(self.app, self.request.id, name, expires)
 
     @property
     def continuation(self) -> Continuation:
@@ -248,6 +397,10 @@ class AppTask(Task):  # type: ignore[misc]
             )
         run: Run = execution.begin()
         return run
+
+    def _waits(self, name: str) -> tuple[Run, waiting.Waiter]:
+        check_name(name)
+        return self._run(name), execution_of(self.request_stack.top)
 
     # -- what Celery uses
 
@@ -282,6 +435,7 @@ class AppTask(Task):  # type: ignore[misc]
         if app not in _prepared:
             conf.validate(app)
             app.steps["worker"].add(Hearing)
+            celery_signals.task_postrun.connect(tell_parent, dispatch_uid="celery_continuations.parents")
             _prepared.add(app)
         conf.validate(app, cls)
         return bound

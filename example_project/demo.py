@@ -1,32 +1,40 @@
-"""A worker is stopped in the middle of an import, and another one goes on.
+"""An import waits for an approval while no worker runs, and goes on where another worker was stopped.
 
-Run it with ``python demo.py``. It needs celery-continuations, rich and airportsdata, and no
-server; with ``BROKER_URL=redis://127.0.0.1:6379/0`` or an ``amqp://`` URL it uses that one.
+Run it with ``python demo.py``. It needs celery-continuations[demo], and no server;
+with ``BROKER_URL=redis://127.0.0.1:6379/0`` or an ``amqp://`` URL it uses that one.
 It exits with 0 only if every row was imported, none of them twice.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import secrets
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from celery_continuations import Interrupted
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,11 +46,13 @@ HERE = Path(__file__).resolve().parent
 #: Rows to a batch, and seconds after each, so that the whole import takes about ten.
 BATCH, PAUSE = 200, 0.06
 
-#: The share of the rows after which the first worker is stopped.
+#: The share of the rows after which the second worker is stopped.
 STOP_AT = 0.4
 
 #: Seconds between two looks, and until something that does not happen is an error.
 LOOK_EVERY, PATIENCE = 0.05, 40.0
+
+STEPS = ("validate", "ask", "approval", "import", "index", "settle", "regions", "count", "report")
 
 # Lines are left to the terminal to wrap, so that they stay whole in a file.
 console = Console(highlight=False, soft_wrap=True)
@@ -117,8 +127,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     began = time.monotonic()
     try:
-        with run_folder() as folder:
-            demonstrate(folder)
+        with web_server() as server, run_folder() as folder:
+            demonstrate(folder, server)
     except DemoError as error:
         console.print(f"[bold red]Error:[/] {escape(str(error))}")
         return 1
@@ -147,31 +157,99 @@ def run_folder() -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def demonstrate(folder: Path) -> None:
-    """Import with two workers, one after the other, and check what came of it.
+class QuietHandler(WSGIRequestHandler):
+    """Answers a request, and writes no log."""
+
+    def log_message(self, *args: object) -> None:
+        """Write nothing."""
+
+
+@contextmanager
+def web_server() -> Iterator[WSGIServer]:
+    """Serve on a free port of this machine; what, is to be set with ``set_app``."""
+    with WSGIServer(("127.0.0.1", 0), QuietHandler) as server:
+        # Read by proj.settings, here and in the workers.
+        os.environ["AIRPORTS_CALLBACKS"] = f"http://127.0.0.1:{server.server_port}/callbacks"
+        os.environ["AIRPORTS_SECRET"] = secrets.token_urlsafe(32)
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def demonstrate(folder: Path, server: WSGIServer) -> None:
+    """Import with three workers, one after the other, and check what came of it.
 
     Raises:
         DemoError: when anything is not as it should be.
     """
     from proj.celery import app
     from proj.tasks import import_airports
+    from proj.web import application
 
-    console.print("The world's airports go into SQLite. The worker is stopped midway, and another one goes on.")
+    console.print("The world's airports go into SQLite. The import waits for an approval, and is stopped midway.")
     check_broker(app)
+    server.set_app(application)
     try:
+        console.rule("1. The import asks for an approval, and waits", align="left")
         with Worker("worker1", folder) as worker:
             result = import_airports.delay(batch=BATCH, pause=PAUSE)
             console.print(f"import_airports sent, task id {result.id}")
+            wait_until(lambda: result.status_of_record == "waiting", worker, "the import did not wait")
+            console.print(f"[bold]{worker.name}[/] is free again, and is not needed while the import waits")
+            stop(worker)
+        show_saved(result)
+        approve()
+        console.rule("2. It has been approved: another worker imports, and is stopped midway", align="left")
+        with Worker("worker2", folder) as worker:
             follow(result, worker, stop_at=STOP_AT)
             stop_midway(result, worker)
         cursor = show_saved(result)
-        with Worker("worker2", folder) as worker:
+        console.rule("3. A third worker goes on there", align="left")
+        with Worker("worker3", folder) as worker:
             follow(result, worker)
             if not result.successful():
                 raise worker.error(f"The import ended as {result.state}: {result.result!r}")
             check(import_airports.AsyncResult(result.id), cursor)
     finally:
         remove_queue(app)
+
+
+def approve() -> None:
+    """Approve the import as a person does who got the mail, and find that nobody can say otherwise later.
+
+    Raises:
+        DemoError: when something else is answered than should be.
+    """
+    from proj import settings
+
+    mail = settings.mail.read_text()
+    address = mail.splitlines()[-1]
+    console.print("The mail that the import has sent:")
+    for line in mail.splitlines():
+        console.print(f"  {escape(line if len(line) < 100 else line[:97] + '...')}")
+    for name, expected, remark in (
+        ("ann", 204, "approved, and kept until a worker comes"),
+        ("ann", 204, "the same again changes nothing"),
+        ("bob", 409, "refused: the wait has its outcome"),
+    ):
+        status = post(address, {"by": name})
+        console.print(f'POST {{"by": "{name}"}}: [bold]{status}[/], {remark}')
+        if status != expected:
+            raise DemoError(f"{status} was answered, {expected} was expected")
+
+
+def post(address: str, value: Any) -> int:
+    """Post JSON; return the status of the answer."""
+    request = urllib.request.Request(address, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy to this machine
+    try:
+        with opener.open(request, timeout=10) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        with error:
+            return error.code
 
 
 def check_broker(app: Celery) -> None:
@@ -200,19 +278,25 @@ def remove_queue(app: Celery) -> None:
 
 
 def follow(result: ContinuableAsyncResult, worker: Worker, stop_at: float = math.inf) -> None:
-    """Show the progress until that share of the rows is done, or the task has ended.
+    """Show the progress until that share of the rows is done, or the task has ended; and what it waits for.
 
     Raises:
         DemoError: when nothing comes of it.
     """
     deadline = time.monotonic() + PATIENCE
     done, total = 0, 0
+    left = result.info
     with progress_display() as show:
         while not result.ready():
-            progress = result.progress
-            if progress is not None and progress.total:
+            progress, info = result.progress, result.info
+            if progress is not None and progress.step == "import" and progress.total:
                 done, total = progress.done or 0, progress.total
-                show(done, total)
+            elif "import" in result.steps:
+                done = total
+            show(done, total)
+            if isinstance(info, Interrupted) and str(info) != str(left):
+                left = info
+                console.print(f"  the worker is free: {escape(str(info))}")
             if total and done >= stop_at * total:
                 return
             if not worker.running:
@@ -261,12 +345,20 @@ def stop_midway(result: ContinuableAsyncResult, worker: Worker) -> None:
     worker.stop()
     wait_until(lambda: result.state == "RETRY", worker, "the task did not leave the worker")
     left = time.monotonic() - began
+    console.print(f"[bold]{worker.name}[/] was sent SIGTERM: the task left it after {left:.1f} s")
     wait_until(lambda: not worker.running, worker, "the worker did not stop")
-    exited = time.monotonic() - began
-    console.print(
-        f"[bold]{worker.name}[/] was sent SIGTERM: the task left it after {left:.1f} s, "
-        f"its processes ended after {exited:.1f} s"
-    )
+    console.print(f"[bold]{worker.name}[/] ended after {time.monotonic() - began:.1f} s")
+
+
+def stop(worker: Worker) -> None:
+    """Stop a worker that has no task.
+
+    Raises:
+        DemoError: when it does not stop.
+    """
+    worker.stop()
+    wait_until(lambda: not worker.running, worker, "the worker did not stop")
+    console.print(f"[bold]{worker.name}[/] was stopped")
 
 
 def wait_until(condition: Callable[[], bool], worker: Worker, problem: str) -> None:
@@ -279,21 +371,20 @@ def wait_until(condition: Callable[[], bool], worker: Worker, problem: str) -> N
 
 
 def show_saved(result: ContinuableAsyncResult) -> int:
-    """Print what is left of the task while no worker runs; return the cursor."""
+    """Print what is kept of the task while no worker runs; return the number of rows in the table."""
     interrupted = result.info
-    cursor: int = interrupted.cursor
+    waiting = result.waiting
     with table() as db:
         (rows,) = db.execute("SELECT count(*) FROM airports").fetchone()
     console.print("No worker runs now. What is saved of the task:")
     for name, value in (
         ("state", f"{result.state}, {interrupted}"),
         ("completed steps", ", ".join(result.steps)),
-        ("cursor", f"{cursor:,}"),
+        ("waits for", f"{waiting.key!r}, until {time.ctime(waiting.until)}" if waiting else "a worker"),
         ("rows in the table", f"{rows:,}"),
-        ("resumptions", f"{result.resumptions}, by the next worker"),
     ):
         console.print(f"  {name:<17}  {escape(value)}")
-    return cursor
+    return rows
 
 
 def check(result: ContinuableAsyncResult, cursor: int) -> None:
@@ -314,19 +405,29 @@ def check(result: ContinuableAsyncResult, cursor: int) -> None:
         }
         workers = Counter(name.partition("@")[0] for (name,) in db.execute("SELECT imported_by FROM airports"))
         (twice,) = db.execute("SELECT count(*) FROM airports WHERE times_imported > 1").fetchone()
+    returned = result.result
     findings = [
         (len(found) == len(source), f"{len(found):,} of {len(source):,} airports are in the table"),
         (found == source, "all their values are those of the source"),
         (twice == 0, f"{twice:,} were imported twice"),
         (
-            workers == {"worker1": cursor, "worker2": len(source) - cursor},
+            workers == {"worker2": cursor, "worker3": len(source) - cursor},
             " and ".join(f"{rows:,} by {name}" for name, rows in sorted(workers.items())),
         ),
         (
-            result.state == "SUCCESS" and result.result["imported"] == len(source),
+            result.state == "SUCCESS" and returned["imported"] == len(source),
             f"{result.state} under the same task id {result.id}",
         ),
-        (result.resumptions == 1, f"resumed {result.resumptions} time(s), steps: {', '.join(result.steps)}"),
+        (returned["approved_by"] == "ann", f"approved by {returned['approved_by']}"),
+        (
+            sum(returned["regions"].values()) == len(source),
+            f"{len(returned['regions'])} tasks have counted {sum(returned['regions'].values()):,} airports: "
+            + ", ".join(f"{region} {number:,}" for region, number in returned["regions"].items()),
+        ),
+        (
+            result.steps == STEPS,
+            f"each step once: {', '.join(result.steps)}",
+        ),
     ]
     console.print("Compared with the source, the package airportsdata:")
     for good, text in findings:

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Installs redis-server, rabbitmq-server and postgresql from the distribution, if they are missing and this may.
-# The tests start private ones; none needs to run.
+# Installs redis-server, rabbitmq-server, postgresql and the browser chromium from the distribution, if they are missing
+# and this may.  The tests start private ones; none needs to run.
 missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
 { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && command -v epmd >/dev/null; } || missing="$missing rabbitmq-server"
 { ls /usr/lib/postgresql/*/bin/initdb || [ -x /usr/local/bin/initdb ]; } >/dev/null 2>&1 || missing="$missing postgresql"
+command -v chromium >/dev/null || missing="$missing chromium"
 [ -z "$missing" ] && exit 0
 
 as_root=""

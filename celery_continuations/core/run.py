@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from celery_continuations.core.snapshot import Outcome, Saved, Snapshot
-from celery_continuations.core.step import Iteration, Over, Pairs, Step, key_of
+from celery_continuations.core.step import Iteration, Over, Pairs, Step, Wait, key_of
 from celery_continuations.exceptions import (
     Interrupt,
     InvalidStepError,
@@ -34,7 +34,7 @@ class Host(Protocol):
         """A step was completed: save."""
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Tell whoever listens: step_started, step_completed, step_skipped or step_failed."""
+        """Tell whoever listens: the event is the name of its signal, e.g. ``"step_started"``."""
 
 
 class Run:
@@ -123,6 +123,19 @@ class Run:
         self._declared = step
         return step
 
+    def wait(self, name: str, look: Callable[[Step], Outcome | Exception]) -> Any:
+        """A step whose outcome ``look`` finds, or leaves for; an error that it returns is an outcome too."""
+        self._declare(name)
+        step = Wait(self, name)
+        if not self._begin(step):
+            return self.snapshot.completed[name].replay(name)
+        found = look(step)
+        step.outcome = found if isinstance(found, Outcome) else Outcome.of_error(found)
+        self.complete(step)
+        if isinstance(found, Exception):
+            raise found
+        return found.replay(name)
+
     def checkpoint(self) -> None:
         """A place where the task may stop."""
         if self.interrupted is not None:
@@ -163,10 +176,14 @@ class Run:
         return self._open
 
     def failed(self, error: BaseException) -> None:
-        """``error`` leaves the task, so that the call step which raised it is not complete after all.
+        """``error`` leaves the task: the block in hand has failed, and a call step is not complete after all.
 
-        The task had caught it around another step, for instance in a ``finally``, and then let it go on.
+        That is one whose error the task had caught around another step, for instance in a ``finally``, and then let
+        go on.
         """
+        step = self._open
+        if step is not None and step.outcome.kind != "error":  # a call step has told of it
+            self._host.notify("step_failed", self, step, error=error)
         for name, remembered in self._remembered:
             if remembered is error:
                 names = list(self.snapshot.completed)
@@ -175,7 +192,7 @@ class Run:
                 self.snapshot.current = (name, None)
                 self._open = None
 
-    def interrupt(self, reason: str) -> None:
+    def interrupt(self, reason: str) -> NoReturn:
         """Leave at this place.
 
         Raises:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_continuations.core import codec
 from celery_continuations.exceptions import InvalidStepError, RememberedError, UnserializableValueError
 
-__all__ = ["LOST", "Outcome", "Saved", "Snapshot"]
+__all__ = ["LOST", "Outcome", "Saved", "Snapshot", "Waiting"]
 
 VERSION = 1
 
@@ -57,7 +57,7 @@ class Outcome:
     """What a completed step left: nothing, a value, an error, or a value that cannot be saved.
 
     Attributes:
-        kind: ``"done"``, ``"value"``, ``"error"`` or ``"lost"``.
+        kind: ``"done"``, ``"value"``, ``"error"``, ``"lost"`` or ``"timeout"``.
         data: the encoded value; ``[type, args or None, text]``; or what is wrong with the value.
     """
 
@@ -106,6 +106,20 @@ def _rebuild_error(name: str, args: Any, text: str) -> Exception:
     return RememberedError(name, text)
 
 
+class Waiting(NamedTuple):
+    """What a task waits for that has given its worker back.
+
+    Attributes:
+        kind: ``"delivery"``, ``"time"`` or ``"result"``.
+        until: when it goes on in any case, in seconds since the epoch, or None.
+        key: of a delivery its name, of a result the id of its task.
+    """
+
+    kind: str
+    until: float | None = None
+    key: str | None = None
+
+
 @dataclass
 class Snapshot:
     """All that goes from one execution to the next.
@@ -124,6 +138,8 @@ class Snapshot:
         progress: items done and items in all of the step in hand, where known.
         losses: how many executions in a row were lost at the same place: alone, and together with others.
         lost_at: that place.
+        waiting: what the step in hand waits for, see :class:`Waiting`, or None.
+        gap: the longest time seen between two checkpoints, in seconds; 0 up to a second.
     """
 
     completed: dict[str, Outcome] = field(default_factory=dict)
@@ -139,6 +155,8 @@ class Snapshot:
     progress: tuple[int | None, int | None] = (None, None)
     losses: tuple[int, int] = (0, 0)
     lost_at: Any = None
+    waiting: Waiting | None = None
+    gap: float = 0.0
 
     @property
     def steps(self) -> list[str]:
@@ -214,6 +232,8 @@ class Snapshot:
                 progress=(data["progress"][0], data["progress"][1]),
                 losses=(data["losses"][0], data["losses"][1]),
                 lost_at=data["lost_at"],
+                waiting=None if data["waiting"] is None else Waiting(*data["waiting"]),
+                gap=data["gap"],
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as exc:
             raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
@@ -230,7 +250,7 @@ class Snapshot:
 # The fields that are JSON as they are.
 _PLAIN = (
     "current", "executions", "resumptions", "counted", "run_time", "reason",
-    "left_at", "errors", "progress", "losses", "lost_at",
+    "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap",
 )  # fmt: skip
 
 _NEW: dict[str, Any] = {"completed": [], "saved": {}, **{name: getattr(Snapshot(), name) for name in _PLAIN}}

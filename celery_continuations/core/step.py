@@ -12,7 +12,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.snapshot import Outcome
 from celery_continuations.exceptions import InvalidStepError, UnadvanceableCursorError
 
-__all__ = ["Iteration", "Pairs", "Step", "key_of"]
+__all__ = ["Iteration", "Pairs", "Step", "Wait", "key_of"]
 
 #: Items of a source, each with the cursor that comes after it.
 Pairs = Iterator[tuple[Any, Any]]
@@ -215,6 +215,12 @@ class Iteration(Step):
             self.left = True
             raise
         run.complete(self)
+
+
+class Wait(Step):
+    """A step whose outcome comes from outside.  Its cursor, what it has fixed at its first call, is for nobody else."""
+
+    __slots__ = ()
 
 
 def key_of(run_id: str, name: str | None, place: Any) -> str:

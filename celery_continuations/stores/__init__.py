@@ -1,7 +1,33 @@
 """Where a record lives between two executions."""
 
-from celery_continuations.stores.base import ENDED, OWNED, Fence, Lease, Look, Record, Status, Store
+from celery_continuations.stores.base import (
+    CANCEL,
+    ENDED,
+    OWNED,
+    PAUSE,
+    UNCHANGED,
+    Fence,
+    Lease,
+    Look,
+    Record,
+    Status,
+    Store,
+)
 from celery_continuations.stores.opening import open_store
 from celery_continuations.stores.rules import Claim
 
-__all__ = ["ENDED", "OWNED", "Claim", "Fence", "Lease", "Look", "Record", "Status", "Store", "open_store"]
+__all__ = [
+    "CANCEL",
+    "ENDED",
+    "OWNED",
+    "PAUSE",
+    "UNCHANGED",
+    "Claim",
+    "Fence",
+    "Lease",
+    "Look",
+    "Record",
+    "Status",
+    "Store",
+    "open_store",
+]

@@ -11,10 +11,16 @@ been succeeded by another changes nothing any more.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["ENDED", "OWNED", "Fence", "Lease", "Look", "Record", "Status", "Store"]
+from celery_continuations.exceptions import StoreError
+
+__all__ = ["CANCEL", "ENDED", "OWNED", "PAUSE", "UNCHANGED", "Fence", "Lease", "Look", "Record", "Status", "Store"]
+
+#: For ``due_in``: the record stays due when it was.
+UNCHANGED = -1.0
 
 
 class Status:
@@ -36,6 +42,14 @@ ENDED = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED, Status.PAUSED, 
 #: An execution is at work on these.
 OWNED = frozenset((Status.RUNNING, Status.FINISHING))
 
+#: The wishes: to be left to nobody until it is resumed; and to end.
+PAUSE, CANCEL = "pause", "cancel"
+
+#: How many due records a sweep looks at, one sweep after the other.
+LIMIT = 100
+
+_PARTS_OF_OWNER = 3
+
 _KNOWN = frozenset(value for name, value in vars(Status).items() if not name.startswith("_"))
 
 
@@ -43,17 +57,30 @@ class Fence(NamedTuple):
     """Who may write: the generation, the status and the owner that the writer knows.
 
     The owner is an execution, ``worker/process/execution``; ``""`` where nobody works on the
-    record.  Of a queued record it is how often its message has been looked for.
+    record.  Of a queued record it is how often its message has been looked for.  A wish from outside
+    is a fourth part of the owner: the execution finds it at its next save, which is refused.
 
     >>> Fence(2, "running", "worker/7/a").dumps()
     '2 running worker/7/a'
     >>> Fence.loads("2 running worker/7/a").worker
     'worker'
+    >>> Fence(2, "running", "worker/7/a").wishing(PAUSE).wish
+    'pause'
     """
 
     generation: int
     status: str
     owner: str = ""
+
+    @property
+    def wish(self) -> str:
+        """What somebody outside wants of the execution that owns the record: one of the wishes, or ``""``."""
+        return "".join(self.owner.split("/")[_PARTS_OF_OWNER:]) if self.status in OWNED else ""
+
+    def wishing(self, wish: str) -> Fence:
+        """Return the fence with another wish, ``""`` for none."""
+        parts = self.owner.split("/")[:_PARTS_OF_OWNER]
+        return self._replace(owner="/".join([*parts, wish] if wish else parts))
 
     @property
     def worker(self) -> str:
@@ -82,6 +109,7 @@ class Record:
         snapshot: the snapshot's JSON text, or None where there is none yet.
         message: what is needed to publish the task again, opaque; written once.
         value: the encoded return value, from ``finishing`` on; ``""`` once the result is stored.
+        inbox: what was delivered to the task, opaque; None or ``""`` where nothing was.
         due: the time by the store's clock, in seconds since the epoch, from which on something
             is to be done; None for never.  Only read: ``swap`` is told how far away it is.
     """
@@ -91,6 +119,7 @@ class Record:
     message: str | None = None
     value: str | None = None
     due: float | None = None
+    inbox: str | None = None
 
 
 class Lease(NamedTuple):
@@ -121,6 +150,18 @@ class Look(NamedTuple):
     owned: dict[str, str]
 
 
+def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Iterator[tuple[str, Record | StoreError]]:
+    """Read them one by one, for :meth:`Store.records`."""
+    for task_id in task_ids:
+        found: Record | StoreError | None
+        try:
+            found = read(task_id)
+        except StoreError as exc:
+            found = exc
+        if found is not None:
+            yield task_id, found
+
+
 class Store(abc.ABC):
     """Where records live.  All times are in seconds, and by the store's own clock.
 
@@ -146,6 +187,7 @@ class Store(abc.ABC):
         *,
         due_in: float | None = None,
         expires_in: float | None = None,
+        inbox: str | None = None,
     ) -> bool:
         """Write ``record`` if the one in the store has the fence ``expected``; atomically.
 
@@ -154,8 +196,9 @@ class Store(abc.ABC):
             expected: None to write only if there is no record.
             record: what to write.  Texts that are None are left as they are in the store; its
                 ``due`` is not looked at.
-            due_in: seconds from now when the record becomes due; None for never.
+            due_in: seconds from now when the record becomes due; None for never, :data:`UNCHANGED` to leave it.
             expires_in: seconds after which the record may be forgotten; None for never.
+            inbox: write only if the record's inbox is this, ``""`` for an empty one; None where it does not matter.
 
         Returns:
             Whether it was written.
@@ -175,6 +218,14 @@ class Store(abc.ABC):
     def delete(self, task_id: str, expected: Fence) -> bool:
         """Remove the record if it has the fence ``expected``; return whether it did."""
 
+    @abc.abstractmethod
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        """Yield every record with its task's id, those that have ended too, in no order.
+
+        For people, and never part of running a task: it reads them all.  A record that is written meanwhile may be
+        missed, or come as it was or as it is.  In the place of one that cannot be read comes the StoreError.
+        """
+
     # -- workers
 
     @abc.abstractmethod
@@ -186,7 +237,7 @@ class Store(abc.ABC):
         """Forget the lease of a worker, unless it still owns a record."""
 
     @abc.abstractmethod
-    def look(self, worker: str = "", limit: int = 100) -> Look:
+    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """Return what a sweep has to look at; at a cost that does not depend on how many records there are.
 
         A worker that owns a record is among the leases also when it has never renewed one.

@@ -2,7 +2,8 @@
 
 =======================  =====================================================================
 ``continuation_record``  a row for each record; ``worker`` is null unless it owns the record,
-                         ``due`` and ``expires`` are null for never
+                         ``due`` and ``expires`` are null for never, ``inbox`` where
+                         nothing was delivered
 ``continuation_lease``   a row for each worker
 =======================  =====================================================================
 
@@ -15,13 +16,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Lease, Look, Record, Store
+from celery_continuations.stores.base import LIMIT, UNCHANGED, Fence, Lease, Look, Record, Store, each
 
 try:
     import sqlalchemy as sa
@@ -57,6 +58,7 @@ _records = sa.Table(
     sa.Column("snapshot", sa.Text),
     sa.Column("message", sa.Text),
     sa.Column("value", sa.Text),
+    sa.Column("inbox", sa.Text),
 )
 _leases = sa.Table(
     "continuation_lease",
@@ -108,9 +110,21 @@ _now = _Clock()
 _lives = _row.expires.is_(None) | (_row.expires > _now)
 _this = (_row.namespace == sa.bindparam("namespace_")) & (_row.task_id == sa.bindparam("task_id_")) & _lives
 _as_expected = _this & (_row.fence == sa.bindparam("expected"))
-_TEXTS = ("snapshot", "message", "value")
+_has_inbox = sa.func.coalesce(_row.inbox, sa.literal_column("''", sa.Text)) == sa.bindparam("expected_inbox")
+_TEXTS = ("snapshot", "message", "value", "inbox")
 
-_READ = sa.select(_row.fence, _row.snapshot, _row.message, _row.value, _row.due).where(_this)
+_PARTS = (_row.fence, _row.snapshot, _row.message, _row.value, _row.due, _row.inbox)
+_READ = sa.select(*_PARTS).where(_this)
+_living = (_row.namespace == sa.bindparam("namespace_")) & _lives
+_IDS = (
+    sa.select(_row.task_id)
+    .where(_living, _row.task_id > sa.bindparam("after"))
+    .order_by(_row.task_id)
+    .limit(sa.bindparam("limit_"))
+)
+_RECORDS = sa.select(_row.task_id, *_PARTS).where(
+    _living, _row.task_id >= sa.bindparam("first"), _row.task_id <= sa.bindparam("last")
+)
 _DELETE = sa.delete(_records).where(_as_expected)
 _TAKE = (
     sa.update(_records)
@@ -190,12 +204,15 @@ class _Statement:
 
 
 @lru_cache(maxsize=128)
-def _swap(dialect: Dialect, *changed: str) -> _Statement:
-    """Write over what is there: of the columns those named, and the two times in any case."""
+def _swap(dialect: Dialect, *changed: str, keeps_due: bool, asks_inbox: bool) -> _Statement:
+    """Write over what is there: of the columns those named, and the two times unless one is to be kept."""
     values: dict[str, Any] = {"due": sa.null(), "expires": sa.null()}
     for name in changed:
         values[name] = _seconds(f"{name}_") if name in values else sa.bindparam(f"{name}_")
-    return _Statement(sa.update(_records).where(_as_expected).values(values), dialect)
+    if keeps_due:
+        del values["due"]
+    where = _as_expected & _has_inbox if asks_inbox else _as_expected
+    return _Statement(sa.update(_records).where(where).values(values), dialect)
 
 
 @lru_cache(maxsize=4)
@@ -253,6 +270,9 @@ _OWN = frozenset(("isolation_level", "execution_options", "pool", "poolclass", "
 # Expired records are removed so many at a time, and looked for so often (in seconds).
 _BATCH = 500
 _CLEAN_EVERY = 60.0
+
+# So many records are read at a time where all are.
+_PAGE = 100
 
 _ATTEMPTS_TO_CREATE = 10
 
@@ -315,18 +335,24 @@ class DatabaseStore(Store):
         *,
         due_in: float | None = None,
         expires_in: float | None = None,
+        inbox: str | None = None,
     ) -> bool:
         """As of Store."""
+        if expected is None and inbox:
+            return False
         dialect = self._engine.dialect
+        keeps_due = due_in == UNCHANGED
         values = self._values(task_id, expected)
         values.update(
             fence_=record.fence.dumps(),
             worker_=_checked("a worker", record.fence.worker) or None,
-            due_=due_in,
+            due_=None if keeps_due else due_in,
             expires_=expires_in,
             snapshot_=record.snapshot,
             message_=record.message,
             value_=record.value,
+            inbox_=record.inbox,
+            expected_inbox=inbox,
         )
         if expected is None:
             statement = _add(dialect)
@@ -334,7 +360,7 @@ class DatabaseStore(Store):
             changed = [name for name in (*_TEXTS, "due", "expires") if values[f"{name}_"] is not None]
             if record.fence != expected:
                 changed += ("fence", "worker")
-            statement = _swap(dialect, *changed)
+            statement = _swap(dialect, *changed, keeps_due=keeps_due, asks_inbox=inbox is not None)
         return self._run(lambda connection: statement.written(connection, values), task_id)
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
@@ -344,12 +370,19 @@ class DatabaseStore(Store):
         values = self._values(task_id, expected)
         values.update(fence_=fence.dumps(), worker_=_checked("a worker", fence.worker) or None)
         row = self._run(lambda connection: connection.execute(_TAKE, values).one_or_none(), task_id)
-        return None if row is None else self._record(task_id, row.fence, row.snapshot, None, row.value, None)
+        return None if row is None else self._record(task_id, row.fence, row.snapshot, None, row.value)
 
     def delete(self, task_id: str, expected: Fence) -> bool:
         """As of Store."""
         values = self._values(task_id, expected)
         return self._run(lambda connection: connection.execute(_DELETE, values).rowcount == 1, task_id)
+
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        """As of Store, so many at a time."""
+        ids = self._ids_after("")
+        while ids:
+            yield from self._records_of(ids)
+            ids = self._ids_after(ids[-1])
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
         """As of Store; now and then removes what has expired."""
@@ -372,7 +405,7 @@ class DatabaseStore(Store):
         values = {"namespace_": self._namespace, "worker_": worker}
         self._run(lambda connection: connection.execute(_RETIRE, values).close())
 
-    def look(self, worker: str = "", limit: int = 100) -> Look:
+    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """As of Store."""
         values = {"namespace_": self._namespace, "worker_": worker, "limit_": limit}
         rows = self._run(lambda connection: connection.execute(_LOOK, values).all())
@@ -390,6 +423,22 @@ class DatabaseStore(Store):
         values = {"namespace_": self._namespace, "worker_": worker}
         rows = self._run(lambda connection: connection.execute(_OWNED, values).all())
         return {task_id: _owner(fence) for task_id, fence in rows}
+
+    def _ids_after(self, after: str) -> list[str]:
+        values = {"namespace_": self._namespace, "after": after, "limit_": _PAGE}
+        return self._run(lambda connection: list(connection.execute(_IDS, values).scalars()))
+
+    def _records_of(self, ids: list[str]) -> Iterator[tuple[str, Record | StoreError]]:
+        values = {"namespace_": self._namespace, "first": ids[0], "last": ids[-1]}
+        try:
+            rows = self._run(lambda connection: connection.execute(_RECORDS, values).all())
+        except StoreError:
+            if self._engine.dialect.name != "sqlite":
+                raise
+            yield from each(ids, self.read)  # its driver gives none of the rows if one has bytes that are no text
+        else:
+            parts = {task_id: row for task_id, *row in rows}
+            yield from each(parts, lambda task_id: self._record(task_id, *parts[task_id]))
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -458,12 +507,22 @@ class DatabaseStore(Store):
             if connection.execute(_CLEAN, {"limit_": _BATCH}).rowcount == _BATCH:
                 self._next_cleaning = now  # there is more
 
-    def _record(self, task_id: str, fence: Any, snapshot: Any, message: Any, value: Any, due: Any) -> Record:
+    def _record(
+        self,
+        task_id: str,
+        fence: Any,
+        snapshot: Any,
+        message: Any,
+        value: Any,
+        due: Any = None,
+        inbox: Any = None,
+    ) -> Record:
         try:
-            for text in (snapshot, message, value):
+            for text in (snapshot, message, value, inbox):
                 if not (text is None or isinstance(text, str)):
                     raise TypeError(f"{text[:20]!r} is no text")
-            return Record(Fence.loads(fence), snapshot, message, value, None if due is None else float(due))
+            due = None if due is None else float(due)
+            return Record(Fence.loads(fence), snapshot, message, value, due, inbox)
         except (ValueError, TypeError) as exc:
             raise StoreError(
                 "database", f"{_records.name}, task {task_id!r} of {self._namespace}: no record: {exc!r}"

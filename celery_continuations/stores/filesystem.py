@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Lease, Look, Record, Store
-from celery_continuations.stores.memory import merge
+from celery_continuations.stores.base import LIMIT, Fence, Lease, Look, Record, Store
+from celery_continuations.stores.memory import due_at, fits, merge
 
 try:
     import fcntl
@@ -71,20 +71,22 @@ class FilesystemStore(Store):
         *,
         due_in: float | None = None,
         expires_in: float | None = None,
+        inbox: str | None = None,
     ) -> bool:
         """As of Store."""
         with self._locked(task_id) as path:
             found = self.read(task_id)
-            if (found.fence if found else None) != expected:
+            if (found.fence if found else None) != expected or not fits(found, inbox):
                 return False
             now = time.time()
-            whole = merge(found, record, None if due_in is None else now + due_in)
+            whole = merge(found, record, due_at(found, due_in, now))
             data = {
                 "task_id": task_id,
                 "fence": whole.fence.dumps(),
                 "snapshot": whole.snapshot,
                 "message": whole.message,
                 "value": whole.value,
+                "inbox": whole.inbox,
                 "due": whole.due,
                 "expires": None if expires_in is None else now + expires_in,
             }
@@ -107,6 +109,18 @@ class FilesystemStore(Store):
             (self._live / path.stem).unlink(missing_ok=True)
             return True
 
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        """As of Store; one that cannot be read comes under its file's name."""
+        for name in self._names(self._folder, "json"):
+            path = self._folder / name
+            try:
+                found = _load(path)
+            except StoreError as exc:
+                yield path.stem, exc
+            else:
+                if found is not None:
+                    yield found
+
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
         """As of Store."""
         path = self._leases / _file_name(worker)
@@ -123,7 +137,7 @@ class FilesystemStore(Store):
             except OSError as exc:
                 raise StoreError("filesystem", f"{self._leases}: {exc}") from exc
 
-    def look(self, worker: str = "", limit: int = 100) -> Look:
+    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """As of Store."""
         now = time.time()
         leases = self._read_leases(now)
@@ -177,9 +191,9 @@ class FilesystemStore(Store):
         return leases
 
     @staticmethod
-    def _names(folder: Path) -> list[str]:
+    def _names(folder: Path, suffix: str = "") -> list[str]:
         try:
-            return [name for name in os.listdir(folder) if "." not in name]
+            return [name for name in os.listdir(folder) if name.partition(".")[2] == suffix]
         except OSError as exc:
             raise StoreError("filesystem", f"{folder}: {exc}") from exc
 
@@ -226,7 +240,7 @@ def _load(path: Path) -> tuple[str, Record] | None:
         data = json.loads(text)
         if data["expires"] is not None and data["expires"] <= time.time():
             return None
-        texts = {part: _text_or_none(data[part]) for part in ("snapshot", "message", "value")}
+        texts = {part: _text_or_none(data[part]) for part in ("snapshot", "message", "value", "inbox")}
         due = None if data["due"] is None else float(data["due"])
         return str(data["task_id"]), Record(Fence.loads(data["fence"]), **texts, due=due)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:

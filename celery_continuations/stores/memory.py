@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from celery_continuations.stores.base import Fence, Lease, Look, Record, Store
+from celery_continuations.exceptions import StoreError
+from celery_continuations.stores.base import LIMIT, UNCHANGED, Fence, Lease, Look, Record, Store
 
 __all__ = ["MemoryStore"]
 
@@ -44,15 +45,16 @@ class MemoryStore(Store):
         *,
         due_in: float | None = None,
         expires_in: float | None = None,
+        inbox: str | None = None,
     ) -> bool:
         """As of Store."""
         with self._lock:
             found = self._live(task_id)
-            if (found.fence if found else None) != expected:
+            if (found.fence if found else None) != expected or not fits(found, inbox):
                 return False
             now = self._clock()
             until = None if expires_in is None else now + expires_in
-            self._records[task_id] = (merge(found, record, None if due_in is None else now + due_in), until)
+            self._records[task_id] = (merge(found, record, due_at(found, due_in, now)), until)
             return True
 
     def delete(self, task_id: str, expected: Fence) -> bool:
@@ -63,6 +65,14 @@ class MemoryStore(Store):
                 return False
             del self._records[task_id]
             return True
+
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        """As of Store."""
+        for task_id in list(self._records):
+            with self._lock:
+                record = self._live(task_id)
+            if record is not None:
+                yield task_id, record
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
         """As of Store."""
@@ -75,7 +85,7 @@ class MemoryStore(Store):
             if not self._owned(worker):
                 self._leases.pop(worker, None)
 
-    def look(self, worker: str = "", limit: int = 100) -> Look:
+    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """As of Store."""
         with self._lock:
             now = self._clock()
@@ -118,4 +128,17 @@ def merge(found: Record | None, record: Record, due: float | None) -> Record:
         snapshot=found.snapshot if record.snapshot is None else record.snapshot,
         message=found.message if record.message is None else record.message,
         value=found.value if record.value is None else record.value,
+        inbox=found.inbox if record.inbox is None else record.inbox,
     )
+
+
+def due_at(found: Record | None, due_in: float | None, now: float) -> float | None:
+    """Return when the record becomes due."""
+    if due_in == UNCHANGED:
+        return found.due if found else None
+    return None if due_in is None else now + due_in
+
+
+def fits(found: Record | None, inbox: str | None) -> bool:
+    """Whether the inbox is the one that is expected."""
+    return inbox is None or ((found.inbox if found else None) or "") == inbox

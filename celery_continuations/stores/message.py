@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from celery_continuations.stores.base import Fence, Look, Record, Store
+from collections.abc import Iterator
+
+from celery_continuations.exceptions import StoreError
+from celery_continuations.stores.base import LIMIT, Fence, Look, Record, Store
 
 __all__ = ["MessageStore"]
 
@@ -24,6 +27,7 @@ class MessageStore(Store):
         *,
         due_in: float | None = None,
         expires_in: float | None = None,
+        inbox: str | None = None,
     ) -> bool:
         """Agree."""
         return True
@@ -36,13 +40,17 @@ class MessageStore(Store):
         """Agree."""
         return True
 
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        """There never is a record."""
+        return iter(())
+
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
         """Nobody asks."""
 
     def retire(self, worker: str) -> None:
         """Nobody asks."""
 
-    def look(self, worker: str = "", limit: int = 100) -> Look:
+    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """There is nothing to find."""
         return Look([], [], {})
 

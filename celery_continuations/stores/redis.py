@@ -2,7 +2,7 @@
 
 ===============================  ==================================================================
 ``continuation:SPACE:TASK``      string: the fence, and behind a line feed the snapshot; written often
-``continuation-kept:SPACE:TASK`` hash: ``message`` and ``value``; each written once
+``continuation-kept:SPACE:TASK`` hash: ``message`` and ``value``, each written once, and ``inbox``
 ``continuations:SPACE:due``      sorted set: task ids by due time
 ``continuations:SPACE:leases``   hash: by worker, the end of its lease and its note
 ``continuations:SPACE:owned:W``  hash: by task id, the owner of each record that worker ``W`` owns
@@ -14,14 +14,15 @@ SPACE is a digest of the namespace: keys stay short, and it is certain where a n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Lease, Look, Record, Store
+from celery_continuations.stores.base import LIMIT, UNCHANGED, Fence, Lease, Look, Record, Store, each
 
 try:
     from redis.backoff import NoBackoff
+    from redis.client import NEVER_DECODE
     from redis.exceptions import ConnectionError as RedisConnectionError
     from redis.exceptions import NoScriptError, RedisError
     from redis.retry import Retry
@@ -32,6 +33,10 @@ __all__ = ["TIMEOUT", "RedisStore", "impatient"]
 
 #: Seconds for which a call waits for an answer.
 TIMEOUT = 3.0
+
+# Where all records are read: how many keys a SCAN goes past, and how many records come at a time.
+_SCANNED = 1000
+_BATCH = 100
 
 
 class _ScriptMissing(Exception):
@@ -56,9 +61,12 @@ local function worker_of(fence)
   if status == 'running' or status == 'finishing' then return worker end
   return ''
 end
-local function unlist(fence)
+local function disown(fence)
   local worker = worker_of(fence)
   if worker ~= '' then redis.call('HDEL', index .. 'owned:' .. worker, id) end
+end
+local function unlist(fence)
+  disown(fence)
   redis.call('ZREM', index .. 'due', id)
 end
 local function list(fence)
@@ -76,7 +84,8 @@ local was = string.match(redis.call('GETRANGE', KEYS[1], 0, 511), '^[^\\n]*')
 """
 
 # ... expected fence ("" for none), fence and snapshot ("" without a snapshot), and unless it is a save: new fence,
-# seconds until it is due ("" for never), milliseconds to live ("" for ever), then field, value, ... of what is kept.
+# seconds until it is due ("" for never, "=" to leave it), milliseconds to live ("" for ever), "=" and the expected
+# inbox ("" for any), then field, value, ... of what is kept.
 # The first half alone is what a save runs.
 _SWAP = _script(
     """
@@ -89,15 +98,26 @@ if not fence then
   redis.call('PERSIST', KEYS[2])
   return 1
 end
+if expected == '' then
+  -- nothing of a record that has expired, or was deleted by hand
+  redis.call('DEL', KEYS[2])
+  if due == '=' then due = '' end
+end
+local inbox = ARGV[8]
+if inbox ~= '' and inbox ~= '=' .. (redis.call('HGET', KEYS[2], 'inbox') or '') then return 0 end
 if whole == '' then whole = fence .. string.sub(redis.call('GET', KEYS[1]) or '', #expected + 1) end
 redis.call('SET', KEYS[1], whole)
-if #ARGV > 7 then redis.call('HSET', KEYS[2], unpack(ARGV, 8)) end
+if #ARGV > 8 then redis.call('HSET', KEYS[2], unpack(ARGV, 9)) end
 """
     + _COMMON
     + """
-if expected ~= '' then unlist(expected) end
+disown(expected)
 list(fence)
-if due ~= '' then redis.call('ZADD', index .. 'due', string.format('%.6f', clock() + due), id) end
+if due == '' then
+  redis.call('ZREM', index .. 'due', id)
+elseif due ~= '=' then
+  redis.call('ZADD', index .. 'due', string.format('%.6f', clock() + due), id)
+end
 if ttl ~= '' then
   redis.call('PEXPIRE', KEYS[1], ttl)
   redis.call('PEXPIRE', KEYS[2], ttl)
@@ -139,8 +159,8 @@ _READ = _script(
     """
 local whole = redis.call('GET', KEYS[1])
 if not whole then return false end
-local kept = redis.call('HMGET', KEYS[2], 'value', 'message')
-return {whole, kept[1], kept[2], redis.call('ZSCORE', ARGV[1] .. 'due', ARGV[2])}
+local kept = redis.call('HMGET', KEYS[2], 'value', 'message', 'inbox')
+return {whole, kept[1], kept[2], kept[3], redis.call('ZSCORE', ARGV[1] .. 'due', ARGV[2])}
 """
 )
 
@@ -220,6 +240,7 @@ class RedisStore(Store):
         *,
         due_in: float | None = None,
         expires_in: float | None = None,
+        inbox: str | None = None,
     ) -> bool:
         """As of Store."""
         fence = record.fence.dumps()
@@ -227,18 +248,18 @@ class RedisStore(Store):
             expected.dumps() if expected else "",
             "" if record.snapshot is None else f"{fence}\n{record.snapshot}",
         ]
-        is_save = expected == record.fence and due_in is None and expires_in is None
-        if is_save and record.snapshot is not None and record.message is record.value is None:
+        is_save = expected == record.fence and due_in is expires_in is None and record.snapshot is not None
+        if is_save and record.message is record.value is record.inbox is inbox is None:
             return bool(self._run(_SWAP, task_id, *args))
         args += (
             fence,
-            "" if due_in is None else due_in,
+            "" if due_in is None else "=" if due_in == UNCHANGED else due_in,
             "" if expires_in is None else max(1, int(expires_in * 1000)),
+            "" if inbox is None else f"={inbox}",
         )
-        if record.message is not None:
-            args += ("message", record.message)
-        if record.value is not None:
-            args += ("value", record.value)
+        for field, text in (("message", record.message), ("value", record.value), ("inbox", record.inbox)):
+            if text is not None:
+                args += (field, text)
         return bool(self._run(_SWAP, task_id, *args))
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
@@ -250,6 +271,15 @@ class RedisStore(Store):
         """As of Store."""
         return bool(self._run(_DELETE, task_id, expected.dumps()))
 
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        """As of Store."""
+        seen: set[str] = set()  # a SCAN may return a key again
+        for keys in self._scan():
+            ids = [task_id for task_id in keys if task_id not in seen]
+            seen.update(ids)
+            for start in range(0, len(ids), _BATCH):
+                yield from self._read_all(ids[start : start + _BATCH])
+
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
         """As of Store."""
         self._run(_RENEW, worker, seconds, note)
@@ -258,7 +288,7 @@ class RedisStore(Store):
         """As of Store."""
         self._run(_RETIRE, worker)
 
-    def look(self, worker: str = "", limit: int = 100) -> Look:
+    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """As of Store."""
         now, leases, due, owned = self._run(_LOOK, worker, limit, self._prefix)
         key = self._index
@@ -277,28 +307,63 @@ class RedisStore(Store):
         fields = self._call(key, self._client.hgetall, key)
         return {_text(task_id, key): _text(owner, key) for task_id, owner in fields.items()}
 
+    @property
+    def client(self) -> Any:
+        """The redis-py client, for whoever checks how the server is set up."""
+        return self._client
+
     def close(self) -> None:
         """Close the connections of the pool."""
         self._client.close()
 
-    def _record(self, task_id: str, whole: Any, value: Any, message: Any = None, due: Any = None) -> Record:
+    def _scan(self) -> Iterator[set[str]]:
+        """Yield the ids of all tasks, a few at a time."""
+        pattern = f"{self._prefix}*"  # nothing in the prefix is special in a pattern
+        cursor = None
+        while cursor != 0:
+            cursor, keys = self._call(pattern, self._client.scan, cursor or 0, pattern, _SCANNED)
+            yield {_text(key, pattern).removeprefix(self._prefix) for key in keys}
+
+    def _read_all(self, task_ids: list[str]) -> Iterator[tuple[str, Record | StoreError]]:
+        """Read them in one round trip."""
+        pipeline = self._client.pipeline(transaction=False)
+        for task_id in task_ids:
+            # as bytes also of a client that decodes: it would fail for all when one is no text
+            pipeline.execute_command("EVAL", _READ[0], *self._args(task_id), **{NEVER_DECODE: True})
+        answers = self._call(f"{self._prefix}*", pipeline.execute, False)
+        found = dict(zip(task_ids, answers, strict=True))
+
+        def read(task_id: str) -> Record | None:
+            answer = found[task_id]
+            if isinstance(answer, RedisError):
+                return self.read(task_id)
+            return self._record(task_id, *answer) if answer else None
+
+        return each(task_ids, read)
+
+    def _record(
+        self, task_id: str, whole: Any, value: Any, message: Any = None, inbox: Any = None, due: Any = None
+    ) -> Record:
         key = self._prefix + task_id
         fence, separator, snapshot = _text(whole, key).partition("\n")
+        texts = {"message": message, "value": value, "inbox": inbox}
         try:
             return Record(
                 Fence.loads(fence),
                 snapshot if separator else None,
-                None if message is None else _text(message, self._kept + task_id),
-                None if value is None else _text(value, self._kept + task_id),
-                None if due is None else float(due),
+                due=None if due is None else float(due),
+                **{name: None if text is None else _text(text, self._kept + task_id) for name, text in texts.items()},
             )
         except ValueError as exc:
             raise StoreError("redis", f"{key} is no record: {exc}") from exc
 
+    def _args(self, name: str) -> tuple[Any, ...]:
+        return 2, self._prefix + name, self._kept + name, self._index, name
+
     def _run(self, script: tuple[str, str], name: str, *args: Any) -> Any:
         text, sha = script
         key = self._prefix + name
-        args = (2, key, self._kept + name, self._index, name, *args)
+        args = (*self._args(name), *args)
         try:
             return self._call(key, self._client.evalsha, sha, *args)
         except _ScriptMissing:

@@ -11,12 +11,13 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import rules
-from celery_continuations.stores.base import ENDED, Fence, Look, Record, Status, Store
+from celery_continuations.stores.base import ENDED, UNCHANGED, Fence, Look, Record, Status, Store
 
 __all__ = ["StoreConformance"]
 
@@ -70,6 +71,9 @@ class StoreConformance:
     #: False for a store that other processes do not see.
     between_processes = True
 
+    #: How many records are many; fewer for a store that takes long to write one.
+    many = 2500
+
     # -- hooks
 
     def make_store(self, namespace: str) -> Store:
@@ -122,7 +126,7 @@ class StoreConformance:
         ):
             record = _record(texts)
             assert self.store.swap(str(number), None, record) is True
-            assert self.store.read(str(number)) == record
+            assert self._read(str(number)) == record
 
     def test_only_the_right_fence_writes(self) -> None:
         """Of every two fences, and of none at all."""
@@ -137,10 +141,10 @@ class StoreConformance:
                     assert self.store.swap(task_id, None, before)
                 after = write(task_id, expected, before)
                 if found == expected:
-                    assert self.store.read(task_id) == after
+                    assert self._read(task_id) == after
                 else:
                     assert after is None, f"{write.__name__} expected {expected}, found {found}, and wrote"
-                    assert self.store.read(task_id) == before
+                    assert self._read(task_id) == before
 
     def _swap(self, task_id: str, expected: Fence | None, before: Record | None) -> Record | None:
         new = Record(Fence(5, Status.RUNNING, "other/1/b"), "after", "message2", "value2")
@@ -170,13 +174,13 @@ class StoreConformance:
             assert self.store.swap(task_id, _RUNNING, _record(given))
             old = ("snapshot", "message", "value")
             expected = [was if text is None else text for text, was in zip(given, old, strict=True)]
-            assert self.store.read(task_id) == _record(expected)
+            assert self._read(task_id) == _record(expected)
 
     def test_a_big_snapshot(self) -> None:
         """2 MB of characters of several bytes."""
         text = json.dumps("ü🗝" * 350_000, ensure_ascii=False)
         assert self.store.swap("id", None, Record(_RUNNING, text))
-        assert self.store.read("id") == Record(_RUNNING, text)
+        assert self._read("id") == Record(_RUNNING, text)
         assert self.store.swap("id", _RUNNING, Record(_RUNNING, text + " "))
         taken = self.store.take("id", _RUNNING, _RUNNING._replace(generation=2))
         assert taken is not None
@@ -193,6 +197,7 @@ class StoreConformance:
             assert record.snapshot == task_id
         self._await(partial(_has_due, self.store, list(ODD)), "all of the odd ids are due")
         assert self.store.owned("worker") == dict.fromkeys(ODD, _RUNNING.owner)
+        assert {task_id: record.snapshot for task_id, record in self._records().items()} == {odd: odd for odd in ODD}
         for number, task_id in enumerate(ODD):
             assert self.store.delete(task_id, _RUNNING)
             assert sorted(self.store.owned("worker")) == sorted(ODD[number + 1 :])
@@ -254,7 +259,7 @@ class StoreConformance:
         assert not self.store.delete("read", fence)
         assert self.store.read("read") is None
         assert self.store.swap("read", None, Record(_RUNNING, None, "new"))
-        assert self.store.read("read") == Record(_RUNNING, None, "new")
+        assert self._read("read") == Record(_RUNNING, None, "new")
 
     def test_an_expired_record_is_not_due(self) -> None:
         """There is nothing left to do."""
@@ -275,6 +280,174 @@ class StoreConformance:
         self._await(lambda: self.store.read("expires") is None, "a record expires")
         for task_id in ("swapped", "saved", "taken"):
             assert self.store.read(task_id) is not None, task_id
+
+    def test_due_can_be_left_as_it_was(self) -> None:
+        """Whatever else is written."""
+        queued = Fence(1, Status.QUEUED)
+        for task_id, due_in in (("later", 1000), ("now", 0), ("never", None)):
+            self.store.swap(task_id, None, Record(queued), due_in=due_in)
+        self._await(lambda: self.store.look().due == ["now"], "a record is due")
+        for task_id in ("later", "now", "never"):
+            due = self._due(task_id)
+            fence = queued
+            for new in (
+                Record(queued),
+                Record(queued, "snapshot", "message", "value"),
+                Record(queued, "saved"),
+                Record(queued, inbox="delivered"),
+                Record(_RUNNING),
+                Record(_RUNNING, "saved"),
+            ):
+                assert self.store.swap(task_id, fence, new, due_in=UNCHANGED)
+                assert self._due(task_id) == due, f"{task_id}: {new}"
+                fence = new.fence
+            assert self.store.look().due == ["now"]
+        assert not self.store.swap("later", queued, Record(queued), due_in=UNCHANGED)
+        assert self.store.swap("now", _RUNNING, Record(_RUNNING))
+        assert self.store.look().due == []
+
+    def test_a_new_record_that_is_to_stay_due_never_is(self) -> None:
+        """Not even when the one that has expired was."""
+        fence = Fence(3, Status.QUEUED)
+        for task_id in ("unchanged", "none"):
+            self.store.swap(task_id, None, Record(fence), due_in=0, expires_in=_SOON)
+            self._await(partial(self._is_gone, task_id), "the record expires")
+        assert self.store.swap("unchanged", None, Record(fence), due_in=UNCHANGED)
+        assert self.store.swap("none", None, Record(fence))
+        assert self.store.swap("new", None, Record(fence), due_in=UNCHANGED)
+        for task_id in ("unchanged", "none", "new"):
+            assert self._due(task_id) is None
+        assert self.store.look().due == []
+
+    def test_a_record_that_stays_due_may_expire(self) -> None:
+        """One time is not the other."""
+        self.store.swap("id", None, Record(_RUNNING), due_in=1000)
+        assert self.store.swap("id", _RUNNING, Record(_RUNNING), due_in=UNCHANGED, expires_in=_SOON)
+        self._await(lambda: self.store.read("id") is None, "the record expires")
+
+    # -- the inbox
+
+    def test_the_inbox_is_compared(self) -> None:
+        """Exactly, together with the fence; and what is refused writes nothing."""
+        inbox = ""
+        self.store.swap("id", None, Record(_RUNNING, "snapshot"))
+        for new in ("one", "One", "one ", "ü🗝\n", "=", "%", "\\", "'", "{}", "0", ""):
+            before = self._read("id")
+            for wrong in ("one", "ONE", " ", "*", "null", "None", ""):
+                if wrong != inbox:
+                    assert not self.store.swap("id", _RUNNING, Record(_RUNNING, "new", inbox="new"), inbox=wrong)
+                    assert not self.store.swap("id", _RUNNING, Record(_RUNNING, "new"), inbox=wrong)
+            other = _RUNNING._replace(generation=2)
+            assert not self.store.swap("id", other, Record(other, inbox="new"), inbox=inbox)
+            assert not self.store.swap("id", None, Record(_RUNNING, inbox="new"), inbox=inbox)
+            assert self._read("id") == before
+            assert self.store.swap("id", _RUNNING, Record(_RUNNING, inbox=new), inbox=inbox)
+            inbox = new
+            assert self._read("id") == Record(_RUNNING, "snapshot", inbox=inbox or None)
+
+    def test_the_inbox_does_not_matter_where_none_is_expected(self) -> None:
+        """It is written, or stays."""
+        self.store.swap("id", None, Record(_RUNNING, inbox="one"))
+        assert self.store.swap("id", _RUNNING, Record(_RUNNING, inbox="two"))
+        assert self._read("id") == Record(_RUNNING, inbox="two")
+        assert self.store.swap("id", _RUNNING, Record(_RUNNING, "snapshot"), inbox="two")
+        assert self._read("id") == Record(_RUNNING, "snapshot", inbox="two")
+        assert self.store.swap("id", _RUNNING, Record(_RUNNING, inbox=""))
+        assert self._read("id") == Record(_RUNNING, "snapshot")
+
+    def test_the_inbox_of_no_record_is_empty(self) -> None:
+        """Also where one with something in it has expired or was deleted."""
+        for task_id in ("expired", "deleted"):
+            self.store.swap(task_id, None, Record(_RUNNING, inbox="old"), expires_in=_SOON)
+        self.store.delete("deleted", _RUNNING)
+        self._await(lambda: self.store.read("expired") is None, "the record expires")
+        for task_id in ("new", "expired", "deleted"):
+            for wrong in ("old", " "):
+                assert not self.store.swap(task_id, None, Record(_RUNNING, inbox="new"), inbox=wrong)
+            assert self.store.read(task_id) is None
+            assert self.store.swap(task_id, None, Record(_RUNNING), inbox="")
+            assert self._read(task_id) == Record(_RUNNING)
+
+    def test_the_inbox_stays_where_it_is_not_given(self) -> None:
+        """In saves, in other writes, when the record is taken."""
+        queued, two = Fence(1, Status.QUEUED), Fence(2, Status.RUNNING, "w/1/b")
+        self.store.swap("id", None, Record(queued, "snapshot", "message", "value", inbox="delivered"))
+        assert self.store.take("id", queued, _RUNNING)
+        assert self._inbox("id") == "delivered"
+        fence = _RUNNING
+        for new in (Record(_RUNNING, "saved"), Record(_RUNNING, None, "", ""), Record(two), Record(two, "s", "m", "v")):
+            assert self.store.swap("id", fence, new)
+            fence = new.fence
+            assert self._inbox("id") == "delivered"
+        assert self.store.swap("id", two, Record(two, "saved"), due_in=0, expires_in=1000)
+        assert self._read("id") == Record(two, "saved", "m", "v", self._due("id"), "delivered")
+
+    def test_a_record_may_have_nothing_but_an_inbox(self) -> None:
+        """What is delivered to a task may come before it starts; and expires with its record, or stays with it."""
+        fence = Fence(0, Status.QUEUED)
+        for task_id in ("expires", "swapped", "saved", "taken"):
+            assert self.store.swap(task_id, None, Record(fence, inbox="a"), due_in=1000, expires_in=1000, inbox="")
+            new = Record(fence, inbox="b")
+            assert self.store.swap(task_id, fence, new, due_in=UNCHANGED, expires_in=1, inbox="a")
+            assert self._read(task_id) == replace(new, due=self._due(task_id))
+        assert self.store.swap("swapped", fence, Record(_RUNNING), inbox="b")
+        assert self.store.swap("saved", fence, Record(fence, "text"))
+        taken = self.store.take("taken", fence, _RUNNING)
+        assert taken is not None
+        assert (taken.fence, taken.snapshot, taken.value) == (_RUNNING, None, None)
+        self._await(lambda: self.store.read("expires") is None, "a record expires")
+        assert self._read("swapped") == self._read("taken") == Record(_RUNNING, inbox="b")
+        assert self._read("saved") == Record(fence, "text", inbox="b")
+
+    def _inbox(self, task_id: str) -> str:
+        record = self.store.read(task_id)
+        return (record and record.inbox) or ""
+
+    # -- all of them
+
+    def test_all_records_are_listed(self) -> None:
+        """Those that have ended, too, but not what has expired or was deleted."""
+        assert list(self.store.records()) == []
+        for number, status in enumerate((Status.RUNNING, Status.FINISHING, Status.QUEUED, *sorted(ENDED))):
+            self.store.swap(f"bare {status}", None, Record(Fence(number, status, "w/1/a")))
+            full = Record(Fence(number, status, "w/1/a"), "snapshot ü", "message", "value", inbox="inbox")
+            self.store.swap(f"full {status}", None, full, due_in=1000, expires_in=1000)
+        self.store.swap("delivered", None, Record(Fence(0, Status.QUEUED), inbox="inbox"))
+        expected = {task_id: self._read(task_id) for task_id in self._records()}
+        self.store.swap("expired", None, Record(_RUNNING), expires_in=_SOON)
+        self.store.swap("deleted", None, Record(_RUNNING))
+        self.store.delete("deleted", _RUNNING)
+        self.store.renew("worker", 1000)
+        self._await(lambda: self.store.read("expired") is None, "the record expires")
+        assert len(expected) == 2 * (3 + len(ENDED)) + 1
+        assert self._records() == expected
+
+    def test_many_records_are_listed(self) -> None:
+        """Each once, also those that come while others are written and deleted."""
+        expected = {f"id{number}": Record(_RUNNING, str(number)) for number in range(self.many)}
+        for task_id, record in expected.items():
+            self.store.swap(task_id, None, record)
+        self._store_of("another").swap("another", None, Record(_RUNNING))
+        assert self._records() == expected
+        records = self.store.records()
+        found = dict([next(records)])
+        for number in range(50):
+            self.store.swap(f"new{number}", None, Record(_RUNNING))
+            self.store.delete(f"id{number}", _RUNNING)
+        found.update(records)
+        assert {f"id{number}" for number in range(50, self.many)} <= found.keys()
+        assert found.keys() <= expected.keys() | {f"new{number}" for number in range(50)}
+
+    def test_a_spoilt_record_is_listed_with_the_others(self) -> None:
+        """As the error that reading it raises."""
+        for task_id in ("a", "ruined", "z"):
+            self.store.swap(task_id, None, Record(_RUNNING, task_id, "message"))
+        self.corrupt(self.store, "ruined")
+        found = dict(self.store.records())
+        problem = found.pop("ruined")
+        assert isinstance(problem, StoreError)
+        assert "ruined" in str(problem)
+        assert found == {task_id: self.store.read(task_id) for task_id in ("a", "z")}
 
     # -- workers
 
@@ -375,6 +548,7 @@ class StoreConformance:
             self._await(partial(_has_due, store, ids), f"all is due in {suffix!r}")
             assert store.owned("worker") == store.look("worker").owned == dict.fromkeys(ids, _RUNNING.owner)
             assert [lease.note for lease in store.look().leases] == [f"n{number}"]
+            assert sorted(task_id for task_id, _ in store.records()) == sorted(ids), f"not those of {suffix!r}"
             for task_id in ids:
                 record = store.read(task_id)
                 assert record is not None
@@ -445,6 +619,39 @@ class StoreConformance:
         assert [owner.rpartition("/")[2] for owner in won] == [str(turn) for turn in range(10)]
         assert sorted(self.store.owned("w").values()) == sorted(won)
 
+    def test_of_many_deliveries_to_one_inbox_one_wins(self) -> None:
+        """Time after time."""
+        won: list[int] = []
+        barrier = threading.Barrier(_THREADS, timeout=_PATIENCE * 3)
+        self.store.swap("id", None, Record(_RUNNING, inbox="0"))
+
+        def deliver(number: int) -> None:
+            for turn in range(20):
+                barrier.wait()
+                if self.store.swap("id", _RUNNING, Record(_RUNNING, inbox=str(turn + 1)), inbox=str(turn)):
+                    won.append(turn)
+
+        self._in_threads(deliver)
+        assert won == list(range(20))
+
+    def test_no_delivery_is_lost(self) -> None:
+        """Among others, and while the task is saved."""
+        self.store.swap("id", None, Record(_RUNNING, "0"), due_in=1000)
+
+        def deliver(number: int) -> None:
+            for turn in range(5):
+                inbox = self._inbox("id")
+                mine = f"{inbox}{number}.{turn} "
+                while not self.store.swap("id", _RUNNING, Record(_RUNNING, inbox=mine), due_in=UNCHANGED, inbox=inbox):
+                    inbox = self._inbox("id")
+                    mine = f"{inbox}{number}.{turn} "
+                assert self.store.swap("id", _RUNNING, Record(_RUNNING, "saved"))
+
+        self._in_threads(deliver)
+        delivered = self._inbox("id").split()
+        assert sorted(delivered) == sorted(f"{number}.{turn}" for number in range(_THREADS) for turn in range(5))
+        assert self._read("id") == Record(_RUNNING, "saved", inbox=self._inbox("id"))
+
     def test_records_of_their_own_do_not_disturb_one_another(self) -> None:
         """Each thread reads what it wrote."""
 
@@ -454,7 +661,7 @@ class StoreConformance:
             assert self.store.swap(task_id, None, Record(fence, "0"))
             for turn in range(1, 20):
                 assert self.store.swap(task_id, fence, Record(fence, str(turn)))
-                assert self.store.read(task_id) == Record(fence, str(turn))
+                assert self._read(task_id) == Record(fence, str(turn))
                 assert self.store.owned(f"w{number}") == {task_id: fence.owner}
                 self.store.renew(f"w{number}", 1000)
                 assert f"w{number}" in [lease.worker for lease in self.store.look(f"w{number}").leases]
@@ -486,7 +693,7 @@ class StoreConformance:
 
     def _write_in_turns(self, task_id: str, first: int = 0) -> None:
         for turn in range(first, first + 50):
-            assert self.store.read(task_id) == Record(_RUNNING, str(turn))
+            assert self._read(task_id) == Record(_RUNNING, str(turn))
             assert self.store.swap(task_id, _RUNNING, Record(_RUNNING, str(turn + 1)))
 
     # -- what goes wrong
@@ -506,7 +713,7 @@ class StoreConformance:
             with suppress(StoreError):
                 assert not write()
         self._assert_spoilt()
-        assert self.store.read("sound") == Record(_RUNNING, "text")
+        assert self._read("sound") == Record(_RUNNING, "text")
 
     def _assert_spoilt(self) -> None:
         problem = ""
@@ -525,6 +732,7 @@ class StoreConformance:
             lambda: self.store.take("id", _RUNNING, _RUNNING),
             lambda: self.store.look(),
             lambda: self.store.renew("w", 1000),
+            lambda: list(self.store.records()),
         ]
         for number, use in enumerate(uses):
             task_id = f"id{number}"
@@ -535,7 +743,7 @@ class StoreConformance:
                 use()
             except StoreError:
                 use()
-            assert self.store.read(task_id) == Record(_RUNNING, "text")
+            assert self._read(task_id) == Record(_RUNNING, "text")
 
     def test_no_connection_is_left_open(self) -> None:
         """Whether a call writes, is refused, or finds nothing."""
@@ -556,11 +764,28 @@ class StoreConformance:
         store.renew("worker", 1000)
         store.look("worker", 1)
         store.owned("worker")
+        next(store.records())
         store.retire("worker")
         for _ in range(2):
             store.delete(task_id, _RUNNING)
 
     # -- what the tests share
+
+    def _read(self, task_id: str) -> Record | None:
+        # an empty inbox may be read as "" or as None
+        record = self.store.read(task_id)
+        return record and _plain(record)
+
+    def _is_gone(self, task_id: str) -> bool:
+        return self.store.read(task_id) is None
+
+    def _records(self) -> dict[str, Record]:
+        found = {}
+        for task_id, record in self.store.records():
+            assert isinstance(record, Record), record
+            assert task_id not in found, f"{task_id!r} came twice"
+            found[task_id] = _plain(record)
+        return found
 
     def _due(self, task_id: str) -> float | None:
         record = self.store.read(task_id)
@@ -595,6 +820,10 @@ class StoreConformance:
             thread.join()
         if problems:
             raise problems[0]
+
+
+def _plain(record: Record) -> Record:
+    return replace(record, inbox=record.inbox or None)
 
 
 def _record(texts: Sequence[str | None]) -> Record:

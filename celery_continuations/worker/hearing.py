@@ -20,7 +20,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
-from celery_continuations import conf, seams
+from celery_continuations import conf, events, seams
 from celery_continuations.stores import Status
 from celery_continuations.stores.opening import without_store
 from celery_continuations.worker import flag as flags
@@ -60,7 +60,7 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
                 logger.warning("%s", problem)
         conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a path that leads nowhere ends it here
         self._hear_hangup()
-        self.keeper = Keeper(worker.app, self.flag, lambda: seams.pool_pids(worker))
+        self.keeper = Keeper(worker.app, self.flag, lambda: seams.pool_pids(worker), lambda: _sends_as(worker))
         self.keeper.start()
         hand_back_unknown(worker.consumer, self.keeper)
 
@@ -102,3 +102,9 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_revoked(self, sender: Any = None, request: Any = None, **kwargs: Any) -> None:
         if self.keeper is not None and hasattr(sender, "claims_at_start"):
             decide(sender, request.id, self.keeper, Status.CANCELLED)
+
+
+def _sends_as(worker: Any) -> str | None:
+    """Return the worker's name, while it sends events of tasks."""
+    wanted = events.are_wanted(getattr(worker.consumer, "event_dispatcher", None))
+    return str(worker.hostname) if wanted else None

@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from celery_continuations import conf
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import Store
+from celery_continuations.stores.base import LIMIT
 from celery_continuations.stores.opening import stores_of
 from celery_continuations.stores.rules import Death
 from celery_continuations.worker.flag import StopFlag
@@ -50,9 +51,12 @@ class Keeper:
         app: of the worker.
         flag: of the worker; tells the tasks until when the lease holds.
         processes: returns the pids of the pool's processes.
+        sends_as: returns the worker's name, while it sends events of tasks.
     """
 
-    def __init__(self, app: Celery, flag: StopFlag, processes: Any) -> None:
+    def __init__(
+        self, app: Celery, flag: StopFlag, processes: Any, sends_as: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._app = app
         self._flag = flag
         self._processes = processes
@@ -60,7 +64,7 @@ class Keeper:
         self._lease = float(conf.app_setting(app, "lease"))
         self._interval = float(conf.app_setting(app, "sweep_interval"))
         self._charges = [
-            _Charge(store, Sweeper(app, store, flag.worker, self._may_be_at_work))
+            _Charge(store, Sweeper(app, store, flag.worker, self._may_be_at_work, sends_as))
             for store in stores_of(app)
             if store.keeps
         ]
@@ -152,6 +156,8 @@ class Keeper:
             logger.warning("Could not look for lost tasks: %s", exc, extra={"action": "sweep_failed"})
         else:
             charge.running = len(look.owned)
+            if len(look.due) >= LIMIT:
+                charge.sweep_at = now  # there may be more
 
     def _may_be_at_work(self, task_id: str) -> bool:
         # A stopping worker has Celery forget requests whose tasks are still on their way to a checkpoint.

@@ -18,7 +18,7 @@ from celery.worker import strategy as celery_strategy
 from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
 
-from celery_continuations import conf, seams
+from celery_continuations import conf, events, seams
 from celery_continuations.exceptions import StoreError
 from celery_continuations.republish import GENERATION
 from celery_continuations.stores import Status, Store, open_store
@@ -34,7 +34,7 @@ DELIVERY = "continuation_delivery"
 
 
 class Request(CeleryRequest):  # type: ignore[misc]
-    """Tells the task where its worker's stop flag is, and how its message was serialized."""
+    """Tells the task where its worker's stop flag is, how its message was serialized, and whether to send events."""
 
     def __init__(self, message: Any, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
@@ -44,6 +44,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
         self.request_dict[DELIVERY] = {
             "flag": flag.path if flag else None,
             "content_type": message.content_type,
+            "sends_as": self.hostname if self.task.send_events and events.are_wanted(self.eventer) else None,
         }
 
     # -- what the main process decides
@@ -89,8 +90,9 @@ class Request(CeleryRequest):  # type: ignore[misc]
         if sweeper is None:
             return False
         try:
-            if store.read(self.id) is None:
-                return False
+            record = store.read(self.id)
+            if record is None or (record.fence.generation == 0 and record.message is None):
+                return False  # somebody outside may have made the record, before the task could be claimed
             sweeper.recover(self.id)
         except StoreError as exc:
             self._tell_later("recovered", exc)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import Celery, states
 
-from celery_continuations import conf, seams, signals
+from celery_continuations import conf, events, seams, signals
 from celery_continuations.exceptions import StoreError, UnserializableValueError
 from celery_continuations.republish import Publisher, is_in_chord, publisher, task_name
-from celery_continuations.stores import Fence, Look, Record, Status, Store, rules
+from celery_continuations.steering import revoke
+from celery_continuations.stores import CANCEL, Fence, Look, Record, Status, Store, rules
 from celery_continuations.stores.rules import Death
 from celery_continuations.worker.death import death_of
 
@@ -44,9 +45,18 @@ class Sweeper:
         store: where their records are.
         worker: the id of the worker that sweeps.
         is_at_work: whether this worker has a task in hand.
+        sends_as: returns the worker's name, while it sends events of tasks.
     """
 
-    def __init__(self, app: Celery, store: Store, worker: str, is_at_work: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        store: Store,
+        worker: str,
+        is_at_work: Callable[[str], bool],
+        sends_as: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._sends_as = sends_as
         self._is_at_work = is_at_work
         self._app = app
         self._store = store
@@ -164,9 +174,20 @@ class Sweeper:
             ended=lambda found: self._ended(task_id, found),
             death=lambda owner: lost.death if owner == lost.owner else None,  # another may have it by now
         )
-        if record is not None:
+        if record is not None and record.fence.wish == CANCEL:
+            self._cancelled(task_id, record)
+        elif record is not None:
             self._publish(task_id, record, publishing, "recovered", "recovered: its execution was lost")
-            signals.task_recovered.send(sender=self._app.tasks.get(task_name(record.message or "")), task_id=task_id)
+            name, hostname = task_name(record.message or ""), self._sends_as()
+            if hostname is not None:
+                events.send(self._app, hostname, "recovered", publishing.producer, uuid=task_id, name=name)
+            signals.task_recovered.send(sender=self._app.tasks.get(name), task_id=task_id)
+
+    def _cancelled(self, task_id: str, record: Record) -> None:
+        """Somebody outside wished it to end, and its execution was lost before it could."""
+        revoke(self._app, task_id, record)
+        seconds = seconds_kept(self._app, Status.CANCELLED)
+        rules.end(self._store, task_id, record.fence, Status.CANCELLED, "", seconds)
 
     def _ended(self, task_id: str, record: Record | None) -> tuple[str, float] | None:
         message = record.message if record else None

@@ -33,6 +33,7 @@ class Watch:
         ask_at: when the task's own predicate is to be asked.
         verify_at: when to ask again whether somebody else has the task, while the worker's lease is over.
         verify: whether to ask that now.
+        due_since: since when the run's attention has been wanted, if it is.
     """
 
     run: Run
@@ -42,6 +43,7 @@ class Watch:
     ask_at: float = inf
     verify_at: float = 0.0
     verify: bool = False
+    due_since: float = inf
     _lapses: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +55,9 @@ class Watch:
         # A main process that was frozen may have renewed the lease before this process was awake.
         if now >= self.verify_at and (self.flag.lease_is_over or self._lapses != self.flag.lapses):
             self.verify = True
-        if self.verify or self.flag.level or now >= min(self.save_at, self.leave_at, self.ask_at):
+        due = self.verify or self.flag.level or now >= min(self.save_at, self.leave_at, self.ask_at)
+        if due and not self.run.attention:
+            self.due_since = now  # first: with its attention raised, the run reads it
             self.run.attention = True
 
     def verifying(self) -> None:

@@ -31,6 +31,8 @@ _UPSERT = f"""
         times_imported = times_imported + 1
 """
 
+_REGION = "substr(tz, 1, instr(tz || '/', '/') - 1)"
+
 
 def load() -> list[Airport]:
     """Return all rows of the source, in an order that stays the same."""
@@ -50,6 +52,15 @@ def validate() -> int:
     return len(rows)
 
 
+def write_mail(expected: int, address: str) -> None:
+    """Ask somebody to approve; here the mail is a file, whose last line is the address."""
+    settings.mail.write_text(
+        f"{expected:,} airports are ready to be imported.\n"
+        'To approve, post {"by": "your name"} to this address:\n'
+        f"{address}\n"
+    )
+
+
 def upsert(rows: list[Airport], imported_by: str) -> None:
     """Insert rows, or update those that are there, in one transaction."""
     with connect() as db:
@@ -63,7 +74,20 @@ def create_indexes() -> None:
         db.execute("CREATE INDEX IF NOT EXISTS airports_iata ON airports (iata)")
 
 
-def report(expected: int) -> dict[str, Any]:
+def regions() -> list[str]:
+    """Return the regions that the table has: the first part of the timezones, as ``Europe``."""
+    with connect() as db:
+        return [region for (region,) in db.execute(f"SELECT DISTINCT {_REGION} FROM airports ORDER BY 1")]
+
+
+def count(region: str) -> int:
+    """Return the number of airports of a region."""
+    with connect() as db:
+        number: int = db.execute(f"SELECT count(*) FROM airports WHERE {_REGION} = ?", (region,)).fetchone()[0]
+    return number
+
+
+def report(expected: int, approved_by: str, counts: dict[str, int]) -> dict[str, Any]:
     """Return what is in the table now."""
     with connect() as db:
         imported, countries = db.execute("SELECT count(*), count(DISTINCT country) FROM airports").fetchone()
@@ -71,6 +95,8 @@ def report(expected: int) -> dict[str, Any]:
     return {
         "expected": expected,
         "imported": imported,
+        "approved_by": approved_by,
+        "regions": counts,
         "countries": countries,
         "highest": f"{highest}, {feet:,.0f} ft",
     }

@@ -1,10 +1,12 @@
 """Celery's configuration: no server needed, or Redis or RabbitMQ with one environment variable.
 
-===================  =================================================================
-``BROKER_URL``       ``redis://…`` or ``amqp://…``; without it files in the run folder
-``AIRPORTS_FOLDER``  the run folder, where the table is too; without it ``run/``
-``AIRPORTS_QUEUE``   the queue; without it ``airports``
-===================  =================================================================
+======================  =================================================================
+``BROKER_URL``          ``redis://…`` or ``amqp://…``; without it files in the run folder
+``AIRPORTS_FOLDER``     the run folder, where the table is too; without it ``run/``
+``AIRPORTS_QUEUE``      the queue; without it ``airports``
+``AIRPORTS_CALLBACKS``  where ``proj.web`` is; without it port 8000 of this machine
+``AIRPORTS_SECRET``     what the addresses of callbacks are signed with
+======================  =================================================================
 """
 
 import os
@@ -14,6 +16,7 @@ _here = Path(__file__).resolve().parent.parent
 
 run_folder = Path(os.environ.get("AIRPORTS_FOLDER") or _here / "run").resolve()
 database = run_folder / "airports.sqlite3"
+mail = run_folder / "mail.txt"
 
 # These transports make none of their folders.
 _messages, _processed, _control, _results = (
@@ -44,3 +47,10 @@ task_track_started = True
 
 # Often, so that the progress is seen to move. The default is 1 second.
 continuation_checkpoint_interval = 0.2
+
+# Often, so that a short sleep is short. The default is 3 seconds.
+continuation_sweep_interval = 0.5
+
+# Where approvals are posted to. The web server listens on this machine only; a real secret stands in no source.
+continuation_callback_url = os.environ.get("AIRPORTS_CALLBACKS") or "http://127.0.0.1:8000/callbacks"
+continuation_callback_secret = os.environ.get("AIRPORTS_SECRET") or "only for an example on one's own machine"

@@ -1,6 +1,7 @@
 """The tasks."""
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from celery_continuations import ContinuableTask
@@ -10,7 +11,7 @@ from proj.celery import app
 
 @app.task(base=ContinuableTask, bind=True)
 def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0) -> dict[str, Any]:
-    """Import all airports into the table, and report.
+    """Import all airports into the table, once somebody has approved, and report.
 
     Args:
         batch: rows to a transaction.
@@ -18,10 +19,27 @@ def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0)
     """
     expected = self.step("validate", airports.validate)
 
+    # The worker is free from here on. It may take days, and no worker needs to run meanwhile.
+    self.step("ask", airports.write_mail, expected, self.callback_url("approval"))
+    approval = self.wait_for("approval", timeout=timedelta(days=7))
+
     for rows in self.iterate("import", airports.load, batch=batch):
         airports.upsert(rows, imported_by=self.request.hostname)
         # No part of an import: without it all rows take half a second, too short to stop a worker midway.
         time.sleep(pause)
-
     self.step("index", airports.create_indexes)
-    return self.step("report", airports.report, expected)
+
+    # Here too the worker is free.
+    self.sleep("settle", 2)
+
+    # One small task for each region; the worker is free for them until all have ended.
+    regions = self.step("regions", airports.regions)
+    counts = self.wait_for_results("count", [count_airports.s(region) for region in regions])
+
+    return self.step("report", airports.report, expected, approval["by"], dict(zip(regions, counts, strict=True)))
+
+
+@app.task
+def count_airports(region: str) -> int:
+    """Count the airports of a region, as the table has them."""
+    return airports.count(region)

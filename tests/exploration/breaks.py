@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_continuations import execution
-from celery_continuations.stores import rules
+from celery_continuations.stores import outside, rules
 from tests.exploration import scenarios
 from tests.exploration.explorer import Explorer, Report, budgets
 from tests.exploration.scenarios import Scenario
@@ -91,11 +91,11 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         7, rules, _CLAIM, "snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot",
-        "snapshot or record.snapshot", broker="amqp", budget=Budget(crashes=1),
+        "snapshot or record.snapshot", scenarios.RejectingLate,
     ),
     Break(
-        8, rules, _SAVE, "if store.swap(task_id, fence, Record(fence, snapshot)):",
-        "if store.swap(task_id, (store.read(task_id) or Record(fence)).fence, Record(fence, snapshot)):",
+        8, rules, _SAVE, "store.swap(task_id, fence, Record(fence, snapshot)):",
+        "store.swap(task_id, (store.read(task_id) or Record(fence)).fence, Record(fence, snapshot)):",
         budget=Budget(freezes=1),
     ),
     Break(9, rules, "finish", "value=value", "value=None", budget=Budget(crashes=1)),
@@ -115,7 +115,8 @@ BREAKS: tuple[Break, ...] = (
         budget=Budget(crashes=1),
     ),
     Break(
-        14, rules, _SAVE, "return store.read(task_id) is None and", "return False and", scenarios.Losing,
+        14, rules, _SAVE, "return fence if store.swap(task_id, None, Record(fence, snapshot, message())) else None",
+        "return None", scenarios.Losing,
         budget=Budget(errors=1),
     ),
     Break(
@@ -124,12 +125,67 @@ BREAKS: tuple[Break, ...] = (
         budget=Budget(errors=1),
     ),
     Break(
+        15, rules, _SAVE, 'if found.fence.wishing("") != fence.wishing(""):', "if True:", scenarios.Paused,
+    ),
+    Break(
+        16, rules, "wait", "if is_there(inbox):", "if False:", scenarios.Answered,
+    ),
+    Break(
+        17, rules, _REMIND, "if known.status == Status.WAITING:", "if False:", scenarios.AnsweredInTime,
+    ),
+    Break(
+        18, outside, "deliver", "Fence(0, Status.QUEUED), inbox=text)", "Fence(0, Status.QUEUED))", scenarios.Answered,
+    ),
+    Break(
+        19, outside, "deliver", "Fence(record.fence.generation, Status.QUEUED) if waits else record.fence",
+        "record.fence", scenarios.Answered,
+    ),
+    Break(
+        20, outside, "close_wait",
+        'if store.swap(task_id, record.fence, Record(record.fence, inbox=inbox.dumps()), inbox=record.inbox or ""):',
+        "if True:", scenarios.AnsweredInTime,
+    ),
+    Break(
+        21, outside, "pause", "if known is not None and known.owner and known.status == Status.RUNNING:", "if False:",
+        scenarios.Paused,
+    ),
+    Break(
+        21, outside, "cancel", "if known is not None and known.owner and known.status == Status.RUNNING:", "if False:",
+        scenarios.Cancelled,
+    ),
+    Break(
+        22, outside, "retry", "store.swap(task_id, record.fence,",
+        "store.swap(task_id, (store.read(task_id) or record).fence,", scenarios.RetriedTwice,
+        budget=Budget(switches=1),
+    ),
+    Break(
+        23, rules, _RECOVER, "Record(left), due_in=due_in",
+        "Record(left, _with_loss(record.snapshot, dead)), due_in=due_in",
+        scenarios.Falling, budget=Budget(freezes=1), is_provable=False,
+    ),
+    Break(
+        "a wish is kept by whoever succeeds the execution", rules, _CLAIM, ".wishing(known.wish)", "",
+        scenarios.CancelledWaiting, budget=Budget(errors=1),
+    ),
+    Break(
+        "who resumes a task just before it comes leaves it to its message", rules, _CLAIM, '"kept"', '""',
+        scenarios.PausedWaiting, budget=Budget(switches=1),
+    ),
+    Break(
+        "a finished execution's record is not cancelled", outside, "_refuse_over", "if record.value else",
+        "if False else", scenarios.Cancelled, budget=Budget(freezes=1),
+    ),
+    Break(
+        "a cancellation outlives the state RETRY", _EXECUTION, "_was_cancelled", "if not self._store.keeps:",
+        "if True:", scenarios.Cancelled,
+    ),
+    Break(
         "an own write whose answer was lost is no other's", rules, "_swap_own", "found.fence == record.fence", "False",
         budget=Budget(errors=1), verdict=REDUNDANT, why="the sweep finds the record queued, a patience later",
     ),
     Break(
-        "an own claim whose answer was lost is no other's", rules, _CLAIM, "if known.owner == owner:", "if False:",
-        budget=Budget(errors=1), verdict=REDUNDANT,
+        "an own claim whose answer was lost is no other's", rules, _CLAIM, 'if known.wishing("").owner == owner:',
+        "if False:", budget=Budget(errors=1), verdict=REDUNDANT,
         why="its worker's keeper finds that nobody works on the record, a sweep later",
     ),
     Break(
@@ -152,7 +208,8 @@ BREAKS: tuple[Break, ...] = (
         scenarios.Failing, budget=Budget(freezes=1),
     ),
     Break(
-        "a refused save ends the execution", _EXECUTION, "save", "if not kept:", "if False:",
+        "a refused save ends the execution", _EXECUTION, "save",
+        "if kept is None:\n            self._interrupt_superseded()", "kept = kept or self._fence",
         budget=Budget(freezes=1),
     ),
 )  # fmt: skip
@@ -160,7 +217,9 @@ BREAKS: tuple[Break, ...] = (
 
 def numbered() -> set[int]:
     """Return the numbers of the rules that the source has."""
-    return {int(number) for number in re.findall(r"# Rule (\d+)", inspect.getsource(rules))}
+    return {
+        int(number) for number in re.findall(r"# Rule (\d+)", inspect.getsource(rules) + inspect.getsource(outside))
+    }
 
 
 @contextmanager

@@ -7,14 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
+from celery_continuations.core.inbox import Inbox
+from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import Fence, Record, Status
 from celery_continuations.stores.base import ENDED, OWNED
+from tests.exploration.clients import KIND
 from tests.exploration.stand_ins import plain
 
 if TYPE_CHECKING:
     from tests.exploration.world import Actor, World
 
 FINAL = frozenset((states.SUCCESS, states.FAILURE, states.REVOKED))
+
+#: Nothing is to come any more, unless somebody retries what has failed.
+FINISHED = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED))
+
+# What may become of a record that no message touches, and whether only somebody outside may do it.
+_NEXT = {
+    Status.WAITING: (frozenset((Status.QUEUED, Status.PAUSED, Status.CANCELLED)), False),
+    Status.PAUSED: (frozenset((Status.QUEUED, Status.CANCELLED)), True),
+    Status.FAILED: (frozenset((Status.QUEUED,)), True),
+}
 
 
 class Violation(AssertionError):
@@ -59,9 +72,9 @@ class Promises:
 
     def written(self, actor: Actor, old: Record | None, new: Record, text: str | None) -> None:
         """A swap was accepted; ``text`` is the snapshot it brought, or None."""
-        self.known = True
+        self.known = self.known or new.message is not None
         self.world.has_written = True
-        was, now = old.fence if old else None, new.fence
+        was, now = _unwished(old.fence) if old else None, _unwished(new.fence)
         if was is not None:
             self._succession(actor, was, now, old is not None and bool(old.value))
         if now.status == Status.RUNNING and now.owner and (was is None or now.owner != was.owner):
@@ -71,6 +84,8 @@ class Promises:
             self.violated(3, f"a write of generation {now.generation} after claim {self.claimed}")
         if text and self._progress(text) and now.owner == actor.owner and now.status == Status.RUNNING:
             actor.saved(plain(text), self.done)
+        if now.status == Status.WAITING:
+            self._waits(new)
         if now.status == Status.FINISHING and new.value:
             if self.final is not None and new.value != self.final:
                 self.violated(3, f"the return value {self.final} was followed by {new.value}")
@@ -78,9 +93,17 @@ class Promises:
         if actor.owner is not None and was is not None and was.owner == actor.owner and now.status in ENDED:
             actor.owner = None
 
+    def _waits(self, record: Record) -> None:
+        """Nobody waits for what is there."""
+        waiting = Snapshot.loads(record.snapshot or "").waiting
+        if waiting is None or (waiting.kind == "delivery" and waiting.key in Inbox.loads(record.inbox)):
+            self.violated(1, f"it waits with {record.inbox} in its inbox")
+
     def _succession(self, actor: Actor, was: Fence, now: Fence, has_value: bool) -> None:
         if was.status in ENDED and was.status != now.status:
-            self.violated(3, f"a record that was {was.status} became {now.status}")
+            allowed, is_outside = _NEXT.get(was.status, (frozenset(), False))
+            if now.status not in allowed or (is_outside and actor.kind != KIND):
+                self.violated(3, f"a record that was {was.status} became {now.status}, by {actor.name}")
         if was.status in OWNED and was.owner and was.owner != now.owner:
             owner = self.world.owners[was.owner]
             if owner is not actor and owner.is_at_work:
@@ -115,7 +138,8 @@ class Promises:
                 self.violated(2, f"the value of step {name} was {self.tokens[name]} and became {value}")
         if data.get("current"):
             name, cursor = data["current"]
-            done |= set(sorted(self.world.scenario.effects_of(name))[: cursor or 0])
+            if name not in self.world.scenario.waits:
+                done |= set(sorted(self.world.scenario.effects_of(name))[: cursor or 0])
         if not self.done <= done:
             self.violated(3, f"progress went back: {sorted(self.done - done)} is no longer done")
         grown, self.done = done > self.done, frozenset(done)
@@ -137,7 +161,7 @@ class Promises:
         if name in actor.knows:
             self.violated(2, f"{name} was done before this execution began, and is done again")
         record = self.world.record()
-        if self.world.stores and (record is None or record.fence.owner != actor.owner):
+        if self.world.stores and (record is None or _unwished(record.fence).owner != actor.owner):
             actor.stale_effects += 1
             if actor.stale_effects > 1:
                 self.violated(3, "an execution that was succeeded goes on")
@@ -151,12 +175,22 @@ class Promises:
     def stored(self, actor: Actor, state: str, result: Any) -> None:
         """The result backend has a new state."""
         actor.has_stored = True
+        if actor.kind == KIND and state == states.PENDING:
+            self.state, self.result = state, result  # somebody retries
+            return
         self._refuse_refused(actor, f"stored {state}")
         if self.state in FINAL and self.world.has_frozen and not self.world.scenario.is_fenceless:
+            return
+        if self.state == states.REVOKED and state == states.RETRY and self._is_cancelled():
+            self.state, self.result = state, result  # it was leaving when somebody cancelled it: it has to tell again
             return
         if self.state in FINAL and (state, result) != (self.state, self.result):
             self.violated(3, f"{self.state} {self.result!r} was overwritten by {state} {result!r}")
         self.state, self.result = state, result
+
+    def _is_cancelled(self) -> bool:
+        record = self.world.record()
+        return record is not None and record.fence.status == Status.CANCELLED
 
     def _refuse_refused(self, actor: Actor, what: str) -> None:
         if actor.is_refused:
@@ -164,8 +198,8 @@ class Promises:
 
     def refused(self, actor: Actor, expected: Fence, found: Fence) -> None:
         """A write was refused."""
-        if expected.owner and expected.owner == actor.owner:
-            taken = found.owner if found.status in OWNED else ""
+        if expected.owner and _unwished(expected).owner == actor.owner:
+            taken = _unwished(found).owner if found.status in OWNED else ""
             actor.is_refused = found.generation > expected.generation or taken not in ("", actor.owner)
 
     def link(self, actor: Actor) -> None:
@@ -184,7 +218,7 @@ class Promises:
         if self.state not in scenario.ends:
             self.violated(1, f"the task ended as {self.state} {self.result!r}, not as {sorted(scenario.ends)}")
         record = world.record()
-        if record is not None and record.fence.status not in ENDED and not world.errors:
+        if record is not None and record.fence.status not in FINISHED and not world.errors:
             self.violated(1, f"the result is stored, and the record is {record.fence.status}")
         if self.state == states.SUCCESS:
             self._at_success()
@@ -202,3 +236,8 @@ class Promises:
             self.violated(2, f"the call step's value was {token}, the task saw {self.result[0]}")
         if not 1 <= self.links <= 1 + self.more_links:
             self.violated(6, f"the callback was dispatched {self.links} times, {1 + self.more_links} may be")
+
+
+def _unwished(fence: Fence) -> Fence:
+    """The fence without what somebody outside wishes."""
+    return fence.wishing("") if fence.status in OWNED else fence

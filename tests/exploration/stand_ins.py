@@ -75,7 +75,8 @@ def told(result: Any) -> str:
     """What an answer says, in a form that two histories can be compared by."""
     if isinstance(result, Record):
         due = None if result.due is None else max(0.0, round(result.due - Now.world.clock, 3))
-        return f"<{fence_told(result.fence)} {plain(result.snapshot)} {bool(result.message):d} {result.value!r} {due}>"
+        texts = f"{plain(result.snapshot)} {bool(result.message):d} {result.value!r} {result.inbox!r}"
+        return f"<{fence_told(result.fence)} {texts} {due}>"
     if isinstance(result, Look):
         leases = ",".join(f"{one.worker}:{one.left > 0:d}:{one.note}" for one in result.leases)
         return f"<{leases} {result.due} {result.owned}>"
@@ -98,11 +99,12 @@ class SimStore(Store):
         *,
         due_in: float | None = None,
         expires_in: float | None = None,
+        inbox: str | None = None,
     ) -> bool:
         def act() -> bool:
             world = Now.world
             old = world.memory.read(task_id)
-            swapped = world.memory.swap(task_id, expected, record, due_in=due_in, expires_in=expires_in)
+            swapped = world.memory.swap(task_id, expected, record, due_in=due_in, expires_in=expires_in, inbox=inbox)
             if swapped:
                 new = world.memory.read(task_id)
                 world.written(old, new or record, record.snapshot)
@@ -130,6 +132,9 @@ class SimStore(Store):
 
     def delete(self, task_id: str, expected: Fence) -> bool:
         return self._io("delete", lambda: Now.world.delete(task_id, expected))
+
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        return self._io("records", lambda: Now.world.memory.records())
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
         Now.world.memory.renew(worker, seconds, note)
@@ -193,6 +198,9 @@ class SimBackend(BaseBackend):  # type: ignore[misc]
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         world = Now.world
+        if task_id != world.scenario.first.headers["id"]:
+            state = states.SUCCESS if task_id in world.results else states.PENDING
+            return world.io("get child", lambda: {"status": state, "result": world.results.get(task_id)})
         return world.io("get result", lambda: {"status": self._state(), "result": world.promises.result})
 
 
@@ -319,3 +327,19 @@ class PlainInfo:
         self.exc_info = exc_info or sys.exc_info()
         self.type, self.exception = self.exc_info[0], self.exc_info[1]
         self.internal = internal
+
+
+class NoEvents:
+    """Nobody listens to events."""
+
+    def __call__(self, **kwargs: Any) -> NoEvents:
+        return self
+
+    def __enter__(self) -> NoEvents:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def send(self, *args: Any, **kwargs: Any) -> None:
+        pass

@@ -29,12 +29,14 @@ class Exploration(NamedTuple):
         counts = zip(Budget._fields[:4], self.budget, strict=False)
         faults = " ".join(f"{name[0]}{count}" for name, count in counts if count)
         at_most = f" at most {self.budget.total}" if self.budget.total < sum(self.budget[:4]) else ""
-        return f"{self.scenario.__name__}, {self.broker}, {where}{steps}: {faults or 'none'}{at_most}"
+        switches = ", a switch" if self.budget.switches else ""
+        return f"{self.scenario.__name__}, {self.broker}, {where}{steps}: {faults or 'none'}{at_most}{switches}"
 
 
 CRASH, FREEZE, DUPLICATE, ERROR = (Budget(**{kind: 1}) for kind in Budget._fields[:4])
 ANY_ONE = Budget(crashes=1, freezes=1, duplicates=1, errors=1, total=1)
 TWO_CRASHES = Budget(crashes=2)
+SWITCH = Budget(switches=1)
 
 #: What a scenario is explored with; those that are not listed take any fault.  A scenario whose own crashes come to
 #: the limit takes no others at that place, and one that is revoked is told so in one worker only.
@@ -42,13 +44,29 @@ _FAULTS = {
     s.Revoked: (CRASH, ERROR),
     s.Forgotten: (Budget(),),
     s.Losing: (ERROR,),
-    s.Looping: (CRASH, FREEZE, DUPLICATE),
+    s.Looping: (CRASH, DUPLICATE),  # FREEZE takes ten seconds, and is explored on demand
     s.Stopping: (Budget(), DUPLICATE),
     s.Scattered: (Budget(), DUPLICATE),
+    s.AnsweredInTime: (Budget(), CRASH),
+    s.AnsweredTwice: (SWITCH,),
+    s.Answered: (ANY_ONE, SWITCH),
+    s.Paused: (SWITCH,),
+    s.PausedShort: (CRASH,),
+    s.PausedWaiting: (SWITCH,),
+    s.Falling: (FREEZE,),
+    s.CancelledWaiting: (SWITCH, CRASH, ERROR),
+    s.RetriedTwice: (SWITCH,),
+    s.Parent: (SWITCH, CRASH, ERROR),
+    # A kill just when Celery has stored RETRY over REVOKED leaves that state: nobody would look any more.
+    s.Cancelled: (SWITCH, DUPLICATE, ERROR),
+    s.CancelledPaused: (Budget(),),
+    # What a frozen execution stores late is left aside, and so is whether the retry came to its end.
+    s.Retried: (SWITCH, CRASH, DUPLICATE, ERROR),
 }
 _OTHERS = (
     s.Seldom, s.Raising, s.Failing, s.Retrying, s.Rejecting, s.Revoked, s.Forgotten, s.Backlogged, s.Losing, s.Looping,
-    s.Stopping, s.Scattered,
+    s.Falling, s.Stopping, s.Scattered, s.Answered, s.AnsweredInTime, s.AnsweredTwice, s.Paused, s.PausedShort,
+    s.PausedWaiting, s.Cancelled, s.CancelledWaiting, s.CancelledPaused, s.Retried, s.RetriedTwice, s.Parent,
 )  # fmt: skip
 
 
@@ -68,6 +86,7 @@ def short() -> Iterator[Exploration]:
 
 def full(most: Budget) -> Iterator[Exploration]:
     """Everything with as many faults as asked for; the smallest tasks first."""
+    yield Exploration(s.Looping, "filesystem", True, FREEZE)
     for scenario in (s.Tiny, s.Short, s.Plain):
         for broker in s.BROKERS:
             for is_provable in (True, False):

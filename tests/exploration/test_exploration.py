@@ -48,7 +48,7 @@ def test_a_place_that_was_met_before_need_not_be_explored_again() -> None:
         every = Explorer(scenario, budget, remembers=False).explore()
         fewer = Explorer(scenario, budget).explore()
         assert every.violation is None and fewer.violation is None
-        assert every.histories > fewer.histories
+        assert every.histories >= fewer.histories and fewer.met
 
 
 @pytest.mark.parametrize("one", BREAKS, ids=str)

@@ -26,15 +26,14 @@ from celery_continuations.worker import keeper as keepers
 from celery_continuations.worker.hearing import Hearing
 from celery_continuations.worker.keeper import Keeper
 from celery_continuations.worker.receiving import Request
-from tests.exploration.promises import FINAL, Promises, Violation
+from tests.exploration.clients import KIND, TASK_ID, Clients, Process
+from tests.exploration.promises import FINAL, FINISHED, Promises, Violation
 from tests.exploration.stand_ins import Message, Now, PlainInfo, SimFlag, told
 
 if TYPE_CHECKING:
     from tests.exploration.scenarios import Scenario
 
 T = TypeVar("T")
-
-TASK_ID = "task"
 
 # Longer than a lease and than the patience with a message.
 _WHILE = 11.0
@@ -63,6 +62,7 @@ class Budget(NamedTuple):
     duplicates: int = 0
     errors: int = 0
     total: int = 99
+    switches: int = 0  # no fault: a client that is put aside between two of its calls
 
     def has(self, kind: str) -> bool:
         return self.total > 0 and getattr(self, kind) > 0
@@ -121,13 +121,14 @@ class Worker:
 
 
 class Actor:
-    """Something that runs: an execution, a sweep, or the handler of a lost process."""
+    """Something that runs: an execution, a sweep, the handler of a lost process, or a client."""
 
-    def __init__(self, world: World, kind: str, worker: Worker, number: int, run: Callable[[], None]) -> None:
+    def __init__(self, world: World, kind: str, worker: Worker | Process, number: int, run: Callable[[], None]) -> None:
         self.kind = kind
         self.worker = worker
         self.number = number
         self.child = f"c{number}"
+        self.errand = ""
         self.in_child = False
         self.log: list[str] = []
         self.is_dead = False
@@ -165,7 +166,7 @@ class Actor:
         """What it knows, which is what it was given and the answers it got."""
         message = self.message.told_to(known) if self.message and self.owner is None else ""
         return (
-            f"{self.kind} c{self.number} {self.worker.name} {self.in_child:d} {message} "
+            f"{self.kind} {self.errand} c{self.number} {self.worker.name} {self.in_child:d} {message} "
             f"{self.store_fault} {self.owner} {self.stale_effects}{self.has_dispatched:d}{self.has_stored:d}"
             f"{self.is_refused:d}{self.knows_final:d} {sorted(self.knows)} {self.log}"
         )
@@ -190,6 +191,7 @@ class World:
         self.clock = 1_000_000.0
         self.memory = MemoryStore(lambda: self.clock)
         self.promises = Promises(self)
+        self.clients = Clients(self, scenario.errands)
         self.violation: Violation | None = None
         self.history: list[str] = []
         self.actor: Actor | None = None
@@ -201,6 +203,8 @@ class World:
         self.stack: list[Actor] = []
         self.frozen: list[Actor] = []
         self.budget = budget
+        self.children: set[str] = set()  # that were started
+        self.results: dict[str, Any] = {}  # of children
         self.losses = 0
         self.errors = 0
         self.may_lose_fresh = False
@@ -244,6 +248,7 @@ class World:
     def written(self, old: Record | None, new: Record, text: str | None) -> None:
         if self.actor is not None:
             self.promises.written(self.actor, old, new, text)
+            self.clients.wrote(self.actor, new)
 
     def retire(self, worker: str) -> None:
         self.has_written = True
@@ -259,8 +264,10 @@ class World:
             self.promises.published += 1
             self.sent[message.generation] = message
             self.queue.append(message)
-        else:
+        elif message.headers["task"] == self.scenario.linked.name:
             self.promises.link(self.acting)
+        else:
+            self.children.add(message.headers["id"])
 
     def record(self) -> Record | None:
         return self.memory.read(TASK_ID)
@@ -272,6 +279,16 @@ class World:
         """The body does something that the world can see."""
         self.has_written = True
         return self.io(f"do {name}", lambda: self.promises.effect(self.acting, name))
+
+    def end_child(self, child: str, result: Any) -> None:
+        """The result of a child is stored."""
+
+        def act() -> None:
+            self.has_written = True
+            self.results[child] = result
+            self.clients.accepted.add(self.acting.errand)
+
+        self.io(f"store result of {child}", act)
 
     def stop(self) -> None:
         """The worker of this execution is told to stop, and its tasks to leave at their next checkpoint."""
@@ -285,6 +302,11 @@ class World:
         """The process of this execution ends, by its own doing."""
         self.acting.fate = self._lose_child
         self.io("die", lambda: None)
+
+    def fall(self) -> None:
+        """The worker of this execution ends, by the execution's doing."""
+        self.acting.fate = lambda actor: self._end_worker(actor.worker)
+        self.io("fall", lambda: None)
 
     def lose_record(self) -> None:
         """The store loses what it has, and with it nothing of this task is known to be done."""
@@ -350,7 +372,8 @@ class World:
             fate(actor)
         elif actor.greenlet.dead:
             self.stack.remove(actor)
-            self._let_go(actor.worker)
+            if isinstance(actor.worker, Worker):
+                self._let_go(actor.worker)
         else:
             self._fault(actor)
 
@@ -365,12 +388,10 @@ class World:
             options.append(("thaw", self._thaw))
         if self.held:
             options.append(("give back", self._give_back))
-        if budget.has("crashes") and self.has_written:  # after a mere answer it would be as before the question
-            if actor.in_child:
-                options.append(("crash child", lambda: self._crash_child(actor)))
-            options.append(("crash worker", lambda: self._crash_worker(actor.worker)))
-        if budget.has("freezes") and not actor.worker.lapsed:
-            options.append(("freeze", lambda: self._freeze(actor)))
+        if actor.kind == KIND:
+            options += self.clients.own_options(actor)
+        else:
+            options += [*self.clients.options(), *self._worker_faults(actor)]
         if self.scenario.is_revocable and actor.in_child and not self.is_revoked:
             options.append(("revoke", lambda: self._revoke(actor)))
         if budget.has("duplicates"):
@@ -380,6 +401,16 @@ class World:
                 (f"store {fault}", lambda f=fault: self._store_fault(actor, f)) for fault in self.scenario.store_faults
             ]  # type: ignore[misc]
         self._take(options)
+
+    def _worker_faults(self, actor: Actor) -> list[tuple[str, Callable[[], None]]]:
+        options: list[tuple[str, Callable[[], None]]] = []
+        if self.budget.has("crashes") and self.has_written:  # after a mere answer it would be as before the question
+            if actor.in_child:
+                options.append(("crash child", lambda: self._crash_child(actor)))
+            options.append(("crash worker", lambda: self._crash_worker(actor.worker)))
+        if self.budget.has("freezes") and not actor.worker.lapsed:
+            options.append(("freeze", lambda: self._freeze(actor)))
+        return options
 
     def _take(self, options: list[tuple[str, Callable[[], None]]]) -> None:
         name, act = options[self._choose([name for name, _ in options], self)]
@@ -393,16 +424,22 @@ class World:
             if worker.is_up and worker.is_stopping:
                 worker.end()
         record = self.record()
-        over = self.promises.state in FINAL and (record is None or record.fence.status in ENDED)
+        over = self.promises.state in FINAL and (record is None or record.fence.status in FINISHED)
+        outside = self.clients.options()
         if self.queue:
             options = [("deliver", self._deliver)]
             if self._is_to_be_swept(record):
                 options.append(("sweep", self._pass_time_and_sweep))
-            self._take(options)
-        elif not over or self._has_dead_lease():
-            if not over and self._stuck(record):
-                return False
+            self._take(options + outside)
+        elif outside and not over:
+            wait = [("time passes", lambda: self._wait(record))] if self._may_wait(record) else []
+            self._take(wait + outside)
+        elif not over:
+            return self._wait(record)
+        elif self._has_dead_lease():
             self._pass_time_and_sweep()
+        elif outside:
+            self._take(outside)
         elif self.frozen:
             self._thaw()
         elif self.held:
@@ -414,13 +451,28 @@ class World:
             return False
         return True
 
+    def _may_wait(self, record: Record | None) -> bool:
+        """Whether time alone may change something."""
+        if self.frozen or self.held:
+            return True
+        if self.scenario.is_prompt:
+            return False
+        return record is not None and (record.due is not None or bool(record.fence.worker))
+
+    def _wait(self, record: Record | None) -> bool:
+        """Let time pass; return False when it would change nothing any more."""
+        if self._stuck(record):
+            return False
+        self._pass_time_and_sweep()
+        return True
+
     def _is_to_be_swept(self, record: Record | None) -> bool:
         """Whether a sweep would change the record: its owner is dead, or nobody has looked for its message yet."""
         if record is None or record.fence.status in ENDED:
-            return False
+            return record is not None and record.fence.status == Status.WAITING and record.due is not None
         if record.fence.status == Status.QUEUED:
             return record.fence.owner.partition(" ")[0] in ("", "0")  # looks for its message
-        return not record.fence.owner or not self.owners[record.fence.owner].is_up
+        return not record.fence.owner or not self.owners[record.fence.wishing("").owner].is_up
 
     def _has_dead_lease(self) -> bool:
         up = {worker.name for worker in self.workers if worker.is_up or worker.is_frozen}
@@ -436,7 +488,7 @@ class World:
             if self._patience_is_over():
                 self._give_back()
             return False
-        return record is None
+        return record is None or (record.fence.generation == 0 and record.message is None)
 
     _waits = 0
 
@@ -456,7 +508,7 @@ class World:
         self.history.append("** time passes")
         if not self._spare.is_up:
             self._spare = self._new_worker()
-        self._start("sweep", self._spare, self._spare.sweep)
+        self.start("sweep", self._spare, self._spare.sweep)
 
     def _deliver(self) -> None:
         self._run(self.queue.pop(0))
@@ -481,7 +533,7 @@ class World:
             with suppress(TaskRevokedError):
                 request.execute_using_pool(_Pool(self, actor))
 
-        actor = self._start("execution", worker, run)
+        actor = self.start("execution", worker, run)
         actor.message = message
 
     def _settle(self, worker: Worker, message: Message, requeue: bool = False) -> None:
@@ -491,8 +543,9 @@ class World:
             if requeue:
                 self.queue.append(message.copy(redelivered=True))
 
-    def _start(self, kind: str, worker: Worker, run: Callable[[], None]) -> Actor:
+    def start(self, kind: str, worker: Worker | Process, run: Callable[[], None]) -> Actor:
         self._actors += 1
+        """Let something run, before all that runs already."""
         actor = Actor(self, kind, worker, self._actors, run)
         self.stack.append(actor)
         return actor
@@ -532,8 +585,8 @@ class World:
     def _lose_child(self, actor: Actor) -> None:
         """The process of an execution ends; its worker's main process goes on."""
         self._end_child(actor)
-        self._start("lost", actor.worker, lambda: self._report(actor, WorkerLostError("simulated")))
-        sweep = lambda: self._start("sweep", actor.worker, actor.worker.sweep)  # noqa: E731
+        self.start("lost", actor.worker, lambda: self._report(actor, WorkerLostError("simulated")))
+        sweep = lambda: self.start("sweep", actor.worker, actor.worker.sweep)  # noqa: E731
         self._take([("its request learns it first", lambda: None), ("its keeper learns it first", sweep)])  # type: ignore[list-item]
 
     def _revoke(self, actor: Actor) -> None:
@@ -552,7 +605,7 @@ class World:
             request.terminate(SimpleNamespace(terminate_job=terminate_job))
             self._report(actor, Terminated("simulated"))
 
-        self._start("revoking", actor.worker, run)
+        self.start("revoking", actor.worker, run)
 
     def on_revoked(self, task: Any, request: Any) -> None:
         """As of :mod:`celery_continuations.worker.hearing`."""
@@ -561,7 +614,7 @@ class World:
     def _end_child(self, actor: Actor) -> None:
         actor.worker.lost_children.add(actor.child)
         self.stack.remove(actor)
-        self._kill(actor)
+        self.kill(actor)
 
     @staticmethod
     def _report(actor: Actor, error: BaseException) -> None:
@@ -572,10 +625,13 @@ class World:
         actor.request.on_failure(info)
 
     def _crash_worker(self, worker: Worker) -> None:
+        self._lose("crashes")
+        self._end_worker(worker)
+
+    def _end_worker(self, worker: Worker) -> None:
         for actor in [one for one in self.stack if one.worker is worker]:
             self.stack.remove(actor)
-            self._kill(actor)
-        self._lose("crashes")
+            self.kill(actor)
         worker.is_crashed = True
         self._return_unacked(worker)
 
@@ -629,7 +685,8 @@ class World:
         self.errors += fault == "away"
         actor.store_fault = fault
 
-    def _kill(self, actor: Actor) -> None:
+    def kill(self, actor: Actor) -> None:
+        """Its process is gone: nothing of it happens any more."""
         actor.is_dead = True
         if actor.greenlet and not actor.greenlet.dead:
             self.actor = actor
@@ -641,8 +698,8 @@ class World:
                 self.actor = None
 
     def _clear(self) -> None:
-        for actor in [*self.stack, *self.frozen]:
-            self._kill(actor)
+        for actor in [*self.stack, *self.frozen, *self.clients.aside]:
+            self.kill(actor)
         for worker in self.workers:
             keepers._keepers.pop(worker.name, None)
             flags._by_hostname.pop(worker.name, None)
@@ -666,7 +723,8 @@ class World:
                 "frozen",
                 *[actor.told(known) for actor in self.frozen],
                 f"{self._spare.name} {self._late} {self.may_lose_fresh} {self.errors > 0} {self.is_revoked} "
-                f"{self.has_frozen} {self._waits} {self.promises.key()} {self.scenario.key()}",
+                f"{self.has_frozen} {self._waits} {self.promises.key()} {self.scenario.key()} "
+                f"{self.clients.key()} {sorted(self.children)} {self.results}",
             )
         )
         there = [one for one in self.workers if not one.has_ended or f"{one.name}/" in text or f"{one.name}:" in text]
@@ -677,6 +735,8 @@ class World:
 
         def rename(found: re.Match[str]) -> str:
             name = found[0]
+            if name[0].isdigit():
+                return f"{float(name) - self.clock:+.3f}"
             if name[0] == "g":
                 return f"g{int(name[1:]) - base:+d}"
             return names.setdefault(name, f"{name[0]}#{len(names)}")
@@ -708,9 +768,9 @@ class World:
         return self.repeats_allowed - sum(runs - 1 for runs in self.promises.runs.values())
 
 
-# Workers, children, executions, generations and values are numbered as they come: two histories may differ in nothing
-# but that.
-_NAME = re.compile(r"\b[Wcegtb]\d+\b")
+# Workers, children, executions, generations and values are numbered as they come, and moments count from now: two
+# histories may differ in nothing but that.
+_NAME = re.compile(r"\b[Wcegtb]\d+\b|\b1\d{6}\.\d+\b")
 
 
 class _Pool:

@@ -77,6 +77,13 @@ def postgres_server(server_folder: Path) -> Iterator[LocalProcess]:
     process.end(timeout=10)
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the browser."""
+    _need("chromium")
+    return str(shutil.which("chromium"))
+
+
 class Trace:
     """What tasks have done, one line for each thing: ``item pid``.  Written with O_APPEND, so never torn."""
 
@@ -102,7 +109,7 @@ class Cluster:
         self.conf = conf
         self.folder = folder
         self.trace = Trace(folder / "trace")
-        self.workers: list[LocalProcess] = []
+        self.processes: list[LocalProcess] = []
         self.client = Celery("client", set_as_current=False)
         self.client.conf.update(conf)
 
@@ -113,14 +120,15 @@ class Cluster:
         return process
 
     def start_worker(self, *options: str, env: dict[str, str] | None = None, **conf: Any) -> LocalProcess:
-        argv = [
-            str(Path(sys.executable).parent / "celery"), "-A", "tests.integration.project", "worker", "-l", "INFO",
-            "-n", "%h@test", "--without-mingle", "--without-gossip", *(options or ("-c", "1")),
-        ]  # fmt: skip
+        argv = ["-l", "INFO", "-n", "%h@test", "--without-mingle", "--without-gossip", *(options or ("-c", "1"))]
+        return self.start("worker", *argv, env=env, **conf)
+
+    def start(self, command: str, *options: str, env: dict[str, str] | None = None, **conf: Any) -> LocalProcess:
+        """Start one of Celery's commands, on the project."""
         process = LocalProcess(
-            argv,
+            [str(Path(sys.executable).parent / "celery"), "-A", "tests.integration.project", command, *options],
             self.folder,
-            name=f"worker{len(self.workers)}",
+            name=f"{command}{len(self.processes)}",
             env={
                 "PYTHONPATH": str(ROOT),
                 "PYTHONWARNINGS": "ignore",
@@ -129,7 +137,7 @@ class Cluster:
                 **(env or {}),
             },
         )
-        self.workers.append(process)
+        self.processes.append(process)
         return process
 
     def test_worker(self, process: LocalProcess) -> Any:
@@ -144,7 +152,7 @@ class Cluster:
         return self.client.signature(f"project.{name}", args=args, **options)
 
     def end(self) -> None:
-        for process in self.workers:
+        for process in self.processes:
             process.end(timeout=0)
         if "Redis" in type(self.client.backend).__name__:
             self.client.backend.result_consumer.stop()
@@ -153,7 +161,7 @@ class Cluster:
         self.client.close()
 
 
-def _conf(**conf: Any) -> dict[str, Any]:
+def defaults(**conf: Any) -> dict[str, Any]:
     return {
         "task_default_queue": f"q{uuid.uuid4().hex[:12]}",
         "worker_prefetch_multiplier": 1,
@@ -171,7 +179,7 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     def make(**conf: Any) -> Cluster:
         folder = tmp_path / f"cluster{len(clusters)}"
         folder.mkdir()
-        clusters.append(Cluster(_conf(**conf), folder))
+        clusters.append(Cluster(defaults(**conf), folder))
         return clusters[-1]
 
     yield make

@@ -17,6 +17,7 @@ from kombu import Exchange, Queue
 
 from celery_continuations import AppTask, ContinuableTask, ContinuationError, execution
 from celery_continuations.stores import rules
+from celery_continuations.waiting import RAISE
 
 app = Celery("project", set_as_current=True)
 app.conf.update(json.loads(os.environ.get("TEST_CONF", "{}")))
@@ -75,6 +76,17 @@ def stuttering(self: Any, value: Any, fail: bool = False) -> Any:
     if fail:
         raise ContinuationError("failed in the end")
     return value
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.gated")
+def gated(self: Any, count: int, gate: int) -> int:
+    """Work through rows, and at one of them wait for the test to open the gate; it can be interrupted there."""
+    for row in self.iterate("rows", range(count)):
+        while row == gate and not Path(os.environ["TEST_TRACE"]).with_name("gate").exists():
+            self.checkpoint()
+            time.sleep(0.01)
+        trace("item", row, os.getpid())
+    return count
 
 
 @app.task(base=ContinuableTask, bind=True, name="project.witness", continuation_should_interrupt=always)
@@ -176,6 +188,91 @@ def later(self: Any, countdown: float) -> None:
             raise self.retry(countdown=countdown)
 
 
+# -- for test_waiting.py
+
+
+def trace_run(task: Any) -> None:
+    trace("run", task.request.id, os.getpid(), task.request.retries)
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.asking")
+def asking(self: Any, names: list[str], timeout: float | None = None, default: Any = RAISE) -> Any:
+    """Wait for each of these names."""
+    trace_run(self)
+    return [self.wait_for(name, timeout=timeout, default=default) for name in names]
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.asking_one")
+def asking_one(self: Any, name: str = "approval", timeout: float | None = None, default: Any = RAISE) -> Any:
+    """Wait for one name; a step before and one after."""
+    trace_run(self)
+    self.step("before", trace, "before", self.request.id)
+    answer = self.wait_for(name, timeout=timeout, default=default)
+    trace("reached", self.request.id, time.time())
+    self.step("after", trace, "after", self.request.id)
+    return answer
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.asking_late")
+def asking_late(self: Any, gate: str) -> Any:
+    """Begin, and wait for a name once there is a file."""
+    trace_run(self)
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return self.wait_for("approval")
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.napping")
+def napping(self: Any, seconds: float) -> float:
+    """Sleep; return for how long."""
+    trace_run(self)
+    began = self.step("began", time.time)
+    self.sleep("nap", seconds)
+    return time.time() - float(began)
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.polling")
+def polling(self: Any, path: str, timeout: float | None = None) -> Any:
+    """Ask again and again whether there is a file."""
+    trace_run(self)
+    return self.wait_until("file", lambda: os.path.exists(path) and "there", every=0.2, timeout=timeout)
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.coming_back")
+def coming_back(self: Any) -> int:
+    """Leave in the middle of a step, and come back at the same cursor."""
+    trace_run(self)
+    for page in self.step("pages", start=0):
+        while page.cursor < 4:
+            trace("page", self.request.id, page.cursor)
+            if page.cursor == 2 and not page.resumed:
+                self.resume_in(0.3)
+            page.advance()
+    return 4
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.gathering")
+def gathering(self: Any, children: list[Any]) -> Any:
+    """Wait for the results of other tasks, given as name and arguments."""
+    trace_run(self)
+    return self.wait_for_results("children", [app.signature(f"project.{name}", args) for name, *args in children])
+
+
+@app.task(name="project.failing")
+def failing(text: str) -> None:
+    """Fail."""
+    raise ValueError(text)
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.mended")
+def mended(self: Any, path: str) -> str:
+    """Fail until there is a file."""
+    trace_run(self)
+    self.step("before", trace, "before", self.request.id)
+    self.step("mended", lambda: os.stat(path).st_size)
+    return "mended"
+
+
 def use_too_much_memory() -> None:
     """Have the kernel kill this process where the test could make a memory limit, else do what it would do."""
     limited = app.conf.get("test_memory_group")
@@ -236,6 +333,7 @@ if app.conf.get("test_point"):
     points(rules, "claim", after="claimed")
     points(execution, "republish", "saved", "published")
     points(rules, "finish", after="finishing")
+    points(rules, "wait", "leaving", "left")
     points(Backend, "mark_as_done", "dispatched", "stored")
     points(RedisBackend, "on_chord_part_return", "uncounted")
 

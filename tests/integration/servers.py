@@ -29,7 +29,7 @@ class _Local:
 
 
 class LocalRedis(_Local, RedisContainer):  # type: ignore[misc]
-    """redis-server without persistence."""
+    """redis-server."""
 
 
 class LocalRabbitMQ(_Local, RabbitMQContainer):  # type: ignore[misc]
@@ -42,14 +42,22 @@ def missing() -> dict[str, str]:
         "redis": shutil.which("redis-server"),
         "rabbitmq": Path("/usr/lib/rabbitmq/bin/rabbitmq-server").exists() and shutil.which("epmd"),
         "postgresql": _postgres_binaries(),
+        "chromium": shutil.which("chromium"),
     }
-    packages = {"redis": "redis-server", "rabbitmq": "rabbitmq-server", "postgresql": "postgresql"}
+    packages = {
+        "redis": "redis-server",
+        "rabbitmq": "rabbitmq-server",
+        "postgresql": "postgresql",
+        "chromium": "chromium",
+    }
     return {name: packages[name] for name, where in found.items() if not where}
 
 
-def start_redis(folder: Path) -> LocalProcess:
+def start_redis(folder: Path, *, durable: bool = False) -> LocalProcess:
+    """A Redis server; with ``durable`` one that has written what it has acknowledged."""
     port = free_port()
-    argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+    argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+    argv += ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
     server = LocalProcess(argv, folder, name="redis", port=port)
     server.await_log("Ready to accept connections")
     return server

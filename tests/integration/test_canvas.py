@@ -120,4 +120,4 @@ def test_monitors_see_one_task_that_is_retried(cluster: Any) -> None:
     assert types.count("task-succeeded") == 1
     assert {event["uuid"] for event in seen if "uuid" in event} == {result.id}
     retried = next(event for event in seen if event["type"] == "task-retried")
-    assert retried["exception"] == "Interrupted('rows', 1, 'again')"
+    assert retried["exception"] == "Interrupted('rows', 1, 'again', percent=33)"

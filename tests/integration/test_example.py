@@ -27,5 +27,10 @@ def test_the_demo(request: Any, broker: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Interrupted at approval (waiting for 'approval')" in done.stdout
+    assert 'POST {"by": "ann"}: 204' in done.stdout
+    assert 'POST {"by": "bob"}: 409' in done.stdout
     assert "ok 0 were imported twice" in done.stdout
+    assert "ok approved by ann" in done.stdout
+    assert "ok 10 tasks have counted 28,298 airports" in done.stdout
     assert "All of it holds" in done.stdout

@@ -70,7 +70,7 @@ def interrupt_and_resume(cluster: Any, stop: Any, conf: dict[str, Any], *options
     done = cluster.trace.items()
     assert len(done) < COUNT, "the task was not interrupted"
     assert result.state == "RETRY"
-    assert f"Interrupted at rows:{len(done)} (stopping)" == str(result.info)
+    assert str(result.info) == f"Interrupted at rows:{len(done)}, {100 * len(done) // COUNT} % (stopping)"
     cluster.worker(*options, **conf)
     assert result.get(timeout=30) == COUNT
     assert cluster.trace.items() == list(range(COUNT))
@@ -131,7 +131,7 @@ def test_a_cold_stop_does_not_wait_for_a_long_item(on_redis: Any) -> None:
     first.kill("SIGQUIT")
     first.await_exit(within=5)
     assert on_redis.trace.items() == []
-    assert str(result.info) == "Interrupted at rows (stopping)"
+    assert str(result.info) == "Interrupted at rows, 0 % (stopping)"
     on_redis.worker("-c", "1")
     assert result.get(timeout=30) == 1
     assert on_redis.trace.items() == [0]

@@ -67,6 +67,7 @@ class Worker:
         self.app = app
         self.deliveries: list[Delivery] = []
         self.flag: Any = None
+        self.eventer: Any = None  # its dispatcher of events, as of worker -E
 
     def stop(self) -> None:
         if self.flag is None:
@@ -118,7 +119,7 @@ class Worker:
             task,
             pool,
             hostname,
-            None,
+            self.eventer,
             trace=partial(trace_task_ret, app=self.app),
             app=self.app,
         )
@@ -127,6 +128,7 @@ class Worker:
             on_ack=delivery.on_ack,
             on_reject=delivery.on_reject,
             hostname=hostname,
+            eventer=self.eventer,
             app=self.app,
             task=task,
         )

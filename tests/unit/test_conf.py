@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +13,13 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import ContinuableTask, conf
 from tests.unit.conftest import make_app
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_app_is_left() -> Iterator[None]:
+    """A shared task of a later test would be made in each app that is still there, wrong settings and all."""
+    yield
+    gc.collect()
 
 
 def body(self: Any) -> None:
@@ -60,6 +69,44 @@ def test_a_wrong_value_of_a_task_names_the_task(name: str, value: Any) -> None:
     app.task(base=ContinuableTask, bind=True, name="any", **{name: value})(body)
     with pytest.raises(ImproperlyConfigured, match="of task any is not allowed"):
         app.finalize()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("continuation_callback_url", ""),
+        ("continuation_callback_url", "example.com/callbacks"),
+        ("continuation_callback_url", "ftp://example.com"),
+        ("continuation_callback_url", "https://example.com/?token="),
+        ("continuation_callback_expires", 0),
+        ("continuation_callback_expires", float("inf")),
+        ("continuation_callback_max_body", 0),
+    ],
+)
+def test_a_wrong_value_of_callbacks_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        conf.validate(make_app(**{name: value}))
+    assert str(caught.value).startswith(f"{name} = {value!r} is not allowed; it takes ")
+
+
+SECRET = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize("value", ["", SECRET[1:], [], [SECRET, SECRET[1:]], SECRET.encode(), {SECRET: 1}])
+def test_a_wrong_secret_is_refused_and_not_shown(value: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="^continuation_callback_secret = .not shown. is not allowed; it"):
+        conf.validate(make_app(continuation_callback_secret=value))
+
+
+@pytest.mark.parametrize("value", [None, SECRET, [SECRET, SECRET.upper()], (SECRET,)])
+def test_secrets(value: Any) -> None:
+    conf.validate(make_app(continuation_callback_secret=value))
+
+
+def test_celerys_report_hides_the_secret() -> None:
+    app = make_app(continuation_callback_secret=[SECRET])
+    assert "continuation_callback_secret" in app.bugreport()
+    assert SECRET not in app.bugreport()
 
 
 def test_an_unknown_setting_is_refused() -> None:

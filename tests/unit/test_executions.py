@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -57,7 +58,7 @@ def test_r2_s6_interrupted_it_leaves_one_message_and_the_next_worker_finishes(wo
     worker.deliver()
     assert seen == [0, 1, 2, 3, 4]
     assert worker.queued() == 1
-    assert (result.state, repr(result.info)) == (states.RETRY, repr(Interrupted("loop", 5, "stopping")))
+    assert (result.state, repr(result.info)) == (states.RETRY, repr(Interrupted("loop", 5, "stopping", 50)))
     assert worker.drain() == 1
     assert (seen, result.get()) == (list(range(10)), 10)
     first, second = worker.deliveries
@@ -88,7 +89,7 @@ def test_r9_r10_r11_an_error_after_progress_resumes_and_the_second_at_the_same_c
     result = task(run).delay()
     worker.deliver()
     assert result.state == states.RETRY
-    assert str(result.info) == "Interrupted at loop:3 (ValueError: item 3)"
+    assert str(result.info) == "Interrupted at loop:3, 60 % (ValueError: item 3)"
     assert worker.drain() == 1
     assert (result.state, str(result.result)) == (states.FAILURE, "item 3")
     assert resumptions[0] == (0, [])
@@ -183,7 +184,7 @@ def test_r12_r13_a_predicate_is_called_with_the_task_and_its_answer_is_the_reaso
     app.conf.continuation_should_interrupt = full
     result = task(loop(worker, seen)).delay()
     worker.deliver()
-    assert str(result.info) == "Interrupted at loop:1 (disk is full)"
+    assert str(result.info) == "Interrupted at loop:1, 10 % (disk is full)"
     worker.drain()
     assert result.get() == 10
     assert set(asked) == {result.id}
@@ -192,7 +193,7 @@ def test_r12_r13_a_predicate_is_called_with_the_task_and_its_answer_is_the_reaso
 def test_a_predicate_may_be_a_dotted_path_or_a_method(worker: Any, task: Any) -> None:
     by_path = task(loop(worker, []), continuation_should_interrupt="tests.unit.predicates.always").delay()
     worker.deliver()
-    assert str(by_path.info) == "Interrupted at loop:1 (always)"
+    assert str(by_path.info) == "Interrupted at loop:1, 10 % (always)"
     worker.drain()
 
 
@@ -219,14 +220,62 @@ def test_r14_the_log_of_an_interruption_after_a_step(worker: Any, task: Any, cap
     assert "step one skipped" in text
 
 
+@pytest.mark.parametrize(
+    ("total", "start", "shown"),
+    [
+        (3, None, "Interrupted('loop', 1, 'stopping', percent=33)"),
+        (1, None, "Interrupted('loop', 1, 'stopping', percent=100)"),
+        (1000, None, "Interrupted('loop', 1, 'stopping', percent=0)"),
+        (None, None, "Interrupted('loop', 1, 'stopping')"),
+        (0, None, "Interrupted('loop', 1, 'stopping')"),
+        (3, 7, "Interrupted('loop', 8, 'stopping')"),
+    ],
+)
+def test_an_interruption_shows_the_percentage_where_it_is_known(
+    worker: Any, task: Any, total: int | None, start: int | None, shown: str
+) -> None:
+    def run(self: Any) -> None:
+        for _ in self.iterate("loop", lambda: map(str, range(9)), total=total, start=start):
+            worker.stop()
+
+    result = task(run).delay()
+    worker.deliver()
+    assert repr(result.info) == shown
+
+
+def test_an_interruption_in_a_step_that_is_no_loop_shows_no_percentage(worker: Any, task: Any) -> None:
+    def run(self: Any) -> None:
+        for step in self.step("pages", start=0):
+            worker.stop()
+            step.advance()
+
+    result = task(run).delay()
+    worker.deliver()
+    assert str(result.info) == "Interrupted at pages:1 (stopping)"
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+@pytest.mark.parametrize("args", [("loop", 5, "stopping", 50), ("loop", 5, "stopping"), (None, None, "stopping"), ()])
+def test_celery_rebuilds_an_interruption_of_its_arguments(app: Celery, serializer: str, args: tuple[Any, ...]) -> None:
+    shown = Interrupted(*args)
+    kept = app.backend.prepare_exception(shown, serializer)
+    if serializer == "json":
+        kept = json.loads(json.dumps(kept))
+    for found in (app.backend.exception_to_python(kept), pickle.loads(pickle.dumps(shown))):
+        assert type(found) is Interrupted
+        assert vars(found) == vars(shown)
+        assert (repr(found), str(found)) == (repr(shown), str(shown))
+
+
 def test_r15_the_log_of_an_interruption_during_a_step(worker: Any, task: Any, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "celery_continuations")
     task(loop(worker, [], {4})).delay()
     worker.drain()
-    assert "Interrupted at loop:5 (stopping)" in caplog.text
+    assert "Interrupted at loop:5, 50 % (stopping)" in caplog.text
     assert "step loop resumed from 5" in caplog.text
     interrupted = next(record for record in caplog.records if record.action == "interrupted")
-    assert interrupted.data == {"step": "loop", "cursor": 5, "reason": "stopping"}
+    found = {name: interrupted.data[name] for name in ("step", "cursor", "reason")}
+    assert found == {"step": "loop", "cursor": 5, "reason": "stopping"}
 
 
 def test_r22_a_message_without_continuation_data_runs(worker: Any, app: Celery, task: Any) -> None:
@@ -249,7 +298,7 @@ def test_r27_r28_the_third_resumption_is_one_too_many(worker: Any, task: Any, by
     options = {} if by_errors else {"continuation_should_interrupt": lambda task: "enough"}
     result = task(run, continuation_max_resumptions=2, **options).delay()
     worker.deliver()
-    assert str(result.info) == f"Interrupted at loop:1 ({'enough' if not by_errors else 'ValueError: on'})"
+    assert str(result.info) == f"Interrupted at loop:1, 10 % ({'enough' if not by_errors else 'ValueError: on'})"
     worker.drain()
     assert isinstance(result.result, ResumeLimitError)
     assert "resumed 2 times already (continuation_max_resumptions=2)" in str(result.result)
@@ -382,7 +431,7 @@ def test_s7_j6_max_runtime_of_the_app_of_the_task_and_changed_at_run_time(worker
     app.conf.continuation_max_runtime = 0.000001
     result = whole.delay()
     worker.deliver()
-    assert str(result.info) == "Interrupted at loop:1 (max_runtime)"
+    assert str(result.info) == "Interrupted at loop:1, 33 % (max_runtime)"
     app.conf.continuation_max_runtime = None
     assert worker.drain() == 1
 
@@ -412,7 +461,7 @@ def test_j5_a_hook_that_publishes_does_not_double_the_message(worker: Any, task:
     task(loop(worker, seen, {4}), on_retry=on_retry).delay()
     worker.drain()
     assert seen == list(range(10))
-    assert called == [("Interrupted at loop:5 (stopping)", 1)]
+    assert called == [("Interrupted at loop:5, 50 % (stopping)", 1)]
 
 
 def test_the_state_is_stored_before_the_message_is_out(worker: Any, task: Any, monkeypatch: Any) -> None:
@@ -485,7 +534,7 @@ def test_a_finally_that_raises(worker: Any, task: Any) -> None:
     seen: list[int] = []
     result = task(run, autoretry_for=(RuntimeError,)).delay()
     worker.deliver()
-    assert str(result.info) == "Interrupted at loop:3 (stopping)"
+    assert str(result.info) == "Interrupted at loop:3, 60 % (stopping)"
     worker.drain()
     assert (seen, result.state) == ([0, 1, 2, 3, 4], states.SUCCESS)
 

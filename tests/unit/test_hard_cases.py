@@ -337,7 +337,7 @@ def test_a_predicate_may_answer_what_it_likes(worker: Any, task: Any, answer: An
     )
     result = made.delay()
     worker.deliver()
-    assert str(result.info) == f"Interrupted at loop:1 ({answer})"
+    assert str(result.info) == f"Interrupted at loop:1, 33 % ({answer})"
     worker.drain()
     assert type(result.result).__name__ == "ResumeLimitError", "it counts, whatever it says"
 
@@ -356,7 +356,7 @@ def test_an_answer_that_comes_too_early_to_leave_is_acted_on_later(worker: Any, 
     worker.deliver()
     assert str(result.info) == "Interrupted between steps (first)"
     worker.deliver()
-    assert str(result.info) == "Interrupted at loop:1 (once)"
+    assert str(result.info) == "Interrupted at loop:1, 33 % (once)"
     worker.drain()
     assert seen == [(1, 0), (2, 1), (2, 2)]
 

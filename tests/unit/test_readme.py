@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from celery_continuations import conf
+from celery_continuations import ContinuableTask, conf
+from celery_continuations.testing import delivered
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -42,6 +45,27 @@ def test_the_first_task() -> None:
     assert sent == [(7, "ada"), (7, "bob")]
 
 
+def test_the_example_of_waiting() -> None:
+    asked: list[Any] = []
+    app = Celery("readme", broker="memory://", set_as_current=False)
+    app.conf.continuation_callback_url = "https://example.com/callbacks"
+    app.conf.continuation_callback_secret = "only a test, of 32 characters or more"
+
+    def render(issue: int, page: int) -> int:
+        return page
+
+    names: dict[str, Any] = {
+        "app": app, "ContinuableTask": ContinuableTask, "timedelta": timedelta,
+        "send_mail": lambda *args: asked.append(args), "render": app.task(name="render")(render),
+    }  # fmt: skip
+    (block,) = (one for one in blocks() if "def publish(" in one)
+    exec(block, names)
+    with delivered(approval={"by": "ann"}):
+        assert names["publish"].apply((7,)).get() == "3 pages, approved by ann"
+    assert names["publish"].apply((7,)).get() == "nobody has approved"
+    assert asked[0][0] == 7
+
+
 def test_every_setting_is_in_the_readme_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `continuation_(\w+)` \| (.*?) \|", README.read_text(), flags=re.M))
     rows.pop("store_is_chosen", None)
@@ -50,6 +74,7 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
         "store": '`"auto"`', "namespace": "app name and broker", "max_runtime": '`"auto"`', "resume_options": "`{}`",
         "on_change": '`"fail"`',
         "max_snapshot": "256 KiB", "keep_failed": "30 days",
+        "callback_expires": "7 days", "callback_max_body": "64 KiB",
     }  # fmt: skip
     for name, setting in conf.SETTINGS.items():
         assert rows[name] == shown.get(name, str(setting.default)), name

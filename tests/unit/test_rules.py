@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import rules
-from celery_continuations.stores.base import ENDED, Fence, Record, Status
+from celery_continuations.exceptions import DeliveryError
+from celery_continuations.stores import outside, rules
+from celery_continuations.stores.base import ENDED, PAUSE, Fence, Record, Status
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
 from celery_continuations.stores.rules import PATIENCE, Claim, Death
@@ -67,7 +68,7 @@ def record(store: MemoryStore) -> Record:
     return found
 
 
-def save(store: Any, task_id: str, fence: Fence, snapshot: str) -> bool:
+def save(store: Any, task_id: str, fence: Fence, snapshot: str) -> Fence | None:
     return rules.save(store, task_id, fence, snapshot, lambda: "message")
 
 
@@ -101,10 +102,10 @@ def test_rule_1_a_message_whose_record_is_gone_is_trusted_unless_the_task_has_en
 
 @pytest.mark.parametrize("status", sorted(ENDED))
 def test_rule_2_what_has_ended_is_not_touched(store: MemoryStore, status: str) -> None:
-    store.swap("id", None, Record(Fence(2, status), "snapshot"))
+    store.swap("id", None, Record(Fence(2, status), "snapshot", "message"))
     for generation in (0, 1, 2, 3):
         assert claim(store, generation) is None
-    assert store.read("id") == Record(Fence(2, status), "snapshot")
+    assert store.read("id") == Record(Fence(2, status), "snapshot", "message")
 
 
 def test_rule_3_a_message_older_than_the_last_claims_is_stale(store: MemoryStore) -> None:
@@ -125,6 +126,24 @@ def test_rule_4_a_second_delivery_of_what_a_live_owner_works_on_ends(store: Memo
     assert save(store, "id", fence, "it goes on")
 
 
+def test_rule_23_what_an_owner_saves_until_its_record_is_taken_is_not_lost(store: MemoryStore) -> None:
+    """It was frozen past its lease, and wakes while a sweep has read its record."""
+    fence = running(store)
+    read = store.read
+
+    def read_and_save(task_id: str) -> Record | None:
+        found = read(task_id)
+        store.read = read  # type: ignore[method-assign]
+        assert save(store, "id", fence, SAVED.replace("{", '{"executions": 7, '))
+        return found
+
+    store.read = read_and_save  # type: ignore[method-assign]
+    recovered = rules.recover(store, "id", ended=never, death=lambda owner: Death.CRASHED)
+    assert recovered is not None
+    assert Snapshot.loads(str(recovered.snapshot)).executions == 7
+    assert Snapshot.loads(str(record(store).snapshot)).losses == (1, 0)
+
+
 def test_rule_5_a_dead_owner_may_have_stored_its_result(store: MemoryStore, clock: Clock) -> None:
     running(store)
     seen: list[str | None] = []
@@ -135,7 +154,7 @@ def test_rule_5_a_dead_owner_may_have_stored_its_result(store: MemoryStore, cloc
 
     assert claim(store, 0, "w/2/second", ended=ended, death=lambda owner: Death.CRASHED) is None
     assert seen == ["message"]
-    assert record(store) == Record(Fence(1, Status.DONE), SAVED, "", "")
+    assert record(store) == Record(Fence(1, Status.DONE), SAVED, "", "", inbox="")
     clock.now += 60
     assert store.read("id") is None
 
@@ -211,7 +230,8 @@ def test_rule_11_a_record_that_has_ended_stays_for_a_while(
     finishing = rules.finish(store, "id", fence, "last", "[1]")
     assert finishing is not None
     assert rules.end(store, "id", finishing, status, None, 60)
-    assert record(store) == Record(Fence(1, status), "last", message, "")
+    inbox = None if status == Status.FAILED else ""
+    assert record(store) == Record(Fence(1, status), "last", message, "", inbox=inbox)
     assert claim(store, 0) is None
     clock.now += 60
     assert store.read("id") is None
@@ -338,3 +358,119 @@ def test_a_store_that_keeps_nothing_lets_every_message_run() -> None:
     store = MessageStore()
     assert claim(store, 0).fence.generation == 1
     assert claim(store, 3, snapshot="carried") == Claim(Fence(4, Status.RUNNING, "w/1/o"), "carried")
+
+
+# -- somebody outside, in between
+
+
+def after_read(store: MemoryStore, act: Callable[[], Any]) -> None:
+    """Have something happen between the next read and what is done with it."""
+    read = store.read
+
+    def read_and_act(task_id: str) -> Record | None:
+        found = read(task_id)
+        store.read = read  # type: ignore[method-assign]
+        act()
+        return found
+
+    store.read = read_and_act  # type: ignore[method-assign]
+
+
+def test_a_pause_that_is_taken_back_while_the_owner_saves_does_not_end_it(store: MemoryStore) -> None:
+    fence = running(store)
+    outside.pause(store, "id", ended=never)
+    after_read(store, lambda: outside.resume(store, "id", ended=never))
+    assert save(store, "id", fence, SAVED) == fence
+
+
+def test_a_pause_that_is_taken_back_while_the_owner_leaves_does_not_end_it(store: MemoryStore) -> None:
+    fence = running(store)
+    outside.pause(store, "id", ended=never)
+    after_read(store, lambda: outside.resume(store, "id", ended=never))
+    left = rules.interrupt(store, "id", fence, SAVED, 0.0)
+    assert left == record(store).fence == Fence(1, Status.QUEUED)
+
+
+def test_a_task_that_is_resumed_just_when_its_first_message_comes_is_not_lost(store: MemoryStore) -> None:
+    outside.pause(store, "id", ended=never)
+    swap = store.swap
+
+    def resume_first(task_id: str, expected: Fence | None, *args: Any, **kwargs: Any) -> bool:
+        if expected == Fence(0, Status.PAUSED):
+            store.swap = swap  # type: ignore[method-assign]
+            assert outside.resume(store, "id", ended=never) is None
+        return swap(task_id, expected, *args, **kwargs)
+
+    store.swap = resume_first  # type: ignore[method-assign]
+    assert claim(store, 0).fence == Fence(1, Status.RUNNING, "w/1/o")
+
+
+def test_a_task_whose_first_message_comes_just_when_it_is_resumed_is_published(store: MemoryStore) -> None:
+    outside.pause(store, "id", ended=never)
+    after_read(store, lambda: claim(store, 0))
+    resumed = outside.resume(store, "id", ended=never)
+    assert resumed is not None and resumed.message == "message"
+
+
+def test_a_wish_that_comes_while_a_loss_is_counted_costs_no_progress(store: MemoryStore) -> None:
+    assert save(store, "id", running(store), SAVED.replace("{", '{"executions": 7, '))
+    swap = store.swap
+
+    def swap_and_pause(task_id: str, expected: Fence | None, new: Record, **kwargs: Any) -> bool:
+        swapped = swap(task_id, expected, new, **kwargs)
+        if swapped and new.fence.owner == "w/2/p":
+            store.swap = swap  # type: ignore[method-assign]
+            outside.pause(store, "id", ended=never)
+        return swapped
+
+    store.swap = swap_and_pause  # type: ignore[method-assign]
+    taken = claim(store, 0, "w/2/p", ended=never, death=lambda owner: Death.CRASHED)
+    assert Snapshot.loads(taken.snapshot).losses == Snapshot.loads(str(record(store).snapshot)).losses == (1, 0)
+    assert Snapshot.loads(taken.snapshot).executions == 7
+    assert record(store).fence.wish == PAUSE
+
+
+def test_a_look_for_the_message_while_a_loss_is_counted_costs_no_count(store: MemoryStore) -> None:
+    running(store)
+    swap = store.swap
+
+    def swap_and_look(task_id: str, expected: Fence | None, new: Record, **kwargs: Any) -> bool:
+        swapped = swap(task_id, expected, new, **kwargs)
+        store.swap = swap  # type: ignore[method-assign]
+        assert rules.remind(store, "id", lambda found: False) is None
+        return swapped
+
+    store.swap = swap_and_look  # type: ignore[method-assign]
+    assert recover(store, Death.CRASHED) is not None
+    assert Snapshot.loads(str(record(store).snapshot)).losses == (1, 0)
+
+
+def test_a_wish_is_passed_on_to_whoever_succeeds_the_execution(store: MemoryStore) -> None:
+    running(store)
+    assert not outside.cancel(store, "id", ended=never, kept_for=9.0)
+    assert claim(store, 1, "w/2/p", SAVED).fence == Fence(2, Status.RUNNING, "w/2/p/cancel")
+
+
+def test_a_finished_execution_that_was_lost_is_not_cancelled(store: MemoryStore) -> None:
+    """Its callbacks may have been dispatched."""
+    assert rules.finish(store, "id", running(store), SAVED, "7")
+    assert recover(store, Death.CRASHED) is not None
+    with pytest.raises(DeliveryError, match="it has finished"):
+        outside.cancel(store, "id", ended=never, kept_for=9.0)
+
+
+def test_a_claim_that_is_succeeded_before_it_has_counted_a_loss_is_none(store: MemoryStore) -> None:
+    """It was frozen in between, past its lease."""
+    running(store)
+    swap = store.swap
+
+    def swap_and_freeze(task_id: str, expected: Fence | None, new: Record, **kwargs: Any) -> bool:
+        swapped = swap(task_id, expected, new, **kwargs)
+        if swapped:
+            store.swap = swap  # type: ignore[method-assign]
+            assert recover(store, Death.CRASHED) is not None
+            assert claim(store, 2, "w/3/q") is not None
+        return swapped
+
+    store.swap = swap_and_freeze  # type: ignore[method-assign]
+    assert claim(store, 0, "w/2/p", ended=never, death=lambda owner: Death.CRASHED) is None

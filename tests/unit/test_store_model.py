@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from celery_continuations.stores.base import Fence, Record, Status, Store
+from celery_continuations.stores.base import UNCHANGED, Fence, Record, Status, Store
 from celery_continuations.stores.database import DatabaseStore
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
@@ -35,7 +35,7 @@ workers = st.sampled_from(WORKERS)
 fences = st.sampled_from(FENCES)
 texts = st.none() | st.sampled_from(["", "text", "ü🗝"])
 # What has expired is none; neither is anything that expires while the test runs.
-times = st.sampled_from([None, None, -5.0, 1000.0])
+times = st.sampled_from([None, None, -5.0, 1000.0, UNCHANGED])
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -51,9 +51,14 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.model.read(task_id)
         return (found.fence if found else None) if right else fence
 
+    def inbox(self, task_id: str) -> str:
+        found = self.model.read(task_id)
+        return (found and found.inbox) or ""
+
     @rule(
         task_id=ids, right=st.booleans(), other=st.none() | fences, fence=fences, snapshot=texts, message=texts,
-        value=texts, due_in=times, expires_in=st.sampled_from([None, None, 1000.0]),
+        value=texts, inbox=texts, due_in=times, expires_in=st.sampled_from([None, None, 1000.0]),
+        knows_inbox=st.booleans(), other_inbox=texts,
     )  # fmt: skip
     def swap(
         self,
@@ -64,13 +69,17 @@ class StoreMachine(RuleBasedStateMachine):
         snapshot: str | None,
         message: str | None,
         value: str | None,
+        inbox: str | None,
         due_in: float | None,
         expires_in: float | None,
+        knows_inbox: bool,
+        other_inbox: str | None,
     ) -> None:
         expected = self.expected(task_id, other, right)
-        record = Record(fence, snapshot, message, value)
+        record = Record(fence, snapshot, message, value, inbox=inbox)
+        expected_inbox = self.inbox(task_id) if knows_inbox else other_inbox
         answers = [
-            one.swap(task_id, expected, record, due_in=due_in, expires_in=expires_in)
+            one.swap(task_id, expected, record, due_in=due_in, expires_in=expires_in, inbox=expected_inbox)
             for one in (self.model, self.store)
         ]
         assert answers[0] == answers[1]
@@ -105,6 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert _plain(model) == _plain(store)
             if model is not None and store is not None and model.due is not None:
                 assert abs(model.due - (store.due or 0.0)) < 2
+        assert _all(self.model) == _all(self.store)
         for worker in WORKERS:
             assert self.model.owned(worker) == self.store.owned(worker) == self.store.look(worker).owned
         model_looked, looked = self.model.look(), self.store.look()
@@ -120,7 +130,13 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def _plain(record: Record | None) -> Any:
-    return record and (record.fence, record.snapshot, record.message, record.value, record.due is None)
+    return record and (
+        record.fence, record.snapshot, record.message, record.value, record.inbox or "", record.due is None
+    )  # fmt: skip
+
+
+def _all(store: Store) -> dict[str, Any]:
+    return {task_id: _plain(record) for task_id, record in store.records() if isinstance(record, Record)}
 
 
 @pytest.mark.parametrize("kind", ["memory", "filesystem", "redis", "sqlite"])

@@ -22,7 +22,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores import Claim, Fence, Look, Record, Status, Store, open_store, rules
+from celery_continuations.stores import UNCHANGED, Claim, Fence, Look, Record, Status, Store, open_store, rules
 from celery_continuations.stores.database import DatabaseStore, metadata
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
@@ -82,6 +82,7 @@ class TestRedisStore(StoreConformance):
         self.url = redis_url
         self.client = Redis.from_url(redis_url)
         yield
+        self.client.flushdb()
         self.client.close()
 
     def make_store(self, namespace: str) -> Store:
@@ -115,6 +116,8 @@ class TestFilesystemStore(StoreConformance):
 
 
 class TestDatabaseStoreOnSQLite(StoreConformance):
+    many = 300
+
     @pytest.fixture(autouse=True)
     def file(self, tmp_path: Path) -> None:
         self.path = tmp_path / "some progress.db"
@@ -134,12 +137,13 @@ def test_the_message_store_keeps_nothing_and_agrees() -> None:
     store = MessageStore()
     assert not store.keeps
     assert store.swap("id", None, Record(RUNNING))
-    assert store.swap("id", RUNNING, Record(RUNNING))
+    assert store.swap("id", RUNNING, Record(RUNNING), inbox="unknown")
     assert store.take("id", RUNNING, RUNNING) == Record(RUNNING)
     assert store.delete("id", RUNNING)
     store.renew("w", 10)
     store.retire("w")
     assert (store.read("id"), store.look("w"), store.owned("w")) == (None, Look([], [], {}), {})
+    assert list(store.records()) == []
 
 
 # -- databases
@@ -164,6 +168,8 @@ def sqlite_rows(path: Path, query: str) -> list[Any]:
         "fence = x'ff'",
         "snapshot = x'ff'",
         "snapshot = CAST(x'ff' AS TEXT)",
+        "inbox = x'ff'",
+        "inbox = CAST(x'ff' AS TEXT)",
         "due = 'soon'",
     ],
 )
@@ -171,13 +177,18 @@ def test_wrong_values_in_a_row_are_named(database: Path, change: str) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
     store.swap("id", None, Record(RUNNING, "text"))
     sqlite_rows(database, f"UPDATE continuation_record SET {change}")
-    before = sqlite_rows(database, "SELECT hex(fence), hex(snapshot), due FROM continuation_record")
+    store.swap("sound", None, Record(RUNNING, "text"))
+    query = "SELECT hex(fence), hex(snapshot), hex(inbox), due FROM continuation_record"
+    before = sqlite_rows(database, query)
     for _ in range(2):
         with pytest.raises(StoreError, match="continuation_record, task 'id'") as caught:
             store.read("id")
         assert caught.value.store == "database"
         assert not store.swap("id", None, Record(RUNNING))
-    assert sqlite_rows(database, "SELECT hex(fence), hex(snapshot), due FROM continuation_record") == before
+        found = dict(store.records())
+        assert str(found.pop("id")) == str(caught.value)
+        assert found == {"sound": Record(RUNNING, "text")}
+    assert sqlite_rows(database, query) == before
 
 
 def test_a_row_that_is_wrong_does_not_hide_the_others(database: Path) -> None:
@@ -387,6 +398,8 @@ def test_wrong_bytes_in_a_file_are_named(tmp_path: Path, text: str) -> None:
     assert caught.value.store == "filesystem"
     with pytest.raises(StoreError):
         store.swap("id", RUNNING, Record(RUNNING))
+    ((task_id, problem),) = store.records()
+    assert (task_id, str(problem)) == ("id", str(caught.value))
 
 
 def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
@@ -409,6 +422,66 @@ def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("decodes", [False, True])
+def test_wrong_bytes_in_redis_do_not_hide_the_others(redis_url: str, decodes: bool) -> None:
+    import redis
+
+    from celery_continuations.stores.redis import RedisStore
+
+    client = redis.Redis.from_url(redis_url, decode_responses=decodes)
+    store = RedisStore(client, f"wrong {decodes}")
+    for task_id in ("a", "bytes", "inbox", "hash", "z"):
+        store.swap(task_id, None, Record(RUNNING, "ü", "message", inbox="inbox"), due_in=1000)
+    client.set(f"{store._prefix}bytes", b"1 running \xff")
+    client.hset(f"{store._kept}inbox", "inbox", b"\xff")
+    client.delete(f"{store._prefix}hash")
+    client.hset(f"{store._prefix}hash", "a", "hash")
+    found = dict(store.records())
+    for task_id in ("bytes", "inbox", "hash"):
+        problem = found.pop(task_id)
+        assert isinstance(problem, StoreError)
+        assert f":{task_id}" in str(problem)
+    assert found == {task_id: store.read(task_id) for task_id in ("a", "z")}
+    client.flushdb()
+    client.close()
+
+
+def test_records_in_redis_are_read_many_at_a_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import redis.client
+
+    store, sent = counted_store(redis_url)
+    for number in range(250):
+        store.swap(f"id{number}", None, Record(RUNNING))
+    executed: list[object] = []
+    execute = redis.client.Pipeline.execute
+    monkeypatch.setattr(redis.client.Pipeline, "execute", lambda *args: executed.append(1) or execute(*args))
+    sent.clear()
+    assert len(list(store.records())) == 250
+    assert set(sent) == {"SCAN"}
+    assert len(executed) <= 6
+    store._client.flushdb()
+    store.close()
+
+
+def test_a_key_that_a_scan_returns_twice_is_listed_once(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = redis_store(redis_url, "twice")
+    key = f"{store._prefix}id".encode()
+    store.swap("id", None, Record(RUNNING))
+    answers = iter([(7, [key, key]), (0, [key])])
+    monkeypatch.setattr(store._client, "scan", lambda *args: next(answers))
+    assert [task_id for task_id, _ in store.records()] == ["id"]
+    store.close()
+
+
+def test_what_is_left_of_a_record_in_redis_is_not_the_next_ones(redis_url: str) -> None:
+    store = redis_store(redis_url, "left")
+    store.swap("id", None, Record(RUNNING, "old", "old", "old", inbox="old"), due_in=1000)
+    store._client.delete(f"{store._prefix}id")
+    assert store.swap("id", None, Record(RUNNING), inbox="")
+    assert store.read("id") == Record(RUNNING)
+    store.close()
+
+
 def test_stores_that_are_away_say_so(tmp_path: Path) -> None:
 
     store = redis_store("redis://127.0.0.1:1/0", "n")
@@ -421,6 +494,9 @@ def test_stores_that_are_away_say_so(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "continuations-n")
     with pytest.raises(StoreError, match="store filesystem: "):
         files.swap("id", None, Record(RUNNING))
+    for away in (store, files):
+        with pytest.raises(StoreError):
+            list(away.records())
 
 
 @pytest.mark.parametrize(
@@ -542,6 +618,9 @@ def test_a_claim_and_a_save_are_one_round_trip_each_on_redis(redis_url: str) -> 
     assert sent == ["EVALSHA"]
     sent.clear()
     assert rules.save(store, "round trips", first.fence, '{"version":1}', lambda: None)
+    assert sent == ["EVALSHA"]
+    sent.clear()
+    assert store.swap("round trips", first.fence, Record(first.fence, inbox="text"), due_in=UNCHANGED, inbox="")
     assert sent == ["EVALSHA"]
     assert rules.interrupt(store, "round trips", first.fence, '{"version":1,"executions":1}', 0.0)
     second = claim(1)

@@ -119,7 +119,7 @@ def test_c20_m5_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, s
     swap = store.swap
 
     def together(*args: Any, **kwargs: Any) -> bool:
-        if args[2].fence.status == Status.QUEUED:
+        if args[1].status == Status.RUNNING:
             barrier.wait(5)
         return bool(swap(*args, **kwargs))
 

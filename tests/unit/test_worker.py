@@ -23,10 +23,10 @@ from celery_continuations.worker.watcher import Watch, Watcher
 from tests.unit.conftest import make_app
 
 
-def await_(condition: Any, what: str) -> None:
+def await_(condition: Any, what: Any) -> None:
     until = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < until, what
+        assert time.monotonic() < until, what() if callable(what) else what
         time.sleep(0.002)
 
 
@@ -188,7 +188,7 @@ def test_an_embedded_worker_that_ends_hands_its_task_over() -> None:
     with start_worker(app, **options):
         result = embedded.delay()
         assert started.wait(10)
-    await_(lambda: result.state == "RETRY", "RETRY")
+    await_(lambda: result.state == "RETRY", lambda: f"RETRY, and not {result.state} {result.info}")
     assert str(result.info).startswith("Interrupted at loop:")
     result.forget()
 

@@ -1,0 +1,131 @@
+"""What is known of a task, as JSON types: what ``--json`` prints, and what is made into text otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from celery_continuations import conf
+from celery_continuations.core import codec
+from celery_continuations.core.inbox import Inbox
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.exceptions import ContinuationError, StoreError
+from celery_continuations.republish import kept
+from celery_continuations.result import Progress
+from celery_continuations.stores import Record, Status, Store, open_store
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["OVER", "STATES", "brief", "find", "key", "listed", "nothing", "stores", "whole"]
+
+#: Every status of a record.
+STATES = sorted(value for name, value in vars(Status).items() if not name.startswith("_"))
+
+#: Nothing more comes of these by itself.
+OVER = (Status.DONE, Status.FAILED, Status.CANCELLED)
+
+
+def stores(app: Celery) -> dict[str, Store]:
+    """Return the stores that the app's tasks use and that keep records, each once, by setting."""
+    app.loader.import_default_modules()
+    settings = [conf.app_setting(app, "store"), *(conf.setting(task, "store") for task in app.tasks.values())]
+    opened: dict[str, Store] = {}
+    for setting in settings:
+        store = open_store(app, setting)
+        if store.keeps and not any(store is known for known in opened.values()):
+            opened[setting] = store
+    if not opened:
+        raise StoreError("message", "no store keeps records here; `doctor` says what to do")
+    return opened
+
+
+def find(app: Celery, task_id: str) -> tuple[str, Record | None]:
+    """Return in which store the task's record is, by setting, and the record; the first store's where there is none."""
+    known = stores(app)
+    for setting, store in known.items():
+        record = store.read(task_id)
+        if record is not None:
+            return setting, record
+    return next(iter(known)), None
+
+
+def listed(app: Celery) -> Iterator[dict[str, Any]]:
+    """Yield the facts of every task that has a record; of one that cannot be read, its id and the error."""
+    for store in stores(app).values():
+        for task_id, found in store.records():
+            if isinstance(found, Record):
+                yield brief(task_id, found)
+            else:
+                yield _unreadable(task_id, found)
+
+
+def brief(task_id: str, record: Record) -> dict[str, Any]:
+    """Return what a list shows of a task."""
+    try:
+        snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
+        message = kept(record.message) if record.message else None
+    except ContinuationError as exc:
+        return _unreadable(task_id, exc)
+    step = snapshot.current[0] if snapshot.current else None
+    progress = Progress(step, *snapshot.progress)
+    waits = record.fence.status == Status.WAITING and snapshot.waiting
+    return {
+        "id": task_id,
+        "task": message.task if message else None,
+        "state": record.fence.status,
+        "wish": record.fence.wish or None,
+        "completed": len(snapshot.completed),
+        "step": step,
+        "cursor": snapshot.current[1] if snapshot.current else None,
+        "done": progress.done,
+        "total": progress.total,
+        "percent": progress.percent,
+        "waiting": waits._asdict() if waits else None,
+        "began": message.began if message else None,
+        "error": None,
+    }
+
+
+def whole(task_id: str, record: Record) -> dict[str, Any]:
+    """Return everything that is known of a task."""
+    facts = brief(task_id, record)
+    if facts["error"]:
+        return facts
+    snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
+    message = kept(record.message) if record.message else None
+    return {
+        **facts,
+        "generation": record.fence.generation,
+        "owner": record.fence.owner or None,
+        "args": message.args if message else None,
+        "kwargs": message.kwargs if message else None,
+        "due": record.due,
+        "executions": snapshot.executions,
+        "resumptions": snapshot.resumptions,
+        "counted": snapshot.counted,
+        "run_time": snapshot.run_time,
+        "reason": snapshot.reason,
+        "left_at": snapshot.left_at or None,
+        "losses": {"alone": snapshot.losses[0], "shared": snapshot.losses[1]},
+        "steps": [{"name": name, "kind": one.kind} for name, one in snapshot.completed.items()],
+        "saved": {name: codec.encode(value) for name, value in snapshot.saved.items()},
+        "errors": snapshot.errors,
+        "inbox": [{"name": name, "kind": one.kind} for name, one in Inbox.loads(record.inbox).items()],
+    }
+
+
+def key(facts: dict[str, Any]) -> float:
+    """For sorting: the oldest first; what has no age last."""
+    return float(facts["began"] or time.time())
+
+
+def nothing(task_id: str, state: str | None) -> dict[str, Any]:
+    """Return the facts of a task of which no more is known than a state."""
+    names = ("task", "wish", "step", "cursor", "done", "total", "percent", "waiting", "began", "error")
+    return {"id": task_id, **dict.fromkeys(names), "state": state, "completed": 0}
+
+
+def _unreadable(task_id: str, error: Exception) -> dict[str, Any]:
+    return {**nothing(task_id, None), "error": str(error)}

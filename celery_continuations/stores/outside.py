@@ -1,0 +1,267 @@
+"""What somebody outside of a task may do to its record: deliver, pause, resume, cancel, retry.
+
+The rules go on from those of :mod:`celery_continuations.stores.rules`.  An execution that is at work keeps
+its record: a delivery leaves the fence as it is, and a wish only adds to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from celery_continuations.core.inbox import TIMED_OUT, Inbox
+from celery_continuations.core.snapshot import Outcome, Snapshot
+from celery_continuations.exceptions import DeliveryError
+from celery_continuations.stores import rules
+from celery_continuations.stores.base import CANCEL, PAUSE, UNCHANGED, Fence, Record, Status, Store
+
+__all__ = ["cancel", "check_retry", "close_wait", "deliver", "pause", "resume", "retry", "wake"]
+
+#: Asks the result backend for the state of a task without a record: None if it may still come.
+Ended = Callable[[], str | None]
+
+_OVER = {
+    Status.FINISHING: "it has finished",
+    Status.DONE: "it has ended",
+    Status.FAILED: "it has failed",
+    Status.CANCELLED: "it was cancelled",
+}
+
+
+def deliver(
+    store: Store, task_id: str, name: str, outcome: Outcome, *, ended: Ended, largest: int, kept_for: float
+) -> Record | None:
+    """Keep a payload for the wait of that name, and end the wait.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        name: of the wait.
+        outcome: the payload.
+        ended: returns the state of a task without a record, if it has ended.
+        largest: how many bytes all that is delivered to a task may have.
+        kept_for: seconds for which it is kept for a task that does not start.
+
+    Returns:
+        The record, for its message to be published, where that waited for it.
+
+    Raises:
+        DeliveryError: when the task is over, or the wait has another outcome.
+    """
+    while True:
+        record = store.read(task_id)
+        inbox = Inbox.loads(record.inbox if record else None)
+        _refuse_over(task_id, record, ended)
+        if name in inbox:
+            _refuse_another(task_id, name, inbox[name], outcome)
+            return None
+        inbox[name] = outcome
+        text = inbox.dumps()
+        if len(text) > largest:
+            raise DeliveryError(
+                task_id,
+                f"{name!r} is too large: {len(text):,} bytes with all that was delivered "
+                f"before, continuation_max_snapshot allows {largest:,}",
+            )
+        if record is None or record.fence.generation == 0:
+            # Rule 18: what comes before the task is kept until that starts.
+            known = record.fence if record else None
+            fresh = Record(known or Fence(0, Status.QUEUED), inbox=text)
+            kept = store.swap(task_id, known, fresh, expires_in=kept_for, inbox=record.inbox or "" if record else "")
+            waits = False
+        else:
+            # Rule 19: the payload is kept and the wait ended in one write.
+            waits = _waits_for(record, name)
+            fence = Fence(record.fence.generation, Status.QUEUED) if waits else record.fence
+            due_in = rules.PATIENCE if waits else UNCHANGED
+            kept = store.swap(task_id, record.fence, Record(fence, inbox=text), due_in=due_in, inbox=record.inbox or "")
+        if kept:
+            return record if waits else None
+
+
+def close_wait(store: Store, task_id: str, fence: Fence, name: str) -> Outcome | None:
+    """Nothing came in time: let nothing come later; as the execution that owns the record with ``fence``.
+
+    Returns:
+        The outcome, which is what came in the last moment, or that nothing did; None when another execution has
+        taken over.
+    """
+    while True:
+        record = store.read(task_id)
+        if record is None:
+            return TIMED_OUT
+        inbox = Inbox.loads(record.inbox)
+        if name in inbox:
+            return inbox[name]
+        if record.fence.wishing("") != fence.wishing(""):
+            return None
+        # Rule 20: a wait has one outcome, and that it timed out is one.
+        inbox[name] = TIMED_OUT
+        if store.swap(task_id, record.fence, Record(record.fence, inbox=inbox.dumps()), inbox=record.inbox or ""):
+            return TIMED_OUT
+
+
+def wake(store: Store, task_id: str, key: str) -> Record | None:
+    """End the wait for a result; return the record, for its message to be published, where that waited for it."""
+    record = store.read(task_id)
+    if record is None or not _waits_for(record, key):
+        return None
+    queued = Record(Fence(record.fence.generation, Status.QUEUED))
+    return record if store.swap(task_id, record.fence, queued, due_in=rules.PATIENCE) else None
+
+
+def pause(store: Store, task_id: str, *, ended: Ended) -> None:
+    """Have the task left to nobody, from its next checkpoint on; arguments as of :func:`deliver`.
+
+    Raises:
+        DeliveryError: when the task is over.
+    """
+    while True:
+        record = store.read(task_id)
+        _refuse_over(task_id, record, ended)
+        if record is not None and (record.fence.status == Status.PAUSED or record.fence.wish):
+            return
+        # Rule 21: an execution that is at work is asked; from anybody else the record is taken.
+        known = record.fence if record else None
+        if known is not None and known.owner and known.status == Status.RUNNING:
+            paused = known.wishing(PAUSE)
+        else:
+            paused = Fence(known.generation if known else 0, Status.PAUSED)
+        if store.swap(task_id, known, Record(paused)):
+            return
+
+
+def resume(store: Store, task_id: str, *, ended: Ended) -> Record | None:
+    """Take back a pause; return the record, for its message to be published, where there is one.
+
+    Arguments as of :func:`deliver`.
+
+    Raises:
+        DeliveryError: when the task is over.
+    """
+    while True:
+        record = store.read(task_id)
+        _refuse_over(task_id, record, ended)
+        if record is None:
+            return None
+        known = record.fence
+        if known.wish == PAUSE:
+            resumed = known.wishing("")
+        elif known.status == Status.PAUSED:
+            resumed = Fence(known.generation, Status.QUEUED)
+        else:
+            return None
+        may_publish = known.status == Status.PAUSED and record.message is not None
+        if store.swap(task_id, known, Record(resumed), due_in=rules.PATIENCE if may_publish else None):
+            return record if may_publish else None
+
+
+def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool:
+    """End the task, at its next checkpoint.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        ended: as of :func:`deliver`.
+        kept_for: seconds for which a tombstone is kept.
+
+    Returns:
+        Whether it has ended here; else an execution is to end it.
+
+    Raises:
+        DeliveryError: when the task is over.
+    """
+    while True:
+        record = store.read(task_id)
+        if record is not None and record.fence.status == Status.CANCELLED:
+            return True
+        _refuse_over(task_id, record, ended)
+        known = record.fence if record else None
+        # Rule 21, as in pause.
+        if known is not None and known.owner and known.status == Status.RUNNING:
+            if store.swap(task_id, known, Record(known.wishing(CANCEL))):
+                return False
+        else:
+            gone = Record(Fence(known.generation if known else 0, Status.CANCELLED), "", "", "", inbox="")
+            if store.swap(task_id, known, gone, expires_in=kept_for):
+                return True
+
+
+def check_retry(store: Store, task_id: str, step: str | None) -> None:
+    """Raise what :func:`retry` would, and change nothing."""
+    _reopened(store.read(task_id), task_id, step)
+
+
+def retry(store: Store, task_id: str, step: str | None = None) -> Record:
+    """Take up a failed task; return its record, for its message to be published.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        step: to go on from, instead of the one that failed.
+
+    Raises:
+        DeliveryError: when it has not failed, when its record is gone, or has no such step.
+    """
+    record = store.read(task_id)
+    queued = _reopened(record, task_id, step)
+    assert record is not None
+    # Rule 22: a failed task is taken up by one.
+    if not store.swap(task_id, record.fence, queued, due_in=rules.PATIENCE):
+        raise DeliveryError(task_id, "somebody else has just changed it")
+    return record
+
+
+def _reopened(record: Record | None, task_id: str, step: str | None) -> Record:
+    if record is None or record.fence.status != Status.FAILED or not record.message:
+        status = "there is no record of it" if record is None else f"it is {record.fence.status}"
+        raise DeliveryError(task_id, f"only a failed task can be retried; {status}")
+    snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
+    dropped = _go_back(task_id, snapshot, step)
+    inbox = Inbox.loads(record.inbox)
+    for name in dropped:
+        if inbox.get(name) == TIMED_OUT:
+            del inbox[name]
+    return Record(Fence(record.fence.generation, Status.QUEUED), snapshot.dumps(), inbox=inbox.dumps())
+
+
+def _go_back(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
+    """Forget what came of a step and of those after it; return their names."""
+    snapshot.losses, snapshot.lost_at, snapshot.waiting = (0, 0), None, None
+    if step is None:
+        return [snapshot.current[0]] if snapshot.current else []
+    names = snapshot.steps
+    if step not in names:
+        known = ", ".join(map(repr, names)) or "none yet"
+        raise DeliveryError(task_id, f"it has no step {step!r} that was begun; its steps are: {known}")
+    dropped = names[names.index(step) :]
+    if snapshot.current is None or snapshot.current[0] != step:
+        snapshot.current, snapshot.progress = None, (None, None)
+    for name in dropped:
+        snapshot.completed.pop(name, None)
+    return dropped
+
+
+def _waits_for(record: Record, key: str) -> bool:
+    if record.fence.status != Status.WAITING or not record.snapshot:
+        return False
+    waiting = Snapshot.loads(record.snapshot).waiting
+    return waiting is not None and waiting.key == key
+
+
+def _refuse_over(task_id: str, record: Record | None, ended: Ended) -> None:
+    if record is None:
+        state = ended()
+        if state is not None:
+            raise DeliveryError(task_id, f"it has ended: {state}")
+        return
+    # A kept value is that of a finished execution, also where it was lost and its record is queued again.
+    status = Status.FINISHING if record.value else record.fence.status
+    if status in _OVER:
+        raise DeliveryError(task_id, _OVER[status])
+
+
+def _refuse_another(task_id: str, name: str, known: Outcome, outcome: Outcome) -> None:
+    if known == TIMED_OUT:
+        raise DeliveryError(task_id, f"the wait {name!r} is over: nothing came in time")
+    if Inbox({name: known}).dumps() != Inbox({name: outcome}).dumps():  # to Python 1 equals True
+        raise DeliveryError(task_id, f"something else was delivered to {name!r} before")

@@ -1,0 +1,259 @@
+"""Waiting, as a task does it: each wait is a step, whose outcome comes from outside."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from celery import group, states
+from celery.canvas import Signature
+from celery.result import AsyncResult, allow_join_result
+from kombu.exceptions import OperationalError
+
+from celery_continuations import conf, steering
+from celery_continuations.core.inbox import TIMED_OUT
+from celery_continuations.core.run import Run
+from celery_continuations.core.snapshot import Outcome, Waiting
+from celery_continuations.core.step import Step
+from celery_continuations.exceptions import InvalidStepError, StoreError, WaitTimeout
+
+if TYPE_CHECKING:
+    from celery import Task
+
+__all__ = ["PARENT", "RAISE", "resume_in", "sleep", "wait_for", "wait_for_results", "wait_until"]
+
+logger = logging.getLogger("celery_continuations")
+
+#: The default of a wait that raises when nothing comes.
+RAISE: Any = object()
+
+#: The header that tells a child which task waits for it: its id, and its name.
+PARENT = "continuation_parent"
+
+# Seconds between two looks at a child whose end might not be told: its worker was killed, or lacks this package.
+_LOOK_AGAIN = 60.0
+
+# The same for a chain or a chord, of which only the parts are told.
+_LOOK_AGAIN_AT_PARTS = 5.0
+
+
+class Waiter(Protocol):
+    """What a wait needs of the execution that it is part of.
+
+    Attributes:
+        is_direct: whether there is no worker that could be given back.
+    """
+
+    is_direct: bool
+
+    def is_over(self, until: float | None) -> bool:
+        """Whether that moment has come."""
+
+    def delivery(self, name: str, close: bool) -> Outcome | None:
+        """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
+
+    def leave(self, waiting: Waiting, reason: str) -> None:
+        """Give the worker back.  Where there is none it returns."""
+
+    def keep(self) -> None:
+        """Save now; leave the worker where that is not possible."""
+
+
+def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | None, default: Any) -> Any:
+    """See :meth:`AppTask.wait_for`."""
+    seconds = None if timeout is None else _seconds(timeout, "timeout")
+
+    def look(step: Step) -> Outcome | Exception:
+        until = _fixed(step, lambda: None if seconds is None else time.time() + seconds)
+        outcome = waiter.delivery(name, close=waiter.is_over(until))
+        if outcome is None:
+            waiter.leave(Waiting("delivery", until, name), f"waiting for {name!r}")
+            outcome = waiter.delivery(name, close=True)
+        if outcome != TIMED_OUT:
+            assert outcome is not None
+            return outcome
+        if default is RAISE:
+            return WaitTimeout(f"nothing was delivered to {name!r} in time")
+        return Outcome.of_value(default, f"the default of wait {name!r}")
+
+    return run.wait(name, look)
+
+
+def sleep(run: Run, waiter: Waiter, name: str, until: float | timedelta | datetime, app: Any) -> None:
+    """See :meth:`AppTask.sleep`."""
+
+    def moment() -> float:
+        if isinstance(until, datetime):
+            return (until if until.tzinfo else until.replace(tzinfo=app.timezone)).timestamp()
+        return time.time() + _seconds(until, "until")
+
+    def look(step: Step) -> Outcome:
+        fixed = _fixed(step, moment)
+        if not waiter.is_over(fixed):
+            waiter.leave(Waiting("time", fixed), f"sleeping in {name!r}")
+        return Outcome()
+
+    run.wait(name, look)
+
+
+def wait_until(
+    run: Run,
+    waiter: Waiter,
+    name: str,
+    predicate: Callable[[], Any],
+    every: float | timedelta,
+    timeout: float | timedelta | None,
+) -> Any:
+    """See :meth:`AppTask.wait_until`."""
+    if not callable(predicate):
+        raise InvalidStepError(f"wait_until {name!r} was given {predicate!r}, which is not callable", found=name)
+    pause = _seconds(every, "every")
+    seconds = None if timeout is None else _seconds(timeout, "timeout")
+
+    def look(step: Step) -> Outcome | Exception:
+        until = _fixed(step, lambda: None if seconds is None else time.time() + seconds)
+        while True:
+            answer = predicate()
+            if answer:
+                return Outcome.of_value(answer, f"what the predicate of {name!r} returned")
+            if until is not None and time.time() >= until:
+                return WaitTimeout(f"{name!r} did not come true in time")
+            again = time.time() + pause
+            waiter.leave(Waiting("time", again if until is None else min(again, until)), f"waiting until {name!r}")
+            time.sleep(pause)  # a direct call
+
+    return run.wait(name, look)
+
+
+def resume_in(run: Run, waiter: Waiter, delay: float | timedelta) -> NoReturn:
+    """See :meth:`AppTask.resume_in`."""
+    seconds = _seconds(delay, "delay")
+    step = run.current
+    if step is None:
+        raise InvalidStepError("resume_in was called outside of a step; use sleep there")
+    waiter.leave(Waiting("time", time.time() + seconds), f"resuming in {seconds:g} s")
+    raise InvalidStepError(
+        f"resume_in was called in step {step.name!r} of a task that was called directly, or applied eagerly: "
+        "no worker could take up the rest",
+        found=step.name,
+    )
+
+
+def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, parent: Task) -> Any:
+    """See :meth:`AppTask.wait_for_results`."""
+    children = _Children(name, signatures, parent)
+
+    def look(step: Step) -> Outcome | Exception:
+        if not step.resumed or step.cursor is None:
+            step.cursor = [children.name_them(), False]
+            waiter.keep()
+        ids, are_started = step.cursor
+        if not are_started:
+            children.start(ids, directly=waiter.is_direct)
+            step.cursor = [ids, True]
+        pending, again = children.pending(ids)
+        if pending is not None:
+            # The last one that is still at work: the others have often ended when that does.
+            waiter.leave(Waiting("result", time.time() + again, pending), f"waiting for the results of {name!r}")
+        return children.collect(ids)
+
+    return run.wait(name, look)
+
+
+class _Children:
+    """The tasks that another one waits for."""
+
+    def __init__(self, name: str, signatures: Any, parent: Task) -> None:
+        self._name = name
+        self._parent = parent
+        self._app = parent.app
+        self._applied: dict[str, Any] = {}
+        self._is_one = isinstance(signatures, Signature) and not isinstance(signatures, group)
+        if isinstance(signatures, group):
+            signatures = signatures.tasks
+        self._signatures = [signatures] if self._is_one else list(signatures)
+        for one in self._signatures:
+            if not isinstance(one, Signature) or isinstance(one, group):
+                raise InvalidStepError(
+                    f"wait_for_results {name!r} was given {one!r}; it takes a signature, a group, or a list of "
+                    "signatures, as of task.s(...)",
+                    found=name,
+                )
+
+    def name_them(self) -> list[str]:
+        return [str(one.clone().freeze().id) for one in self._signatures]
+
+    def start(self, ids: list[str], *, directly: bool) -> None:
+        if len(ids) != len(self._signatures):
+            raise InvalidStepError(
+                f"wait_for_results {self._name!r} was given {len(self._signatures)} tasks, an earlier execution "
+                f"{len(ids)}; they may depend on the arguments and on remembered values only",
+                found=self._name,
+            )
+        headers = {PARENT: [self._parent.request.id, self._parent.name]}
+        for one, task_id in zip(self._signatures, ids, strict=True):
+            signature = one.clone()
+            signature.options.pop("task_id", None)
+            if directly:
+                self._applied[task_id] = signature.apply(task_id=task_id)
+            else:
+                signature.apply_async(task_id=task_id, headers={**(one.options.get("headers") or {}), **headers})
+
+    def pending(self, ids: list[str]) -> tuple[str | None, float]:
+        """Return the last child that has not ended, and the seconds until it is to be looked at again."""
+        for one, task_id in reversed(list(zip(self._signatures, ids, strict=False))):
+            if self._result(task_id).state not in states.READY_STATES:
+                return task_id, _LOOK_AGAIN_AT_PARTS if one.get("subtask_type") else _LOOK_AGAIN
+        return None, 0.0
+
+    def collect(self, ids: list[str]) -> Outcome | Exception:
+        values = []
+        for task_id in ids:
+            try:
+                with allow_join_result():
+                    values.append(self._result(task_id).get())
+            except Exception as exc:  # whatever a child has raised
+                return exc
+        return Outcome.of_value(values[0] if self._is_one else values, f"the results of {self._name!r}")
+
+    def _result(self, task_id: str) -> Any:
+        return self._applied.get(task_id) or AsyncResult(task_id, app=self._app)
+
+
+def tell_parent(sender: Any = None, task_id: str = "", state: str | None = None, **kwargs: Any) -> None:
+    """A task has ended: wake the one that waits for it."""
+    request = getattr(sender, "request", None)
+    parent = (getattr(request, "headers", None) or {}).get(PARENT)
+    if not parent or state not in states.READY_STATES:
+        return
+    parent_id, parent_name = parent
+    task = sender.app.tasks.get(parent_name)
+    try:
+        steering.wake(parent_id, task_id, app=sender.app, store=conf.setting(task, "store") if task else None)
+    except (StoreError, OperationalError) as exc:
+        # The parent looks again by itself.
+        logger.warning(
+            "Task %s could not be told that %s has ended: %s",
+            parent_id,
+            task_id,
+            exc,
+            extra={"action": "parent_not_told", "task_id": parent_id},
+        )
+
+
+def _fixed(step: Step, moment: Callable[[], float | None]) -> float | None:
+    """Return the moment that the first execution has chosen."""
+    if not step.resumed:
+        step.cursor = moment()
+    until: float | None = step.cursor
+    return until
+
+
+def _seconds(value: Any, what: str) -> float:
+    seconds = conf.seconds(value)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
+        raise InvalidStepError(f"{what} = {value!r} is not allowed; it takes seconds, 0 or more, or a timedelta")
+    return float(seconds)
