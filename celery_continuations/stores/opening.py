@@ -53,9 +53,8 @@ def open_store(app: Celery, setting: str) -> Store:
         StoreError: when the store's driver is missing.
     """
     stores = _opened.setdefault(app, {})
-    if setting not in stores:
-        stores[setting] = _open(app, setting)
-    return stores[setting]
+    # setdefault, so that of two threads which find none both use the same
+    return stores.get(setting) or stores.setdefault(setting, _open(app, setting))
 
 
 def stores_of(app: Celery) -> list[Store]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from celery import Celery
 from pytest_celery import CeleryTestWorker, CeleryWorkerContainer
 
 from celery_continuations import ContinuableAsyncResult
-from celery_continuations.stores import open_store
+from celery_continuations.stores.opening import stores_of
 from tests.integration import servers
 from tests.integration.processes import LocalProcess, await_condition
 from tests.integration.proxy import Proxy
@@ -154,10 +155,12 @@ class Cluster:
     def end(self) -> None:
         for process in self.processes:
             process.end(timeout=0)
+        gc.collect()  # a result talks to its backend when it is collected, and must not find the server gone
         if "Redis" in type(self.client.backend).__name__:
             self.client.backend.result_consumer.stop()
             self.client.backend.client.connection_pool.disconnect()
-        open_store(self.client, "auto").close()
+        for store in stores_of(self.client):
+            store.close()
         self.client.close()
 
 

@@ -177,6 +177,7 @@ def test_nothing_comes_in_time(site: Any) -> None:
     result = site.send("asking_one", "approval", 0.2)
     with pytest.raises(WaitTimeout, match="nothing was delivered to 'approval' in time"):
         result.get(timeout=30)
+    await_condition(lambda: result.status_of_record == "failed", "the record's end")
     with pytest.raises(DeliveryError, match="it has failed"):
         result.deliver("approval", "late")
 

@@ -474,8 +474,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: Any) -> Clock:
     monkeypatch.setattr(execution, "_slow", set())
+    while watcher._looking:
+        time.sleep(0.001)  # the thread of an earlier test is about to end
     monkeypatch.setattr("celery_continuations.worker.watcher.native.start_thread", lambda look: None)
-    monkeypatch.setattr(watcher, "_looking", False)
     yield Clock(monkeypatch)  # type: ignore[misc]
     watcher._looking = False
 

@@ -22,7 +22,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores import UNCHANGED, Claim, Fence, Look, Record, Status, Store, open_store, rules
+from celery_continuations.stores import UNCHANGED, Claim, Fence, Look, Record, Status, Store, open_store, opening, rules
 from celery_continuations.stores.database import DatabaseStore, metadata
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
@@ -647,3 +647,22 @@ def test_a_small_record_in_redis_is_small_and_stays_so(redis_url: str) -> None:
     assert max(sizes) <= 300
     client.close()
     store.close()
+
+
+def test_threads_that_open_a_store_at_once_get_the_same(app: Celery, tmp_path: Path, monkeypatch: Any) -> None:
+    both = threading.Barrier(2, timeout=10)
+    really = opening._open
+
+    def together(app: Celery, setting: str) -> Store:
+        both.wait()
+        return really(app, setting)
+
+    monkeypatch.setattr(opening, "_open", together)
+    found: list[Store] = []
+    threads = [threading.Thread(target=lambda: found.append(open_store(app, tmp_path.as_uri()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert found[0] is found[1]
