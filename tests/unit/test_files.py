@@ -1,0 +1,168 @@
+"""Files, read from any place on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_continuations import InvalidStepError
+from celery_continuations.core import codec
+from celery_continuations.sources import csv_rows, json_lines, lines
+
+ENCODINGS = ["utf-8", "latin-1", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7", "shift_jis"]
+TEXT = st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=12)
+
+
+def file_of(content: bytes) -> Any:
+    file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - for the caller to close
+    file.write(content)
+    file.flush()
+    return file
+
+
+def read(source: Any, cursor: Any = None) -> list[Any]:
+    return [item for item, _ in source.read(cursor)]
+
+
+def resumes_everywhere(source: Any, expected: list[Any]) -> None:
+    """From the cursor after each item the rest is read, and nothing else; also when it was saved meanwhile."""
+    pairs = list(source.read(None))
+    assert [item for item, _ in pairs] == expected
+    for place, (_, cursor) in enumerate(pairs, 1):
+        assert read(source, codec.loads(codec.dumps(cursor))) == expected[place:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TEXT, max_size=8), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.sampled_from(ENCODINGS))
+def test_lines_resume_at_every_position(texts: list[str], end: str, ends: bool, encoding: str) -> None:
+    content = end.join(texts) + (end if ends and texts else "")
+    expected = content.replace("\r\n", "\n").split("\n")
+    if expected[-1] == "":
+        expected.pop()
+    with file_of(content.encode(encoding)) as file:
+        resumes_everywhere(lines(file, encoding), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=6), min_size=2, max_size=2),
+        max_size=8,
+    ),
+    st.sampled_from(["utf-8", "utf-16"]),
+)
+def test_csv_rows_resume_at_every_position(rows: list[list[str]], encoding: str) -> None:
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows([["one", "two"], *rows])
+    with file_of(written.getvalue().encode(encoding)) as file:
+        resumes_everywhere(csv_rows(file, encoding, header=False), [["one", "two"], *rows])
+        resumes_everywhere(csv_rows(file, encoding), [{"one": one, "two": two} for one, two in rows])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.integers(), TEXT, st.dictionaries(TEXT, st.integers(), max_size=2)), max_size=8))
+def test_json_lines_resume_at_every_position(values: list[Any]) -> None:
+    content = "".join(json.dumps(value) + "\n\n" for value in values)
+    with file_of(content.encode()) as file:
+        resumes_everywhere(json_lines(file), values)
+
+
+def test_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_text("".join(f"{number},{'x' * 50}\n" for number in range(5000)))
+    pairs = list(csv_rows(path, header=False).read(None))
+    assert [int(row[0]) for row, _ in pairs] == list(range(5000))
+    for place in (1, 1234, 4998):
+        assert read(lines(path), pairs[place][1])[0].startswith(f"{place + 1},")
+
+
+def test_a_file_that_grows(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntwo\n")
+    *_, (_, cursor) = lines(path).read(None)
+    with path.open("a") as file:
+        file.write("three\n")
+    assert read(lines(path), cursor) == ["three"]
+
+
+def test_a_file_that_was_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("one\ntwo\n")
+    ((_, cursor),) = islice(lines(path).read(None), 1)
+    path.write_text("uno\ndos\ntres\n")
+    with pytest.raises(InvalidStepError, match="was replaced since"):
+        lines(path).read(cursor)
+
+
+def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("x" * 5000 + "\nthe end\n")
+    *_, (_, cursor) = lines(path).read(None)
+    path.write_text("x" * 5000 + "\n")
+    with pytest.raises(InvalidStepError, match="was cut off since: it ends before byte 5,009"):
+        lines(path).read(cursor)
+
+
+@pytest.mark.parametrize("cursor", [7, "x", (1, 2), ((1, "a"), "b"), []])
+def test_what_is_no_place_in_a_file(tmp_path: Path, cursor: Any) -> None:
+    path = tmp_path / "rows"
+    path.write_text("one\n")
+    with pytest.raises(InvalidStepError):
+        lines(path).read(cursor)
+
+
+def test_a_line_that_is_of_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes("gut\nschön\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="the line from byte 4 on is not utf-8"):
+        read(lines(path))
+
+
+def test_a_line_that_is_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("1\n{\n")
+    with pytest.raises(ValueError, match="has a line that is no JSON: '{"):
+        read(json_lines(path))
+
+
+def test_what_has_no_path() -> None:
+    with pytest.raises(InvalidStepError, match="has no path"):
+        lines(io.StringIO("text"))
+
+
+def test_an_open_file_and_one_with_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("one\n")
+
+    class FieldFile:
+        def __init__(self) -> None:
+            self.path, self.name = str(path), "rows"
+
+    with path.open() as file:
+        assert read(lines(file)) == read(lines(FieldFile())) == ["one"]
+
+
+def test_a_task_resumes_in_a_file(worker: Any, task: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id\n" + "".join(f"{number}\n" for number in range(6)))
+    done: list[str] = []
+
+    def body(self: Any) -> None:
+        for rows in self.iterate("import", csv_rows(path), batch=2):
+            done.extend(row["id"] for row in rows)
+            if len(done) == 4:
+                worker.stop()
+
+    result = task(body).apply_async()
+    worker.drain()
+    assert (result.state, done) == ("SUCCESS", [str(number) for number in range(6)])
+    assert len(worker.deliveries) == 2
