@@ -290,7 +290,7 @@ def test_a_waiting_task_that_celery_revokes_ends_when_it_is_woken(site: Any) -> 
     result = site.send("asking_one")
     await_waiting(result)
     site.client.control.revoke(result.id)
-    site.workers[0].await_log(f"Tasks flagged as revoked: {result.id}")
+    site.processes[0].await_log(f"Tasks flagged as revoked: {result.id}")
     assert result.status_of_record == "waiting", "the worker has remembered it, and has nothing to end"
     result.deliver("approval", "yes")
     await_condition(lambda: result.state == "REVOKED", "the state REVOKED")
