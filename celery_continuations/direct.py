@@ -6,12 +6,13 @@ import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
 from celery_continuations.core.step import Step
+from celery_continuations.exceptions import InvalidStepError
 
 __all__ = ["ATTRIBUTE", "DirectExecution", "delivered", "execution_of"]
 
@@ -65,8 +66,15 @@ class DirectExecution:
         payloads = delivered.get()
         return Outcome.of_value(payloads[name], f"the payload of {name!r}") if name in payloads else TIMED_OUT
 
-    def leave(self, waiting: Waiting, reason: str) -> None:
-        """There is no worker to be given back."""
+    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
+        """There is no worker to be given back, and nobody to take up the rest.
+
+        Raises:
+            InvalidStepError: always.
+        """
+        raise InvalidStepError(
+            f"{reason}: not in a task that was called directly, or applied eagerly, for no worker could take up the rest"
+        )
 
     def keep(self) -> None:
         """There is no store."""

@@ -8,7 +8,7 @@ from celery.result import AsyncResult
 
 from celery_continuations import conf, seams, steering
 from celery_continuations.core.snapshot import Snapshot, Waiting
-from celery_continuations.stores import Record, open_store
+from celery_continuations.stores import Record, Status, open_store
 
 __all__ = ["ContinuableAsyncResult", "Progress"]
 
@@ -91,9 +91,11 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
 
     @property
     def waiting(self) -> Waiting | None:
-        """What the task waits for, or None."""
-        snapshot = self.snapshot()
-        return snapshot.waiting if snapshot else None
+        """What the task waits for, or None while it does not."""
+        record = self.record()
+        if record is None or record.fence.status != Status.WAITING:
+            return None
+        return Snapshot.loads(record.snapshot).waiting if record.snapshot else None
 
     @property
     def progress(self) -> Progress | None:

@@ -288,7 +288,7 @@ class AppTask(Task):  # type: ignore[misc]
             What the predicate has returned.
 
         Raises:
-            WaitTimeout: when it did not come true in time.
+            WaitTimeout: when it did not come true in time; in a direct call, when it is not true at once.
             StoreError: as of :meth:`wait_for`.
         """
         run, waiter = self._waits(name)

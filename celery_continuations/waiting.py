@@ -55,8 +55,8 @@ class Waiter(Protocol):
     def delivery(self, name: str, close: bool) -> Outcome | None:
         """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
 
-    def leave(self, waiting: Waiting, reason: str) -> None:
-        """Give the worker back.  Where there is none it returns."""
+    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
+        """Give the worker back.  Raises InvalidStepError where there is none."""
 
     def keep(self) -> None:
         """Save now; leave the worker where that is not possible."""
@@ -71,9 +71,7 @@ def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | N
         outcome = waiter.delivery(name, close=waiter.is_over(until))
         if outcome is None:
             waiter.leave(Waiting("delivery", until, name), f"waiting for {name!r}")
-            outcome = waiter.delivery(name, close=True)
         if outcome != TIMED_OUT:
-            assert outcome is not None
             return outcome
         if default is RAISE:
             return WaitTimeout(f"nothing was delivered to {name!r} in time")
@@ -84,14 +82,13 @@ def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | N
 
 def sleep(run: Run, waiter: Waiter, name: str, until: float | timedelta | datetime, app: Any) -> None:
     """See :meth:`AppTask.sleep`."""
-
-    def moment() -> float:
-        if isinstance(until, datetime):
-            return (until if until.tzinfo else until.replace(tzinfo=app.timezone)).timestamp()
-        return time.time() + _seconds(until, "until")
+    if isinstance(until, datetime):
+        moment = (until if until.tzinfo else until.replace(tzinfo=app.timezone)).timestamp()
+    else:
+        moment = time.time() + _seconds(until, "until")
 
     def look(step: Step) -> Outcome:
-        fixed = _fixed(step, moment)
+        fixed = _fixed(step, lambda: moment)
         if not waiter.is_over(fixed):
             waiter.leave(Waiting("time", fixed), f"sleeping in {name!r}")
         return Outcome()
@@ -115,15 +112,13 @@ def wait_until(
 
     def look(step: Step) -> Outcome | Exception:
         until = _fixed(step, lambda: None if seconds is None else time.time() + seconds)
-        while True:
-            answer = predicate()
-            if answer:
-                return Outcome.of_value(answer, f"what the predicate of {name!r} returned")
-            if until is not None and time.time() >= until:
-                return WaitTimeout(f"{name!r} did not come true in time")
-            again = time.time() + pause
-            waiter.leave(Waiting("time", again if until is None else min(again, until)), f"waiting until {name!r}")
-            time.sleep(pause)  # a direct call
+        answer = predicate()
+        if answer:
+            return Outcome.of_value(answer, f"what the predicate of {name!r} returned")
+        if waiter.is_over(until):
+            return WaitTimeout(f"{name!r} did not come true in time")
+        again = time.time() + pause
+        waiter.leave(Waiting("time", again if until is None else min(again, until)), f"waiting until {name!r}")
 
     return run.wait(name, look)
 
@@ -131,15 +126,9 @@ def wait_until(
 def resume_in(run: Run, waiter: Waiter, delay: float | timedelta) -> NoReturn:
     """See :meth:`AppTask.resume_in`."""
     seconds = _seconds(delay, "delay")
-    step = run.current
-    if step is None:
+    if run.current is None:
         raise InvalidStepError("resume_in was called outside of a step; use sleep there")
     waiter.leave(Waiting("time", time.time() + seconds), f"resuming in {seconds:g} s")
-    raise InvalidStepError(
-        f"resume_in was called in step {step.name!r} of a task that was called directly, or applied eagerly: "
-        "no worker could take up the rest",
-        found=step.name,
-    )
 
 
 def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, parent: Task) -> Any:

@@ -111,10 +111,20 @@ class _CsvRows(FileSource):
             return iter(())
         names, after = first
         rows = super().read(after if cursor is None else cursor)
-        return ((dict(zip(names, row, strict=False)), place) for row, place in rows)
+        return ((_named(names, row), place) for row, place in rows)
 
     def _rows(self, fed: _Fed) -> Pairs:
         return zip(filter(None, csv.reader(fed.lines(), **self._options)), fed.places(), strict=False)
+
+
+def _named(names: list[str], row: list[str]) -> dict[str | None, Any]:
+    """Return a row as csv.DictReader does: what it lacks is None, and what it has too much is a list under None."""
+    named: dict[str | None, Any] = dict(zip(names, row, strict=False))
+    if len(row) > len(names):
+        named[None] = row[len(names) :]
+    for name in names[len(row) :]:
+        named[name] = None
+    return named
 
 
 class _Fed:
@@ -169,7 +179,8 @@ def csv_rows(file: Any, encoding: str = "utf-8", *, header: bool = True, **optio
     Args:
         file: as of :func:`lines`.
         encoding: of the text; ``"utf-8-sig"`` where the file begins with a byte order mark.
-        header: whether the first row has the names of the columns; then rows are dicts, else lists.
+        header: whether the first row has the names of the columns; then rows are dicts, as of
+            :class:`csv.DictReader`, else lists.
         options: as of :func:`csv.reader`: ``dialect``, ``delimiter``, ``quotechar`` and so on.
 
     >>> import tempfile

@@ -19,6 +19,9 @@ __all__ = ["cancel", "check_retry", "close_wait", "deliver", "pause", "resume", 
 #: Asks the result backend for the state of a task without a record: None if it may still come.
 Ended = Callable[[], str | None]
 
+# Of a record that somebody outside has made.
+_BEFORE_ITS_TASK = Fence(0, Status.QUEUED)
+
 _OVER = {
     Status.FINISHING: "it has finished",
     Status.DONE: "it has ended",
@@ -62,19 +65,20 @@ def deliver(
                 f"{name!r} is too large: {len(text):,} bytes with all that was delivered "
                 f"before, continuation_max_snapshot allows {largest:,}",
             )
-        if record is None or record.fence.generation == 0:
-            # Rule 18: what comes before the task is kept until that starts.
-            known = record.fence if record else None
-            fresh = Record(known or Fence(0, Status.QUEUED), inbox=text)
-            kept = store.swap(task_id, known, fresh, expires_in=kept_for, inbox=record.inbox or "" if record else "")
-            waits = False
-        else:
-            # Rule 19: the payload is kept and the wait ended in one write.
-            waits = _waits_for(record, name)
-            fence = Fence(record.fence.generation, Status.QUEUED) if waits else record.fence
-            due_in = rules.PATIENCE if waits else UNCHANGED
-            kept = store.swap(task_id, record.fence, Record(fence, inbox=text), due_in=due_in, inbox=record.inbox or "")
-        if kept:
+        known = record.fence if record else None
+        # Rule 18: what comes before the task is kept until that starts; not for ever, while there is nothing else.
+        is_alone = known in (None, _BEFORE_ITS_TASK) and not (record and record.message)
+        # Rule 19: the payload is kept and the wait ended in one write.
+        waits = record is not None and _waits_for(record, name)
+        fence = Fence(known.generation, Status.QUEUED) if known and waits else known or _BEFORE_ITS_TASK
+        if store.swap(
+            task_id,
+            known,
+            Record(fence, inbox=text),
+            due_in=rules.PATIENCE if waits else UNCHANGED,
+            expires_in=kept_for if is_alone else None,
+            inbox=(record.inbox if record else None) or "",
+        ):
             return record if waits else None
 
 
