@@ -73,7 +73,7 @@ class DirectExecution:
             InvalidStepError: always.
         """
         raise InvalidStepError(
-            f"{reason}: not in a task that was called directly, or applied eagerly, for no worker could take up the rest"
+            f"{reason}: not in a task that was called directly or applied eagerly, for no worker could take up the rest"
         )
 
     def keep(self) -> None:
