@@ -102,13 +102,20 @@ def test_an_exit_before_the_result_is_stored_loses_no_result(cluster: Any) -> No
 # -- a worker that is frozen, and thaws
 
 
-def thaw_all_at_once(worker: Any, child: int) -> None:
+def thaw_all_at_once(cluster: Any, worker: Any, child: int) -> None:
     worker.signal_group(signal.SIGCONT)
 
 
-def thaw_the_main_process_first(worker: Any, child: int) -> None:
-    os.kill(worker.process.pid, signal.SIGCONT)
-    time.sleep(0.5)
+def thaw_the_main_process_first(cluster: Any, worker: Any, child: int) -> None:
+    main = worker.process.pid
+
+    def has_renewed() -> bool:
+        leases = open_store(cluster.client, "auto").look().leases
+        return any(lease.left > 0 and lease.worker.split(".")[1] == str(main) for lease in leases)
+
+    assert not has_renewed()
+    os.kill(main, signal.SIGCONT)
+    await_condition(has_renewed, "its lease")
     os.kill(child, signal.SIGCONT)
 
 
@@ -122,7 +129,7 @@ def test_a_frozen_worker_touches_nothing_when_it_thaws(cluster: Any, thaw: Any) 
     frozen = len(cluster.trace.lines())
     cluster.worker("-c", "1", **SOON)
     cluster.trace.await_items(2, "run")
-    thaw(first, child)
+    thaw(cluster, first, child)
     await_condition(lambda: str(child) in [line[2] for line in cluster.trace.lines("over")], "its execution's end")
     late = [line for line in cluster.trace.lines()[frozen:] if line[0] == "item" and line[2] == str(child)]
     assert len(late) <= 2, f"not only the item in hand, and what the clock's next look leaves: {late}"

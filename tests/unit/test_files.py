@@ -68,6 +68,13 @@ def test_csv_rows_resume_at_every_position(rows: list[list[str]], encoding: str)
         resumes_everywhere(csv_rows(file, encoding), [{"one": one, "two": two} for one, two in rows])
 
 
+def test_rows_that_are_too_short_or_too_long_are_as_of_dictreader(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1\n1,2\n1,2,3,4\n")
+    with path.open(newline="") as file:
+        assert [row for row, _ in csv_rows(path).read(None)] == list(csv.DictReader(file))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(st.integers(), TEXT, st.dictionaries(TEXT, st.integers(), max_size=2)), max_size=8))
 def test_json_lines_resume_at_every_position(values: list[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from celery_continuations import DeliveryError, StoreError, steering
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import Fence, Record, Status, open_store, outside
 from celery_continuations.worker.identity import new_worker
+from celery_continuations.worker.receiving import Request
 from celery_continuations.worker.sweeping import Sweeper
 from tests.unit.conftest import Killed, take_over
 
@@ -104,6 +106,50 @@ def test_a_task_is_paused_before_it_has_started(worker: Any, loop: Any, record: 
     assert (result.get(), loop.done) == ("end", WHOLE)
 
 
+def test_a_delivery_to_a_task_that_was_paused_before_it_started_leaves_its_times_as_they_are(
+    worker: Any, loop: Any, store: Any, monkeypatch: Any
+) -> None:
+    result = loop.apply_async()
+    result.pause()
+    worker.drain()  # its message is kept in the record
+    result.resume()
+    before = store.read(result.id)
+    written: list[dict[str, Any]] = []
+    swap = store.swap
+    monkeypatch.setattr(store, "swap", lambda *args, **options: written.append(options) or swap(*args, **options))
+    result.deliver("approval", "yes")
+    assert [options["expires_in"] for options in written] == [None], "nothing unfinished expires"
+    assert store.read(result.id).due == before.due is not None
+
+
+def test_a_delivery_to_a_task_that_never_comes_is_not_kept_for_ever(app: Celery, loop: Any, store: Any) -> None:
+    clock = [1000.0]
+    store._clock = lambda: clock[0]
+    result = loop.AsyncResult("never")
+    result.deliver("approval", "yes")
+    result.deliver("another", "yes")
+    assert store.read("never") is not None
+    clock[0] += 31 * 86400
+    assert store.read("never") is None
+
+
+def test_a_process_that_dies_before_it_has_claimed_leaves_its_message_to_celery(
+    worker: Any, app: Celery, loop: Any, store: Any
+) -> None:
+    """A record that a delivery has made has no message, by which the task could go on."""
+    result = loop.apply_async()
+    result.deliver("approval", "yes")
+    sweeper = Sweeper(app, store, new_worker(), lambda task_id: True)
+    keeper = SimpleNamespace(sweeper_of=lambda store: sweeper)
+    delivery = worker.deliver_nothing()
+    lost = Request(
+        delivery.message, on_ack=delivery.on_ack, on_reject=delivery.on_reject, app=app, task=loop, hostname="unit@test"
+    )
+    lost._keeper = keeper
+    assert not lost._goes_on()
+    assert (delivery.end, worker.queued()) == (None, 0)
+
+
 def test_a_waiting_task_is_paused_and_waits_again(worker: Any, task: Any, record: Any) -> None:
     def body(self: Any) -> Any:
         return self.wait_for("approval")
@@ -164,19 +210,26 @@ def test_a_wish_that_meets_the_end_is_too_late(worker: Any, loop: Any, monkeypat
 def test_a_task_that_was_to_pause_and_whose_worker_was_killed_is_paused(
     worker: Any, loop: Any, store: Any, sweep: Any
 ) -> None:
+    result = killed_after(loop, "pause", worker, store)
+    sweep()
+    assert (worker.queued(), store.read(result.id).fence) == (0, Fence(1, Status.PAUSED))
+    result.resume()
+    worker.drain()
+    assert (result.get(), loop.done) == ("end", [0, 1, 1, 2, 3, "after"])
+
+
+def killed_after(loop: Any, wish: str, worker: Any, store: Any) -> Any:
+    """Start the task; it is wished something, and its worker is killed before it hears of that."""
+
     def act() -> None:
-        result.pause()
+        getattr(result, wish)()
         raise Killed
 
     loop.act = act
     result = loop.apply_async()
     worker.deliver_killed()
     lose(store, result.id)
-    sweep()
-    assert (worker.queued(), store.read(result.id).fence) == (0, Fence(1, Status.PAUSED))
-    result.resume()
-    worker.drain()
-    assert (result.get(), loop.done) == ("end", [0, 1, 1, 2, 3, "after"])
+    return result
 
 
 def totalled(values: Any) -> Any:
@@ -263,14 +316,7 @@ def test_a_chord_hears_of_a_member_that_is_cancelled(worker: Any, app: Celery, t
 def test_a_task_that_was_to_be_cancelled_and_whose_worker_was_killed_is(
     worker: Any, loop: Any, store: Any, sweep: Any
 ) -> None:
-    def act() -> None:
-        result.cancel()
-        raise Killed
-
-    loop.act = act
-    result = loop.apply_async()
-    worker.deliver_killed()
-    lose(store, result.id)
+    result = killed_after(loop, "cancel", worker, store)
     sweep()
     assert (worker.queued(), result.state) == (0, states.REVOKED)
     assert store.read(result.id).fence == Fence(1, Status.CANCELLED)
@@ -281,6 +327,24 @@ def test_a_cancelled_execution_that_was_succeeded_touches_nothing(worker: Any, l
     result = loop.apply_async()
     worker.deliver()
     assert result.state == states.PENDING
+
+
+def test_a_task_that_is_cancelled_while_its_interruption_is_stored_ends_revoked(
+    worker: Any, loop: Any, app: Celery, monkeypatch: Any
+) -> None:
+    """The record is queued already, and Celery's RETRY comes after the REVOKED."""
+    store_result = app.backend.store_result
+
+    def late(task_id: str, value: Any, state: str, **kwargs: Any) -> Any:
+        if state == states.RETRY:
+            result.cancel()
+        return store_result(task_id, value, state, **kwargs)
+
+    monkeypatch.setattr(app.backend, "store_result", late)
+    loop.act = worker.stop
+    result = loop.apply_async()
+    worker.deliver()
+    assert (worker.queued(), result.state) == (0, states.REVOKED)
 
 
 # -- retry

@@ -602,6 +602,36 @@ def test_a_store_that_is_away_when_the_task_looks_has_it_come_back(
     assert result.waiting.kind == "delivery"
 
 
+def test_a_child_that_has_ended_is_found_at_the_next_look_if_the_store_is_away(
+    worker: Any, parent: Any, double: Any, monkeypatch: Any, later: Any
+) -> None:
+    result = parent.apply_async(([2],), {"shape": "one"})
+    monkeypatch.setattr(execution.Execution, "_result_is_there", lambda *_: True)
+    monkeypatch.setattr(execution.outside, "wake", away)
+    worker.deliver()
+    monkeypatch.undo()
+    assert result.waiting is not None, "it waits, for it could not end its own wait"
+
+
+def test_what_a_task_waits_for_is_told_only_while_it_waits(worker: Any, approval: Any) -> None:
+    result = approval.apply_async()
+    worker.deliver()
+    assert result.waiting.key == "approval"
+    result.deliver("approval", 1)
+    assert result.waiting is None, "its message is in the queue"
+
+
+def test_a_sleep_that_was_refused_is_refused_again(worker: Any, task: Any) -> None:
+    def body(self: Any) -> None:
+        self.step("before", int)
+        self.sleep("night", "long")
+
+    result = task(body, continuation_resume_error_countdown=0).apply_async()
+    worker.drain()
+    with pytest.raises(Exception, match="until"):
+        result.get()
+
+
 def test_children_are_not_started_while_their_ids_cannot_be_saved(
     worker: Any, parent: Any, double: Any, monkeypatch: Any, later: Any
 ) -> None:
