@@ -497,6 +497,7 @@ def test_a_parent_that_is_killed_starts_the_same_children_again(
     worker.drain()
     assert result.get() == [2, 4]
     assert [worker.app.AsyncResult(one).get() for one in ids] == [2, 4]
+    assert sorted(double.calls) == [1, 1, 2, 2], "a plain task has no record that would keep it from running twice"
 
 
 def test_a_child_that_is_a_chain_is_looked_at_every_five_seconds(
@@ -512,6 +513,21 @@ def test_a_child_that_is_a_chain_is_looked_at_every_five_seconds(
     later(6)
     worker.drain()
     assert result.get() == 4
+
+
+def test_a_child_that_has_not_told_of_its_end_is_looked_at_after_a_minute(
+    worker: Any, parent: Any, double: Any, later: Any, monkeypatch: Any
+) -> None:
+    result = parent.apply_async(([2],))
+    worker.deliver()
+    assert result.waiting.until == pytest.approx(time.time() + 60, abs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting.steering, "wake", lambda *args, **kwargs: None)
+        worker.drain()
+    assert result.waiting is not None
+    later(61)
+    worker.drain()
+    assert result.get() == [4]
 
 
 def lose(store: Any, task_id: str) -> None:
