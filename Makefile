@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test servers unit exploration integration explore chaos lint lines bench clean
+.PHONY: help demo test servers unit exploration integration explore chaos lint lines docs bench clean
 
 # Of make chaos.
 SECONDS ?= 60
@@ -21,6 +21,7 @@ help:
 	@echo "make chaos        SECONDS=60 SEED=7 BROKER=redis: workers stopped, killed and frozen at random"
 	@echo "make lint         ruff, mypy --strict, import directions"
 	@echo "make lines        the unit tests on every Python and Celery of tox.ini that can be made here"
+	@echo "make docs         the documentation, as HTML in docs/_build"
 	@echo "make bench        the benchmarks"
 
 demo: $(VENV)/.demo
@@ -57,6 +58,9 @@ lint: $(VENV)/.lint
 lines: $(VENV)/.lines servers
 	sh tests/lines.sh $(BIN)/tox
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going docs docs/_build
+
 bench: $(VENV)/.test servers
 	$(BIN)/python -m benchmarks
 
@@ -67,7 +71,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed; name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: setup.cfg pyproject.toml $(VENV)/bin/python
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: setup.cfg pyproject.toml $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@
 

@@ -17,6 +17,9 @@ from benchmarks import (
     recovery,
     report,
     restart,
+    resumable,
+    rows,
+    rows_of_files,
     saves,
     size,
     stop,
@@ -27,6 +30,8 @@ from benchmarks import (
 
 FIGURES = {
     "items": items.measure,
+    "rows": rows.measure,
+    "files": rows_of_files.measure,
     "saves": saves.measure,
     "claim": claim.measure,
     "size": size.measure,
@@ -38,6 +43,7 @@ FIGURES = {
     "throughput": throughput.measure,
     "amplification": amplification.measure,
     "recovery": recovery.measure,
+    "resumable": resumable.measure,
 }
 
 

@@ -128,14 +128,19 @@ def _new_run() -> Run:
 
 
 class Quiet:
-    """A host that keeps nothing; its attention is never asked for."""
+    """A host that keeps nothing; its attention is asked for at the first checkpoint only."""
 
     def attend(self, run: Run) -> str | None:
-        """Refuse: what is measured here is the checkpoint that has nothing to do."""
-        raise AssertionError("nothing sets run.attention")
+        """What is measured here is the checkpoint that has nothing to do."""
+        assert run.attention
+        run.attention = False
+        return None
 
     def save(self, run: Run) -> None:
         """There is no store."""
+
+    def join(self, run: Run) -> None:
+        """There are no units."""
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Nobody listens."""

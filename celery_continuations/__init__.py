@@ -16,6 +16,7 @@ _MODULES = {
         "ContinuationError",
         "CrashLoopError",
         "DeliveryError",
+        "ErrorBudgetError",
         "Interrupt",
         "Interrupted",
         "InvalidStepError",

@@ -54,11 +54,11 @@ def _seconds(value: Any) -> bool:
 _DOTTED = re.compile(r"\w+(\.\w+)+")
 
 #: Kinds of URL that name a store; those of a database may name a driver as well, as in db+postgresql+psycopg.
-STORE_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "file", "db+sqlite", "db+postgresql")
+STORE_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "file", "db+sqlite", "db+postgresql", "django")
 
 
 def _is_store(value: Any) -> bool:
-    if value in ("auto", "message", "memory"):
+    if value in ("auto", "message", "memory", "django"):
         return True
     scheme, separator, _ = value.partition("://") if isinstance(value, str) else ("", "", "")
     return bool(separator) and (scheme in STORE_SCHEMES or is_database(scheme))
@@ -90,7 +90,9 @@ VISIBILITY_TIMEOUT = {"redis": 3600, "sqs": 1800}
 #: Every setting by its name without the prefix.
 SETTINGS: dict[str, Setting] = {
     "store": Setting(
-        "auto", _is_store, '"auto", "message", "memory" or a URL: ' + ", ".join(f"{s}://…" for s in STORE_SCHEMES)
+        "auto",
+        _is_store,
+        '"auto", "message", "memory", "django" or a URL: ' + ", ".join(f"{s}://…" for s in STORE_SCHEMES),
     ),
     "namespace": Setting(None, lambda v: v is None or (isinstance(v, str) and bool(v)), "a non-empty str or None"),
     "checkpoint_interval": Setting(1.0, _number(0), _ZERO_OR_MORE),
@@ -205,8 +207,11 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
     names, known, where = app.conf, SETTINGS, ""
     if task is not None:
         names, known, where = dir(task), _of_tasks(), f" of a task, as {task.name} has it"
+    # With Django they are CELERY_CONTINUATION_… in its settings.
+    spaced = f"{app.conf.prefix}{PREFIX}".upper() if app.conf.prefix else PREFIX
     for full in sorted(str(name) for name in names):
-        if full.startswith(PREFIX) and full[len(PREFIX) :] not in known:
+        prefix = next((one for one in (PREFIX, spaced) if full.startswith(one)), None)
+        if prefix is not None and full[len(prefix) :].lower() not in known:
             raise ImproperlyConfigured(
                 f"{full} is no setting of celery-continuations{where}; known are: "
                 + ", ".join(sorted(PREFIX + name for name in known))

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_continuations import seams, transactions
 from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
 from celery_continuations.core.step import Step
-from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.exceptions import ContinuationError, InvalidStepError
 
-__all__ = ["ATTRIBUTE", "DirectExecution", "delivered", "execution_of"]
+__all__ = [
+    "ATTRIBUTE",
+    "DirectExecution",
+    "delivered",
+    "execution_of",
+    "is_of_item",
+    "rehearsed",
+    "rehearsing",
+]
 
 #: The attribute of a request that holds its execution: one request is one execution.
 ATTRIBUTE = "continuation_execution"
@@ -25,8 +37,24 @@ def execution_of(request: Any) -> Any:
     return None if request is None else getattr(request, ATTRIBUTE, None)
 
 
+def is_of_item(error: Exception) -> bool:
+    """Return whether an error in a loop's body can be of the item alone, and not of the task."""
+    return not isinstance(error, (SoftTimeLimitExceeded, MemoryError, ContinuationError)) and not seams.is_predicate(
+        error
+    )
+
+
 #: What a test has delivered to the waits of tasks that it calls directly, by their names.
 delivered: ContextVar[Mapping[str, Any]] = ContextVar("delivered", default=MappingProxyType({}))
+
+#: Within a rehearsal: returns the execution of a task and its request, or None where these are not part of it.
+rehearsing: ContextVar[Callable[[Any, Any], Any] | None] = ContextVar("rehearsing", default=None)
+
+
+def rehearsed(task: Any, request: Any) -> Any:
+    """Return the execution that a rehearsal has for this request, or None."""
+    take = rehearsing.get()
+    return take and take(task, request)
 
 
 class DirectExecution:
@@ -44,18 +72,32 @@ class DirectExecution:
         return self.run
 
     def attend(self, run: Run) -> str | None:
-        """Nothing could take up the rest."""
-        run.attention = False
+        """Nothing could take up the rest; but a checkpoint that is in a wrong place is found here, too."""
+        transactions.refuse_open(run.current.name if run.current else None, run.unit)
         return None
+
+    def join(self, run: Run) -> None:
+        """There is no store that could be elsewhere."""
+        transactions.refuse_open(run.current.name if run.current else None)
 
     def save(self, run: Run) -> None:
         """There is no store; but what could not be saved is found here, as it would be there."""
         run.take_snapshot().dumps()
+        if run.unit is not None:
+            transactions.refuse_open(run.current.name if run.current else None, run.unit)
+            run.unit.begin()
+            run.unit.connection()
+            run.unit.commit()
+            run.committed()
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Nobody listens."""
 
     # -- waiting
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+        return time.time()
 
     def is_over(self, until: float | None) -> bool:
         """Nothing is waited for."""
@@ -78,6 +120,14 @@ class DirectExecution:
 
     def keep(self) -> None:
         """There is no store."""
+
+    def back_off(self, run: Run, seconds: float) -> NoReturn:
+        """As :meth:`leave`."""
+        self.leave(Waiting("time"), f"throttled for {seconds:g} s")
+
+    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+        """Nobody listens."""
+        return is_of_item(error)
 
     def failed(self, error: Exception) -> None:
         """Errors are raised as they are."""

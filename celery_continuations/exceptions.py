@@ -15,6 +15,7 @@ __all__ = [
     "ContinuationError",
     "CrashLoopError",
     "DeliveryError",
+    "ErrorBudgetError",
     "Interrupt",
     "Interrupted",
     "InvalidStepError",
@@ -116,7 +117,25 @@ class InvalidStepError(ContinuationError):
 
 
 class CheckpointError(ContinuationError):
-    """A checkpoint was reached inside an open database transaction."""
+    """A checkpoint was reached inside an open database transaction.
+
+    Attributes:
+        transaction: which one is open, e.g. ``"the Django connection 'default'"``.
+        step: name of the step in hand, or None between two steps.
+    """
+
+    def __init__(self, transaction: str, step: str | None) -> None:
+        super().__init__(transaction, step)
+        self.transaction = transaction
+        self.step = step
+
+    def __str__(self) -> str:
+        where = "between two steps" if self.step is None else f"in step {self.step!r}"
+        return (
+            f"a checkpoint {where} lies inside an open transaction, of {self.transaction}: what is not committed would "
+            "be lost where the task stops. End the transaction first; or have each item, or move of the "
+            "cursor, committed by the step itself: iterate(..., transaction=...) or step(..., transaction=...)"
+        )
 
 
 class UnadvanceableCursorError(ContinuationError):
@@ -211,6 +230,32 @@ class CrashLoopError(ContinuationError):
     def __str__(self) -> str:
         where = "before or between steps" if self.step is None else f"in step {self.step!r} at {self.cursor!r}"
         return f"the process that ran the task was lost {self.losses} times in a row {where}"
+
+
+class ErrorBudgetError(ContinuationError):
+    """More items of a loop have failed than ``on_error`` allows.
+
+    Attributes:
+        step: name of the loop.
+        budget: how many may fail.
+        failed: the cursor where each item that failed begins, and its error.
+
+    >>> str(ErrorBudgetError("import", 1, [(3, "ValueError: no"), (8, "KeyError: 'id'")]))
+    "step 'import': more items failed than on_error=1 allows; the last one, at 8: KeyError: 'id'"
+    """
+
+    def __init__(self, step: str, budget: int, failed: list[tuple[Any, str]]) -> None:
+        super().__init__(step, budget, failed)
+        self.step = step
+        self.budget = budget
+        self.failed = failed
+
+    def __str__(self) -> str:
+        cursor, text = self.failed[-1]
+        return (
+            f"step {self.step!r}: more items failed than on_error={self.budget} allows; "
+            f"the last one, at {cursor!r}: {text}"
+        )
 
 
 class SnapshotTooLargeError(ContinuationError):

@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import datetime
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import signals as celery_signals
@@ -15,13 +16,13 @@ from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from celery_continuations import conf, seams
+from celery_continuations import conf, seams, transactions
 from celery_continuations.core import codec
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
 from celery_continuations.core.step import Step, Wait
-from celery_continuations.direct import ATTRIBUTE, execution_of
+from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item
 from celery_continuations.exceptions import (
     ContinuationError,
     CrashLoopError,
@@ -294,6 +295,7 @@ class Execution:
         """Do what is due; return a reason to leave, if there is one."""
         watch = self._watch
         assert watch is not None
+        transactions.refuse_open(run.current.name if run.current else None, run.unit)
         now = time.monotonic()
         self._measure_gap(run, now)
         run.attention = False
@@ -306,11 +308,10 @@ class Execution:
             reason = self._ask(now)
         if reason is not None:
             run.attention = True  # for the next checkpoint, if this one comes too early to leave
-        elif now >= watch.save_at or watch.verify:
+        elif run.unit is None and (now >= watch.save_at or watch.verify):
             self.save(run)
             run.attention = self._interval == 0
-        if run.attention:
-            watch.due_since = time.monotonic()
+        watch.due_since = time.monotonic() if run.attention else inf
         return reason
 
     def _measure_gap(self, run: Run, now: float) -> None:
@@ -360,6 +361,9 @@ class Execution:
         if run.attention:
             self._measure_gap(run, time.monotonic())  # while the step is known that it was in
         text = self._snapshot_text()
+        if run.unit is not None:
+            self._commit(run, run.unit, text)
+            return
         if not self._store.keeps:
             return
         watch.verifying()
@@ -381,6 +385,80 @@ class Execution:
         watch.verify_at = now + max(_VERIFY_EVERY, rest)
         watch.save_at = now + max(self._interval, rest)
 
+    def join(self, run: Run) -> None:
+        """The saves of this step are to be part of the task's own transactions.
+
+        Raises:
+            CheckpointError: when the task has begun a transaction before.
+            StoreError: when the record is not in the same database.
+        """
+        transactions.refuse_open(run.current.name if run.current else None)
+        assert self._fence is not None
+        unit = run.unit
+        unit.begin()
+        try:
+            record = self._store.within(unit.connection()).read(self.request.id)
+        except BaseException:
+            unit.rollback()
+            raise
+        unit.commit()
+        if record is None or record.fence.wishing("") != self._fence.wishing(""):
+            raise StoreError(
+                type(self._store).__name__,
+                f"the record of this task is not found through {unit.name}; transaction= needs a "
+                "continuation_store in the same database, and in the same schema of it",
+            )
+
+    def _commit(self, run: Run, unit: transactions.Unit, text: str) -> None:
+        """Save as part of the task's own transaction, and commit both.
+
+        Raises:
+            Interrupt: as of :meth:`save`; where another has taken over nothing is committed.
+        """
+        watch = self._watch
+        assert watch is not None
+        assert self._fence is not None
+        transactions.refuse_open(run.current.name if run.current else None, unit)
+        unit.begin()
+        watch.verifying()
+        try:
+            kept = rules.save(self._store.within(unit.connection()), self.request.id, self._fence, text, self._keepable)
+        except StoreError as exc:
+            raise exc.__cause__ or exc from None  # as an error of any of the task's own statements
+        if kept is None:
+            unit.rollback()
+            self._interrupt_superseded()
+        try:
+            unit.commit()
+        except BaseException:
+            unit.rollback()
+            if not self._was_committed(kept, text):
+                raise
+        run.committed()
+        self._fence, self._saved_text = kept, text
+        now = time.monotonic()
+        watch.verify_at, watch.save_at = now + _VERIFY_EVERY, now + self._interval
+        if kept.wish:
+            run.interrupt(PAUSED if kept.wish == PAUSE else CANCELLED)
+
+    def _was_committed(self, fence: Fence, text: str) -> bool:
+        """Ask the store what has become of a commit whose answer was lost; until it says so nobody knows."""
+        delay = _PUBLISH_DELAY
+        while True:
+            try:
+                # It waits for a transaction that the server has not ended yet.
+                self._store.swap(self.request.id, fence, Record(fence))
+                record = self._store.read(self.request.id)
+            except StoreError as exc:
+                if flag_at(self._delivery.get("flag")).level == COLD:
+                    self._refusal, self._fence = STOPPING, None  # whoever recovers the record finds what is true
+                    raise SystemExit(f"the store is away, and this worker is to stop at once: {exc}") from exc
+                self._warn_not_saved("its progress, of which it is not known whether it was committed", exc)
+            else:
+                return record is not None and record.snapshot == text
+            time.sleep(delay)
+            delay = min(2 * delay, _PUBLISH_DELAY_MAX)
+
     def _interrupt_superseded(self) -> NoReturn:
         assert self.run is not None
         self._refusal, self._fence = SUPERSEDED, None
@@ -389,9 +467,13 @@ class Execution:
 
     # -- waiting
 
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+        return time.time()
+
     def is_over(self, until: float | None) -> bool:
         """Whether that moment, in seconds since the epoch, has come."""
-        return until is not None and time.time() >= until
+        return until is not None and self.now() >= until
 
     def delivery(self, name: str, close: bool) -> Outcome | None:
         """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
@@ -453,6 +535,27 @@ class Execution:
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Tell what happens to a step."""
         self._teller.step(event, run, step, **data)
+
+    def back_off(self, run: Run, seconds: float) -> NoReturn:
+        """Give the worker back for so long.  Raises as :meth:`leave`."""
+        self.leave(Waiting("time", time.time() + seconds), f"throttled for {seconds:g} s")
+
+    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+        """Whether the error is of the item in hand alone; tell of it if so."""
+        if not is_of_item(error):
+            return False
+        self._teller.log(
+            logging.WARNING,
+            "item_failed",
+            "step %s puts aside what failed at %r: %s: %s",
+            step.name,
+            step.cursor,
+            type(error).__name__,
+            error,
+            exc_info=error,
+            step=step.name,
+        )
+        return True
 
     # -- leaving
 
@@ -533,6 +636,8 @@ class Execution:
             Ignore: when another execution has taken over, or this one never began.
             ResumeLimitError: when the task was resumed too often.
         """
+        if self.run is not None:
+            self.run.abandon()
         if self._handback is not None and self._fence is not None:
             return self._hand_back(**self._handback)
         interrupt = self._interruption(error)

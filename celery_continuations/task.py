@@ -3,11 +3,13 @@
 Three methods of every class below :class:`AppTask` are wrapped when the class is made, the
 user's own overrides included, because each has a place that must not be lost by an override:
 
-``__call__``  the boundary: it lies outside every override, so that an interruption is handed
-              over after a user's own context (an application, a tenant) has been left
-``run``       lies inside of ``autoretry_for``, so that a task which has got on resumes before
-              that is asked
-``on_retry``  Celery calls it when the state RETRY is stored, and only then may the message go out
+``__call__``
+    the boundary: it lies outside every override, so that an interruption is handed over after a
+    user's own context (an application, a tenant) has been left
+``run``
+    lies inside of ``autoretry_for``, so that a task which has got on resumes before that is asked
+``on_retry``
+    Celery calls it when the state RETRY is stored, and only then may the message go out
 
 Nothing of a run is kept on the task, which is one shared instance for each process: it is
 kept on the request, of which each thread and greenlet has its own.
@@ -30,17 +32,20 @@ from celery_continuations.core import codec
 from celery_continuations.core.run import Continuation, Run, check_name
 from celery_continuations.core.snapshot import Saved
 from celery_continuations.core.step import Iteration
-from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of
+from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of, rehearsed
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution import Execution
 from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.sources import opener
+from celery_continuations.transactions import unit_of
 from celery_continuations.waiting import RAISE, tell_parent
 from celery_continuations.worker.hearing import Hearing
 
 __all__ = ["AppTask", "ContinuableTask"]
 
 T = TypeVar("T")
+
+_BLOCK_OPTIONS = ("start", "isolated", "transaction")
 
 _prepared: WeakSet[Celery] = WeakSet()
 
@@ -67,10 +72,10 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
     request = task.request_stack.top
     if request is None or request.called_directly or execution_of(request) is not None:
         return call(*args, **kwargs)
-    if request.is_eager:
+    execution = rehearsed(task, request) if request.is_eager else Execution(task, request)
+    if execution is None:
         DirectExecution(request)
         return call(*args, **kwargs)
-    execution = Execution(task, request)
     try:
         if task.claims_at_start or execution.resumed:
             execution.begin()
@@ -150,13 +155,15 @@ class AppTask(Task):  # type: ignore[misc]
         value; once the step is complete, returns the remembered value without calling.
 
         Block form, ``for step in self.step(name, start=None, isolated=False):``: the body
-        runs once, and not at all when the step is complete.
+        runs once, and not at all when the step is complete.  With ``transaction=`` each move of the
+        cursor, and the end of the body, is committed together with the work before it, as of :meth:`iterate`.
 
         Args:
             name: of the step, a name of its own in this task.
             func: what to call; without it this is the block form.
             start: where the cursor starts (block form).
             isolated: run the step in an execution of its own (block form).
+            transaction: as of :meth:`iterate` (block form).
 
         Raises:
             InvalidStepError: when the step must not come here.
@@ -194,20 +201,32 @@ class AppTask(Task):  # type: ignore[misc]
         isolated: bool = False,
         batch: int | None = None,
         total: int | None = None,
+        on_error: int | None = None,
+        transaction: Any = None,
     ) -> Iteration:
         """Loop over ``source``, with a checkpoint after each item.
 
         Args:
             name: of the step.
-            source: a sequence, range, iterable or source, or a function that returns one and
-                is called only if the step is still to be done.
+            source: a sequence, range or iterable; a source; a path (its CSV rows where it ends in ``.csv``, its
+                JSON values where it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading
+                (its lines, from its beginning); what else is known to :func:`sources.register`; or a function that
+                returns one of these and is called only if the step is still to be done. An iterator or generator
+                has to be made anew by the task's code in each execution, from its beginning: as many items as were
+                done are left out then.
             start: where to start; for positions an int.
             isolated: run the step in an execution of its own.
             batch: yield lists of up to so many items.
-            total: number of items, for progress, where ``len(source)`` does not tell.
+            total: number of items, for progress, where the source does not tell.
+            on_error: how many items may fail that are tried within ``with rows.attempt():``, see
+                :meth:`Iteration.attempt`; they are put aside, for ``rows.failed``.
+            transaction: a SQLAlchemy Session, or the alias of a Django database, e.g. ``"default"``, of the database
+                that is also ``continuation_store``: what the body does in it is committed after each item, together
+                with the cursor, so that each item takes effect exactly once.  The body must not commit.  What is
+                left by break or an error is rolled back.
 
         Returns:
-            An iterable, to be used once, with ``cursor``, ``total`` and ``resumed``.
+            An iterable, to be used once, with ``cursor``, ``total``, ``resumed`` and ``failed``.
 
         Raises:
             InvalidStepError: when the step must not come here, or the source is a set or a string.
@@ -219,9 +238,21 @@ class AppTask(Task):  # type: ignore[misc]
         ...     return [len(rows) for rows in self.iterate("import", range(10), batch=4)]
         >>> sizes()
         [4, 4, 2]
+        >>> @app.task(base=ContinuableTask, bind=True)
+        ... def parse(self, texts):
+        ...     rows = self.iterate("parse", texts, on_error=1)
+        ...     for text in rows:
+        ...         with rows.attempt():
+        ...             int(text)
+        ...     return [cursor for cursor, error in rows.failed]
+        >>> parse(["1", "two", "3"])
+        [1]
         """
         check_name(name)
-        return self._run(name).iterate(name, opener(name, source, batch, total), start=start, isolated=isolated)
+        run = self._run(name)
+        unit = unit_of(name, transaction)
+        opened = opener(name, source, batch, total)
+        return run.iterate(name, opened, start=start, isolated=isolated, on_error=on_error, unit=unit)
 
     def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
         """Wait until somebody delivers something under ``name``, see :meth:`ContinuableAsyncResult.deliver`.
@@ -505,10 +536,12 @@ class _RetryMessage:
 
 
 def _block_options(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    unknown = [*map(repr, args), *(key for key in kwargs if key not in ("start", "isolated"))]
+    unknown = [*map(repr, args), *(key for key in kwargs if key not in _BLOCK_OPTIONS)]
     if unknown:
         raise InvalidStepError(
-            f"step {name!r} was given {', '.join(unknown)} but no function; without one it takes start and isolated",
+            f"step {name!r} was given {', '.join(unknown)} but no function; without one it takes start, isolated and "
+            "transaction",
             found=name,
         )
-    return kwargs
+    options = {key: value for key, value in kwargs.items() if key != "transaction"}
+    return {**options, "unit": unit_of(name, kwargs.get("transaction"))}

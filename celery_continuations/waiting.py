@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -49,6 +48,9 @@ class Waiter(Protocol):
 
     is_direct: bool
 
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+
     def is_over(self, until: float | None) -> bool:
         """Whether that moment has come."""
 
@@ -67,7 +69,7 @@ def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | N
     seconds = None if timeout is None else _seconds(timeout, "timeout")
 
     def look(step: Step) -> Outcome | Exception:
-        until = _fixed(step, lambda: None if seconds is None else time.time() + seconds)
+        until = _fixed(step, lambda: None if seconds is None else waiter.now() + seconds)
         outcome = waiter.delivery(name, close=waiter.is_over(until))
         if outcome is None:
             waiter.leave(Waiting("delivery", until, name), f"waiting for {name!r}")
@@ -85,7 +87,7 @@ def sleep(run: Run, waiter: Waiter, name: str, until: float | timedelta | dateti
     if isinstance(until, datetime):
         moment = (until if until.tzinfo else until.replace(tzinfo=app.timezone)).timestamp()
     else:
-        moment = time.time() + _seconds(until, "until")
+        moment = waiter.now() + _seconds(until, "until")
 
     def look(step: Step) -> Outcome:
         fixed = _fixed(step, lambda: moment)
@@ -111,13 +113,13 @@ def wait_until(
     seconds = None if timeout is None else _seconds(timeout, "timeout")
 
     def look(step: Step) -> Outcome | Exception:
-        until = _fixed(step, lambda: None if seconds is None else time.time() + seconds)
+        until = _fixed(step, lambda: None if seconds is None else waiter.now() + seconds)
         answer = predicate()
         if answer:
             return Outcome.of_value(answer, f"what the predicate of {name!r} returned")
         if waiter.is_over(until):
             return WaitTimeout(f"{name!r} did not come true in time")
-        again = time.time() + pause
+        again = waiter.now() + pause
         waiter.leave(Waiting("time", again if until is None else min(again, until)), f"waiting until {name!r}")
 
     return run.wait(name, look)
@@ -128,7 +130,7 @@ def resume_in(run: Run, waiter: Waiter, delay: float | timedelta) -> NoReturn:
     seconds = _seconds(delay, "delay")
     if run.current is None:
         raise InvalidStepError("resume_in was called outside of a step; use sleep there")
-    waiter.leave(Waiting("time", time.time() + seconds), f"resuming in {seconds:g} s")
+    waiter.leave(Waiting("time", waiter.now() + seconds), f"resuming in {seconds:g} s")
 
 
 def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, parent: Task) -> Any:
@@ -146,7 +148,7 @@ def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, paren
         pending, again = children.pending(ids)
         if pending is not None:
             # The last one that is still at work: the others have often ended when that does.
-            waiter.leave(Waiting("result", time.time() + again, pending), f"waiting for the results of {name!r}")
+            waiter.leave(Waiting("result", waiter.now() + again, pending), f"waiting for the results of {name!r}")
         return children.collect(ids)
 
     return run.wait(name, look)

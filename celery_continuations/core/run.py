@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from celery_continuations.core.snapshot import Outcome, Saved, Snapshot
-from celery_continuations.core.step import Iteration, Over, Pairs, Step, Wait, key_of
+from celery_continuations.core.step import Iteration, Opened, Over, Step, Unit, Wait, key_of
 from celery_continuations.exceptions import (
+    ErrorBudgetError,
     Interrupt,
     InvalidStepError,
     UnserializableValueError,
@@ -19,6 +20,9 @@ __all__ = ["Continuation", "Host", "Run", "check_name"]
 
 #: Interruptions that count against ``continuation_max_resumptions`` have other reasons than these.
 ISOLATED = "isolated"
+
+# Characters that are kept of the error of an item that failed.
+_ERROR_KEPT = 200
 
 
 class Host(Protocol):
@@ -31,10 +35,19 @@ class Host(Protocol):
         """
 
     def save(self, run: Run) -> None:
-        """A step was completed: save."""
+        """A step was completed, or the cursor of one with a unit was moved: save; and commit ``run.unit``."""
+
+    def join(self, run: Run) -> None:
+        """A step begins whose unit, ``run.unit``, every save is to be part of: refuse what cannot be."""
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Tell whoever listens: the event is the name of its signal, e.g. ``"step_started"``."""
+
+    def back_off(self, run: Run, seconds: float) -> NoReturn:
+        """Give the worker back, to go on at the same cursor after so many seconds."""
+
+    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+        """Return whether the error is of the item in hand alone, and tell of it if so."""
 
 
 class Run:
@@ -50,6 +63,7 @@ class Run:
         attention: the one attribute that every checkpoint reads; set it to have ``host.attend`` called.
         interrupted: the interruption under way, or None.
         misfit: why the code does not fit the snapshot, once that has been found.
+        unit: the task's own work that the next save is to be part of, or None.
     """
 
     __slots__ = (
@@ -69,6 +83,7 @@ class Run:
         "interruptible",
         "misfit",
         "snapshot",
+        "unit",
     )
 
     def __init__(self, run_id: str, snapshot: Snapshot, host: Host, interruptible: bool = True) -> None:
@@ -78,6 +93,7 @@ class Run:
         self.interrupted: Interrupt | None = None
         self.interruptible = interruptible
         self.misfit: InvalidStepError | None = None
+        self.unit: Any = None
         self._host = host
         self._thread = threading.get_ident()
         self._recorded = snapshot.steps
@@ -100,10 +116,11 @@ class Run:
         *,
         start: Any = None,
         isolated: bool = False,
+        unit: Unit | None = None,
     ) -> Any:
         """Run ``func`` once and return its value, or return a step to loop over once."""
         self._declare(name)
-        step = Step(self, name, start, isolated)
+        step = Step(self, name, start, isolated, unit)
         if func is None:
             self._declared = step
             return step
@@ -112,14 +129,16 @@ class Run:
     def iterate(
         self,
         name: str,
-        open_source: Callable[[], tuple[Callable[[Any], Pairs], int | None]],
+        open_source: Callable[[], Opened],
         *,
         start: Any = None,
         isolated: bool = False,
+        on_error: int | None = None,
+        unit: Unit | None = None,
     ) -> Iteration:
         """Return a step that loops over a source, which is opened only if the step is still to be done."""
         self._declare(name)
-        step = Iteration(self, name, open_source, start, isolated)
+        step = Iteration(self, name, open_source, start, isolated, on_error, unit)
         self._declared = step
         return step
 
@@ -143,15 +162,23 @@ class Run:
         self._settle()
         if self.attention:
             reason = self._host.attend(self)
+            self.attention = self.attention or self.unit is not None
             # A continuation that stopped again before it got anywhere could go round for ever.
             if reason is not None and (self.snapshot.resumptions == 0 or self.progressed):
                 self.interrupt(reason)
+
+    def moved(self) -> None:
+        """As :meth:`checkpoint`, after a cursor was moved; before it the step's unit is committed."""
+        if self.unit is not None and self.interrupted is None:
+            self._host.save(self)
+        self.checkpoint()
 
     def finish(self) -> None:
         """The task's body has returned: complete what is left open, and check that no recorded step was missed."""
         self._settle()
         self._refuse_unused()
         if self._open is not None:
+            self._open.leave()
             self.complete(self._open)
         if len(self._seen) < len(self._recorded):
             missed = self._recorded[len(self._seen)]
@@ -174,6 +201,19 @@ class Run:
     def current(self) -> Step | None:
         """The step in hand."""
         return self._open
+
+    def committed(self) -> None:
+        """The unit has taken effect, and with it the cursor, or that the step is complete."""
+        if self._open is not None:
+            self._open.kept = self._open.cursor
+        else:
+            self.unit = None
+
+    def abandon(self) -> None:
+        """Control has left the task: whatever its step has not committed is undone."""
+        if self.unit is not None and self._open is not None:
+            self._open.leave()
+            self.unit = None
 
     def failed(self, error: BaseException) -> None:
         """``error`` leaves the task: the block in hand has failed, and a call step is not complete after all.
@@ -231,8 +271,15 @@ class Run:
 
     def complete(self, step: Step) -> None:
         """``step`` has run to its end."""
+        if step.left:
+            self.unit = None
+        elif self.unit is not None and self.interrupted is not None:
+            step.leave()
+            raise self.interrupted
         self._open = None
         step.run = Over(self.id, step.name)
+        if step.aside:
+            step.outcome, self.snapshot.aside = Outcome("done", step.aside), []
         self._completed_here += 1
         self._after_isolated = step.isolated
         self.snapshot.completed[step.name] = step.outcome
@@ -240,9 +287,52 @@ class Run:
         self.snapshot.progress = (None, None)
         self._host.notify("step_completed", self, step)
         if self.interrupted is None:
-            self._host.save(self)
+            try:
+                self._host.save(self)
+            finally:
+                if self.unit is not None:
+                    self._reopen(step)
+
+    def back_off(self, seconds: float) -> NoReturn:
+        """The source must not be read for so long."""
+        if self.interrupted is not None:
+            raise self.interrupted
+        self._host.back_off(self, seconds)
+
+    def put_aside(self, step: Iteration, error: Exception) -> bool:
+        """Note that the item in hand failed, unless the error means more than that.
+
+        Raises:
+            ErrorBudgetError: when too many have.
+        """
+        # An item that was interrupted is to be repeated, whatever came up on the way out.
+        if self.interrupted is not None or not self._host.may_put_aside(self, step, error):
+            return False
+        assert step.budget is not None
+        if step.unit is not None:
+            step.unit.rollback()
+            step.unit.begin()
+        self._forget_aside(step.encoded_cursor())
+        step.aside.append([step.encoded_cursor(), f"{type(error).__name__}: {error}"[:_ERROR_KEPT]])
+        if len(step.aside) > step.budget:
+            raise ErrorBudgetError(step.name, step.budget, step.failed) from error
+        return True
 
     # -- inside
+
+    def _forget_aside(self, cursor: Any) -> None:
+        """The item at this encoded cursor has failed once more, or is repeated."""
+        aside = self.snapshot.aside
+        if aside and aside[-1][0] == cursor:
+            aside.pop()
+
+    def _reopen(self, step: Step) -> None:
+        """The last of the step's own work could not be committed: it is not complete."""
+        del self.snapshot.completed[step.name]
+        self._completed_here -= 1
+        self._open = step
+        step.run = self
+        step.leave()
 
     def _call(self, step: Step, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._begin(step):
@@ -309,20 +399,28 @@ class Run:
 
     def _begin(self, step: Step) -> bool:
         if step.name in self.snapshot.completed:
+            if isinstance(step, Iteration):
+                step.aside = self.snapshot.completed[step.name].data or []
             self._host.notify("step_skipped", self, step)
             return False
+        self.attention = True  # each step begins at a checkpoint, and what its body is in shows at the first in it
         if self._ran:
             if self.interruptible and (step.isolated or self._after_isolated):
                 self.interrupt(ISOLATED)
             self.checkpoint()
-        self._ran = True
+        self._ran = self.attention = True
         current = self.snapshot.current
+        step.aside = self.snapshot.aside
         if current is not None:
+            self._forget_aside(current[1])
             step.enter(current[1], resumed=True)
         else:
             step.enter()
         step.handling = sys.exc_info()[1]
         self._open = step
+        if step.unit is not None:
+            self.unit = step.unit
+            self._host.join(self)
         self._host.notify("step_started", self, step)
         return True
 

@@ -54,11 +54,12 @@ class Saved(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a completed step left: nothing, a value, an error, or a value that cannot be saved.
+    """What a completed step left: items put aside, a value, an error, or a value that cannot be saved.
 
     Attributes:
         kind: ``"done"``, ``"value"``, ``"error"``, ``"lost"`` or ``"timeout"``.
-        data: the encoded value; ``[type, args or None, text]``; or what is wrong with the value.
+        data: as ``Snapshot.aside``, or None; the encoded value; ``[type, args or None, text]``; or what is wrong with
+            the value.
     """
 
     kind: str = "done"
@@ -140,6 +141,7 @@ class Snapshot:
         lost_at: that place.
         waiting: what the step in hand waits for, see :class:`Waiting`, or None.
         gap: the longest time seen between two checkpoints, in seconds; 0 up to a second.
+        aside: items of the step in hand that failed: ``[encoded cursor, error]`` of each.
     """
 
     completed: dict[str, Outcome] = field(default_factory=dict)
@@ -157,6 +159,7 @@ class Snapshot:
     lost_at: Any = None
     waiting: Waiting | None = None
     gap: float = 0.0
+    aside: list[list[Any]] = field(default_factory=list)
 
     @property
     def steps(self) -> list[str]:
@@ -234,6 +237,7 @@ class Snapshot:
                 lost_at=data["lost_at"],
                 waiting=None if data["waiting"] is None else Waiting(*data["waiting"]),
                 gap=data["gap"],
+                aside=list(data["aside"]),
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as exc:
             raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
@@ -244,13 +248,14 @@ class Snapshot:
         sizes.update((f"saved[{key!r}]", len(codec.dumps(value))) for key, value in self.saved.items())
         if self.current is not None:
             sizes[f"the cursor of step {self.current[0]!r}"] = len(json.dumps(self.current[1]))
+            sizes[f"what step {self.current[0]!r} has put aside"] = len(json.dumps(self.aside))
         return max(sizes, key=lambda part: sizes[part], default="nothing")
 
 
 # The fields that are JSON as they are.
 _PLAIN = (
     "current", "executions", "resumptions", "counted", "run_time", "reason",
-    "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap",
+    "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap", "aside",
 )  # fmt: skip
 
 _NEW: dict[str, Any] = {"completed": [], "saved": {}, **{name: getattr(Snapshot(), name) for name in _PLAIN}}

@@ -3,7 +3,41 @@
 A source yields ``(item, cursor after this item)`` from any cursor on.
 """
 
-from celery_continuations.sources.base import Source, opener
-from celery_continuations.sources.files import csv_rows, json_lines, lines
+from typing import Any
 
-__all__ = ["Source", "csv_rows", "json_lines", "lines", "opener"]
+from celery_continuations.sources.base import Source, opener, opening, register
+from celery_continuations.sources.combinators import batched, nested, throttled
+from celery_continuations.sources.files import csv_rows, json_lines, lines
+from celery_continuations.sources.paged import keys, pages
+
+__all__ = [
+    "Source",
+    "batched",
+    "csv_rows",
+    "json_lines",
+    "keys",
+    "lines",
+    "nested",
+    "opener",
+    "opening",
+    "pages",
+    "register",
+    "throttled",
+]
+
+
+def _of_queryset(query: Any) -> Source:
+    from celery_continuations.sources.django import query_rows
+
+    return query_rows(query)
+
+
+def _of_select(select: Any) -> Source:
+    from celery_continuations.sources.sqlalchemy import from_select
+
+    return from_select(select)
+
+
+register("django.db.models.query.QuerySet", _of_queryset)
+register("sqlalchemy.sql.selectable.Select", _of_select)
+register("sqlalchemy.orm.query.Query", _of_select)

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate, chain, repeat
-from operator import attrgetter
-from pathlib import Path
-from typing import IO, Any
+from itertools import accumulate, chain, compress, repeat
+from pathlib import Path, PurePath
+from typing import IO, Any, NamedTuple
 
 from celery_continuations.core.step import Pairs
 from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.base import register
 
 __all__ = ["csv_rows", "json_lines", "lines"]
 
 # Bytes that are read at a time.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 
 # Bytes at the beginning of a file that tell it from another one.
 _HEAD = 4096
@@ -40,20 +41,32 @@ class FileSource:
     def __init__(self, file: Any, encoding: str) -> None:
         self.path = _path_of(file)
         self.encoding = encoding
+        self._size: int | None = None
         # Where a line feed is a byte of its own, and can be no part of another character, bytes can be cut into lines.
         self._is_plain = encoding.lower().replace("_", "-") in _PLAIN
 
     def read(self, cursor: Any) -> Pairs:
         """As of Source."""
+        return self._rows(self._chunks(cursor))
+
+    def _chunks(self, cursor: Any) -> Iterator[_Chunk]:
         with open(self.path, "rb") as file:
+            self._size = os.fstat(file.fileno()).st_size
             head = _head_of(file)
             offset = 0 if cursor is None else self._checked(file, cursor)
         head = head if cursor is None else cursor[0]
-        if self._is_plain:
-            return self._rows(_Fed(_chunks(self.path, offset, self.encoding), head))
-        return self._rows(_Fed(_any_chunks(self.path, offset, self.encoding), head))
+        chunks = _plain_chunks if self._is_plain else _any_chunks
+        return (_Chunk(text, ends, head) for text, ends in chunks(self.path, offset, self.encoding))
 
-    def _rows(self, fed: _Fed) -> Pairs:
+    def progress(self, cursor: Any) -> tuple[int, int]:
+        """Bytes done, and in all."""
+        if self._size is None:
+            self._size = self.path.stat().st_size
+        # An offset of a slower encoding has the decoder's state in its upper bits.
+        done = 0 if cursor is None else cursor[1] & _OFFSET
+        return done, max(done, self._size)  # a file may grow while it is read
+
+    def _rows(self, chunks: Iterator[_Chunk]) -> Pairs:
         raise NotImplementedError
 
     def _checked(self, file: IO[bytes], cursor: Any) -> int:
@@ -62,7 +75,6 @@ class FileSource:
             file.seek(0)
             if _digest(file.read(length)) != digest:
                 raise InvalidStepError(f"{self.path} was replaced since: it no longer begins as it did")
-            # An offset of a slower encoding has the decoder's state in its upper bits.
             if offset & _OFFSET > os.fstat(file.fileno()).st_size:
                 raise InvalidStepError(f"{self.path} was cut off since: it ends before byte {offset & _OFFSET:,}")
         except (TypeError, ValueError) as exc:
@@ -78,15 +90,43 @@ _PLAIN = frozenset((
 ))  # fmt: skip
 
 
+class _Chunk(NamedTuple):
+    """Some lines of a file, worked on together: for each of them alone Python would take longer than for a row.
+
+    Attributes:
+        text: the lines, with their ends.
+        ends: the offset after each.
+        head: what the file began with.
+    """
+
+    text: str
+    ends: list[int]
+    head: tuple[int, str]
+
+    @property
+    def places(self) -> Iterator[tuple[Any, int]]:
+        """The cursor after each line: not kept, for the garbage collector would have to look at all of them."""
+        return zip(repeat(self.head), self.ends, strict=False)
+
+    def lines(self) -> list[str]:
+        """Return the lines, without their ends."""
+        found = self.text.removesuffix("\n").split("\n")
+        return [line.removesuffix("\r") for line in found] if "\r" in self.text else found
+
+
 class _Lines(FileSource):
-    def _rows(self, fed: _Fed) -> Pairs:
-        # A chunk at a time, and so without Python's own code for each line.
-        return chain.from_iterable(map(fed.lines_of, fed.chunks))
+    def _rows(self, chunks: Iterator[_Chunk]) -> Pairs:
+        return chain.from_iterable(zip(chunk.lines(), chunk.places, strict=True) for chunk in chunks)
 
 
 class _JsonLines(FileSource):
-    def _rows(self, fed: _Fed) -> Pairs:
-        return zip(map(self._parsed, filter(str.strip, fed.lines())), fed.places(), strict=False)
+    def _rows(self, chunks: Iterator[_Chunk]) -> Pairs:
+        return chain.from_iterable(map(self._values_of, chunks))
+
+    def _values_of(self, chunk: _Chunk) -> Pairs:
+        texts = chunk.lines()
+        places = compress(chunk.places, map(str.strip, texts))
+        return zip(map(self._parsed, filter(str.strip, texts)), places, strict=True)
 
     def _parsed(self, line: str) -> Any:
         try:
@@ -100,6 +140,9 @@ class _CsvRows(FileSource):
         super().__init__(file, encoding)
         self._header = header
         self._options = options
+        dialect = self._reader(()).dialect
+        # Without these in a chunk each line is a row.
+        self._joining = [mark for mark in (dialect.quotechar, dialect.escapechar) if mark]
 
     def read(self, cursor: Any) -> Pairs:
         """As of Source."""
@@ -110,50 +153,74 @@ class _CsvRows(FileSource):
         if first is None:
             return iter(())
         names, after = first
-        rows = super().read(after if cursor is None else cursor)
-        return ((_named(names, row), place) for row, place in rows)
+        return self._rows(self._chunks(after if cursor is None else cursor), names)
 
-    def _rows(self, fed: _Fed) -> Pairs:
-        return zip(filter(None, csv.reader(fed.lines(), **self._options)), fed.places(), strict=False)
+    def _rows(self, chunks: Iterator[_Chunk], names: list[str] | None = None) -> Pairs:
+        return chain.from_iterable(self._rows_of(chunk, chunks, names) for chunk in chunks)
+
+    def _rows_of(self, chunk: _Chunk, chunks: Iterator[_Chunk], names: list[str] | None) -> Pairs:
+        """Return the rows that begin in a chunk; the last one may end in one of the next."""
+        texts, places = chunk.lines(), chunk.places
+        if "" in texts:
+            places = compress(places, texts)
+            texts = [text for text in texts if text]
+        if names is None and not any(mark in chunk.text for mark in self._joining):
+            return zip(self._reader(texts), places, strict=True)
+        try:
+            # The empty line at the end is a row of its own, unless a quoted field is open there.
+            *rows, _ = self._reader([*texts, ""])
+        except (csv.Error, ValueError):
+            return self._rows_across(chunk, chunks, names)  # raises it at its row, after those before
+        if len(rows) != len(texts):
+            return self._rows_across(chunk, chunks, names)
+        if names is None:
+            return zip(rows, places, strict=True)
+        if set(map(len, rows)) <= {len(names)}:
+            return zip(map(dict, map(zip, repeat(names), rows)), places, strict=True)
+        return zip(map(_named, repeat(names), rows), places, strict=False)
+
+    def _rows_across(self, chunk: _Chunk, chunks: Iterator[_Chunk], names: list[str] | None) -> Pairs:
+        fed = _Fed(chunk, chunks)
+        for row in self._reader(fed.lines()):
+            if row:
+                yield (row if names is None else _named(names, row)), fed.place
+            if fed.place[1] == fed.end:
+                return
+
+    def _reader(self, texts: Iterable[str]) -> Any:
+        return csv.reader(texts, **self._options)
+
+
+class _Fed:
+    """Lines with their ends, as a reader asks for them.
+
+    Attributes:
+        place: the cursor after the last line that was taken.
+        end: the offset after the last one of its chunk.
+    """
+
+    def __init__(self, chunk: _Chunk, following: Iterator[_Chunk]) -> None:
+        self._chunks = chain([chunk], following)
+        self.place: tuple[Any, int] = (None, 0)
+        self.end = 0
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines."""
+        for chunk in self._chunks:
+            self.end = chunk.ends[-1]
+            for text, self.place in zip(io.StringIO(chunk.text, newline="\n"), chunk.places, strict=True):
+                yield text
 
 
 def _named(names: list[str], row: list[str]) -> dict[str | None, Any]:
     """Return a row as csv.DictReader does: what it lacks is None, and what it has too much is a list under None."""
     named: dict[str | None, Any] = dict(zip(names, row, strict=False))
-    if len(row) > len(names):
-        named[None] = row[len(names) :]
-    for name in names[len(row) :]:
-        named[name] = None
+    if len(row) != len(names):
+        if len(row) > len(names):
+            named[None] = row[len(names) :]
+        for name in names[len(row) :]:
+            named[name] = None
     return named
-
-
-class _Fed:
-    """Lines, and where the last one that was taken ends."""
-
-    def __init__(self, chunks: Iterable[tuple[list[str], list[int]]], head: tuple[int, str]) -> None:
-        self.chunks = chunks
-        self._head = head
-        self.at = 0
-
-    def lines(self) -> Iterator[str]:
-        """Yield the lines, their ends included."""
-        for texts, ends in self.chunks:
-            for text, end in zip(texts, ends, strict=True):
-                self.at = end
-                yield text
-
-    def lines_of(self, chunk: tuple[list[str], list[int]]) -> Pairs:
-        """Return the lines of a chunk, without their ends, with the cursor after each."""
-        texts, ends = chunk
-        whole = "".join(texts)
-        found = whole.removesuffix("\n").split("\n")
-        if "\r" in whole:
-            found = [line.removesuffix("\r") for line in found]
-        return zip(found, zip(repeat(self._head), ends, strict=False), strict=False)
-
-    def places(self) -> Iterator[tuple[Any, int]]:
-        """Yield the cursor after what was read last, for ever."""
-        return zip(repeat(self._head), map(attrgetter("at"), repeat(self)), strict=False)
 
 
 def lines(file: Any, encoding: str = "utf-8") -> FileSource:
@@ -211,12 +278,65 @@ def json_lines(file: Any, encoding: str = "utf-8") -> FileSource:
 
 
 def _path_of(file: Any) -> Path:
-    path = file
+    path, why = file, None
     if not isinstance(file, (str, os.PathLike)):
-        path = getattr(file, "path", None) or getattr(file, "name", None)
+        try:
+            path = getattr(file, "path", None) or getattr(file, "name", None)
+        except (NotImplementedError, ValueError) as exc:  # Django's, of a storage that is no disk, or with no file
+            path, why = None, exc
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidStepError(f"{file!r} has no path that it could be opened by again; pass one")
+        raise InvalidStepError(f"{file!r} has no path that it could be opened by again; pass one") from why
     return Path(path)
+
+
+def _of_path(path: Any) -> FileSource:
+    suffix = _path_of(path).suffix.lower()
+    if suffix == ".csv":
+        return csv_rows(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return json_lines(path)
+    return lines(path)
+
+
+def _of_open_file(file: io.TextIOWrapper) -> FileSource:
+    path = _path_of(file)
+    problem = None
+    if not file.readable():
+        problem = "is not open for reading"
+    elif file.errors != "strict":
+        problem = f"was opened with errors={file.errors!r}, with which places in it cannot be told"
+    elif not _is_at_beginning(file):
+        problem = "has been read from already, and would be read from its beginning"
+    if problem is not None:
+        raise InvalidStepError(f"{path} {problem}; pass lines(path), csv_rows(path) or json_lines(path)")
+    return lines(path, file.encoding)
+
+
+def _is_at_beginning(file: io.TextIOWrapper) -> bool:
+    try:
+        return file.tell() == 0
+    except OSError:  # next() was called
+        return False
+
+
+def _of_temporary_file(file: Any) -> FileSource:
+    return _of_open_file(file.file) if isinstance(file.file, io.TextIOWrapper) else _of_other_file(file.file)
+
+
+def _of_other_file(file: Any) -> FileSource:
+    raise InvalidStepError(
+        f"a {type(file).__name__} is no text file with a path; pass lines(path), csv_rows(path) or json_lines(path), "
+        "or a list of what is in it"
+    )
+
+
+# Files have a method read, but are no sources.
+register(PurePath, _of_path)
+register(io.TextIOWrapper, _of_open_file)
+register("_io._IOBase", _of_other_file)  # under all of them; few are under io.IOBase
+register("tempfile._TemporaryFileWrapper", _of_temporary_file)
+register("django.core.files.base.File", _of_other_file)
+register("django.db.models.fields.files.FieldFile", _of_path)
 
 
 def _head_of(file: IO[bytes]) -> tuple[int, str]:
@@ -228,7 +348,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[list[str], list[int]]]:
+def _plain_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[str, list[int]]]:
     with open(path, "rb") as file:
         file.seek(offset)
         while raw := file.readlines(_CHUNK):
@@ -237,9 +357,9 @@ def _chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[list[str],
             yield _decoded(raw, encoding, path, ends), ends[1:]
 
 
-def _decoded(raw: list[bytes], encoding: str, path: Path, ends: list[int]) -> list[str]:
+def _decoded(raw: list[bytes], encoding: str, path: Path, ends: list[int]) -> str:
     try:
-        return list(map(bytes.decode, raw, repeat(encoding)))
+        return b"".join(raw).decode(encoding)
     except UnicodeDecodeError as exc:
         bad = next(place for line, place in zip(raw, ends, strict=False) if not _can(line.decode, encoding))
         raise ValueError(f"{path}: the line from byte {bad:,} on is not {encoding}: {exc}") from exc
@@ -253,9 +373,9 @@ def _can(decode: Callable[[str], str], encoding: str) -> bool:
     return True
 
 
-def _any_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[list[str], list[int]]]:
+def _any_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[str, list[int]]]:
     """One line at a time, with Python's own note of where it ends, which holds the decoder's state."""
-    with open(path, encoding=encoding, newline="") as file:
+    with open(path, encoding=encoding, newline="\n") as file:
         file.seek(offset)
         while text := file.readline():
-            yield [text], [file.tell()]
+            yield text, [file.tell()]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery_continuations.exceptions import StoreError
 
@@ -250,6 +250,23 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def owned(self, worker: str) -> dict[str, str]:
         """Return the owner of each record that an execution of ``worker`` owns, by task id."""
+
+    def within(self, connection: Any) -> Store:
+        """Return a store of which ``read`` and ``swap`` run on somebody else's connection, in its transaction.
+
+        They neither commit nor roll back.  Their StoreError has the driver's error as its cause.
+
+        Args:
+            connection: a connection of the driver, as of PEP 249.
+
+        Raises:
+            StoreError: when this store is in no database, or in one of another kind.
+        """
+        raise StoreError(
+            type(self).__name__,
+            "transaction= needs a continuation_store in the database of the transaction, a db+postgresql:// or "
+            "db+sqlite:/// URL; this one is in none",
+        )
 
     def close(self) -> None:
         """Give back connections and files."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -191,7 +192,7 @@ class _Statement:
 
     def written(self, connection: Connection, values: Mapping[str, Any]) -> bool:
         """Return whether a row was written."""
-        arguments: Any = values if self._order is None else tuple([values[name] for name in self._order])
+        arguments = self._arguments(values)
         cursor = connection.connection.cursor()
         try:
             cursor.execute(self._text, arguments)
@@ -201,6 +202,14 @@ class _Statement:
             return connection.exec_driver_sql(self._text, arguments).rowcount == 1
         finally:
             cursor.close()
+
+    def execute(self, cursor: Any, values: Mapping[str, Any]) -> Any:
+        """Execute it with a cursor of the driver, which is returned."""
+        cursor.execute(self._text, self._arguments(values))
+        return cursor
+
+    def _arguments(self, values: Mapping[str, Any]) -> Any:
+        return values if self._order is None else tuple([values[name] for name in self._order])
 
 
 @lru_cache(maxsize=128)
@@ -213,6 +222,11 @@ def _swap(dialect: Dialect, *changed: str, keeps_due: bool, asks_inbox: bool) ->
         del values["due"]
     where = _as_expected & _has_inbox if asks_inbox else _as_expected
     return _Statement(sa.update(_records).where(where).values(values), dialect)
+
+
+@lru_cache(maxsize=4)
+def _reading(dialect: Dialect) -> _Statement:
+    return _Statement(_READ, dialect)
 
 
 @lru_cache(maxsize=4)
@@ -361,6 +375,13 @@ class DatabaseStore(Store):
             if record.fence != expected:
                 changed += ("fence", "worker")
             statement = _swap(dialect, *changed, keeps_due=keeps_due, asks_inbox=inbox is not None)
+        return self._write(statement, values, task_id)
+
+    def within(self, connection: Any) -> Store:
+        """As of Store."""
+        return _Within(self, connection)
+
+    def _write(self, statement: _Statement, values: Mapping[str, Any], task_id: str) -> bool:
         return self._run(lambda connection: statement.written(connection, values), task_id)
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
@@ -527,6 +548,43 @@ class DatabaseStore(Store):
             raise StoreError(
                 "database", f"{_records.name}, task {task_id!r} of {self._namespace}: no record: {exc!r}"
             ) from exc
+
+
+class _Within(DatabaseStore):
+    """The same records, in a transaction of somebody else's."""
+
+    def __init__(self, store: DatabaseStore, connection: Any) -> None:
+        vars(self).update(vars(store))
+        self._connection = connection
+        self._driver = sys.modules[type(connection).__module__.partition(".")[0]]
+        style = getattr(self._driver, "paramstyle", None)
+        dialect = self._engine.dialect
+        if style != dialect.paramstyle:
+            raise StoreError(
+                "database",
+                f"transaction= has a connection of {self._driver.__name__}, this store is of {dialect.name} by "
+                f"{dialect.driver}; both must be the same database, by the same driver",
+            )
+
+    def read(self, task_id: str) -> Record | None:
+        """As of Store."""
+        values = self._values(task_id)
+        row = self._executed(lambda cursor: _reading(self._engine.dialect).execute(cursor, values).fetchone(), task_id)
+        return None if row is None else self._record(task_id, *row)
+
+    def _write(self, statement: _Statement, values: Mapping[str, Any], task_id: str) -> bool:
+        return self._executed(lambda cursor: bool(statement.execute(cursor, values).rowcount == 1), task_id)
+
+    def _executed(self, work: Callable[[Any], T], task_id: str) -> T:
+        cursor = self._connection.cursor()
+        try:
+            return work(cursor)
+        except self._driver.Error as exc:
+            raise StoreError(
+                "database", f"{_records.name}, task {task_id!r}, in the task's own transaction: {exc}"
+            ) from exc
+        finally:
+            cursor.close()
 
 
 def _checked(what: str, text: str) -> str:

@@ -89,11 +89,13 @@ def _auto(app: Celery) -> tuple[Callable[[], Store], str | None]:
     """Choose: the result backend if it can compare-and-set, else a Redis broker, else the message."""
     backend = conf.celery_setting(app, "result_backend")
     broker = conf.celery_setting(app, "broker_read_url") or conf.celery_setting(app, "broker_url")
+    if backend == "django-db" and _has_django_app():
+        return _by_url(app, "django") or MessageStore, None
     for url in (backend, broker if _scheme(broker) in _REDIS else None):
         factory = _by_url(app, url) if isinstance(url, str) else None
         if factory is not None:
             return factory, None
-    kind = _scheme(backend)
+    kind = backend if backend == "django-db" else _scheme(backend)
     kind = f"{kind}, and {_IN_MEMORY}" if conf.is_database(kind) else kind or "none"
     return MessageStore, (
         f"Neither the result backend ({kind}) nor the broker ({_scheme(broker)}) can keep "
@@ -102,12 +104,27 @@ def _auto(app: Celery) -> tuple[Callable[[], Store], str | None]:
         "task from running at once. Set continuation_store to a redis://, db+postgresql://, db+sqlite:/// or file:// "
         "URL to be safe from that, "
         "or to 'message' to accept it."
+        + (f" With {backend}, 'celery_continuations.contrib.django' in INSTALLED_APPS does." if kind == backend else "")
     )
+
+
+def _has_django_app() -> bool:
+    from django.apps import apps
+
+    return bool(apps.is_installed("celery_continuations.contrib.django"))
 
 
 def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
     scheme = _scheme(url)
     space = conf.namespace(app)
+    if url == "django" or scheme == "django":
+
+        def open_django() -> Store:
+            from celery_continuations.stores.django import DjangoStore
+
+            return DjangoStore(url.partition("://")[2] or "default", space)
+
+        return open_django
     if scheme in _REDIS:
 
         def open_redis() -> Store:

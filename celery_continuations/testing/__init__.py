@@ -8,12 +8,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_continuations import direct
+from celery_continuations.testing.clock import Clock
+from celery_continuations.testing.interrupting import interrupt_after_step, interrupt_during_step
+from celery_continuations.testing.rehearsal import Rehearsal, rehearse, run_until_done
+from celery_continuations.testing.resumable import assert_resumable
 
-__all__ = ["delivered"]
+__all__ = [
+    "Clock",
+    "Rehearsal",
+    "assert_resumable",
+    "delivered",
+    "interrupt_after_step",
+    "interrupt_during_step",
+    "rehearse",
+    "run_until_done",
+]
 
 # So that a failing assertion shows what was compared; it has to be said before the module is imported.
 if "pytest" in sys.modules:
-    sys.modules["pytest"].register_assert_rewrite(f"{__name__}.stores")
+    sys.modules["pytest"].register_assert_rewrite(f"{__name__}.sources", f"{__name__}.stores")
 
 
 @contextmanager

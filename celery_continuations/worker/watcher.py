@@ -56,8 +56,8 @@ class Watch:
         if now >= self.verify_at and (self.flag.lease_is_over or self._lapses != self.flag.lapses):
             self.verify = True
         due = self.verify or self.flag.level or now >= min(self.save_at, self.leave_at, self.ask_at)
-        if due and not self.run.attention:
-            self.due_since = now  # first: with its attention raised, the run reads it
+        if due:
+            self.due_since = min(self.due_since, now)  # first: with its attention raised, the run reads it
             self.run.attention = True
 
     def verifying(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -17,7 +17,7 @@ for module in ("celery", "kombu", "billiard"):
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.core.step import Iteration, Step
-from celery_continuations.exceptions import Interrupt
+from celery_continuations.exceptions import ContinuationError, Interrupt
 from celery_continuations.sources import opener
 
 
@@ -43,8 +43,17 @@ class Executions:
     def save(self, run: Run) -> None:
         self.saves.append(run.take_snapshot().dumps())
 
+    def join(self, run: Run) -> None:
+        """Every unit will do."""
+
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         self.events.append((event, step.name))
+
+    def back_off(self, run: Run, seconds: float) -> NoReturn:
+        run.interrupt(f"throttled for {seconds:g} s")
+
+    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+        return not isinstance(error, ContinuationError)
 
     def execute(self, body: Any, *, stop_at: set[int] = frozenset(), interruptible: bool = True) -> Any:  # type: ignore[assignment]
         """Run ``body(task)`` once; return its value, or the Interrupt that ended it."""

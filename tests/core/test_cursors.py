@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 from celery_continuations.core import codec
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import (
+    ErrorBudgetError,
     Interrupt,
     InvalidStepError,
     UnadvanceableCursorError,
     UnserializableValueError,
 )
+from celery_continuations.sources import throttled
 
 ZONES = st.sampled_from(
     [
@@ -517,3 +520,83 @@ def test_keys_are_the_same_where_a_place_is_repeated_and_nowhere_else(executions
         by_place.setdefault(place, set()).add(key)
     assert all(len(found) == 1 for found in by_place.values())
     assert len(set.union(*by_place.values())) == len(by_place) == 7
+
+
+# -- loops that hold back, and items put aside
+
+
+def test_a_throttled_loop_leaves_at_its_cursor_and_goes_on_there(executions: Any) -> None:
+    seen: list[int] = []
+    holds = [False, False, True, False, False, True, False]
+
+    def body(task: Any) -> None:
+        for number in task.iterate("loop", throttled(range(4), lambda: holds.pop(0), 5)):
+            seen.append(number)
+
+    interrupt = executions.execute(body)
+    assert (str(interrupt), seen) == ("Interrupted at loop:2 (throttled for 5 s)", [0, 1])
+    interrupt = executions.execute(body)
+    assert (interrupt.cursor, seen) == (4, [0, 1, 2, 3])
+    assert executions.snapshot.completed == {}
+    assert executions.execute(body) is None
+    assert (list(executions.snapshot.completed), seen) == (["loop"], [0, 1, 2, 3])
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.booleans(), max_size=6), st.integers(1, 3))
+def test_what_fails_is_put_aside_once_wherever_the_loop_is_interrupted(
+    executions: Any, fails: list[bool], size: int
+) -> None:
+    expected = [
+        (place or None, "OSError: no") for place in range(0, len(fails), size) if any(fails[place : place + size])
+    ]
+
+    def body(task: Any) -> Any:
+        rows = task.iterate("loop", fails, batch=size, on_error=6)
+        for batch in rows:
+            with rows.attempt():
+                if any(batch):
+                    raise OSError("no")
+            rows.checkpoint()
+        task.step("after", lambda: None)
+        return rows.failed
+
+    for first, second in itertools.product(range(1, 14), repeat=2):
+        fresh = type(executions)()
+        for stop in (first, second):
+            outcome = fresh.execute(body, stop_at={stop})
+            if not isinstance(outcome, Interrupt):
+                break
+        else:
+            outcome = fresh.execute(body)
+        assert outcome == expected
+
+
+def test_past_its_budget_the_loop_raises_with_all_that_failed(executions: Any) -> None:
+    def body(task: Any) -> None:
+        rows = task.iterate("loop", ["a", "b", "c"], on_error=1)
+        for text in rows:
+            with rows.attempt():
+                raise OSError(text)
+
+    with pytest.raises(ErrorBudgetError) as error:
+        executions.execute(body)
+    assert error.value.failed == [(None, "OSError: a"), (1, "OSError: b")]
+    assert executions.snapshot.aside == [[None, "OSError: a"], [1, "OSError: b"]]
+
+
+def test_the_text_of_an_error_is_kept_up_to_a_length(executions: Any) -> None:
+    def body(task: Any) -> Any:
+        rows = task.iterate("loop", [1], on_error=1)
+        for _ in rows:
+            with rows.attempt():
+                raise OSError("x" * 10_000)
+        return rows.failed
+
+    ((_, text),) = executions.execute(body)
+    assert len(text) == 200
+
+
+def test_a_snapshot_of_before_items_were_put_aside() -> None:
+    assert Snapshot.loads('{"version":1,"current":["loop",3]}').aside == []
+    assert "aside" not in Snapshot(current=("loop", 3)).dumps()

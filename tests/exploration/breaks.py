@@ -134,11 +134,12 @@ BREAKS: tuple[Break, ...] = (
         17, rules, _REMIND, "if known.status == Status.WAITING:", "if False:", scenarios.AnsweredInTime,
     ),
     Break(
-        18, outside, "deliver", "Fence(0, Status.QUEUED), inbox=text)", "Fence(0, Status.QUEUED))", scenarios.Answered,
+        18, outside, "deliver", "Record(fence, inbox=text)", "Record(fence, inbox=None if is_alone else text)",
+        scenarios.Answered,
     ),
     Break(
-        19, outside, "deliver", "Fence(record.fence.generation, Status.QUEUED) if waits else record.fence",
-        "record.fence", scenarios.Answered,
+        19, outside, "deliver", "Fence(known.generation, Status.QUEUED) if known and waits else known",
+        "known", scenarios.Answered,
     ),
     Break(
         20, outside, "close_wait",

@@ -19,7 +19,7 @@ from unittest.mock import patch
 from celery.app import trace
 from celery.signals import task_revoked
 
-from celery_continuations import conf, execution, waiting
+from celery_continuations import conf, execution
 from celery_continuations.worker import death, flag, keeper, watcher
 from tests.exploration.promises import Violation
 from tests.exploration.scenarios import Scenario
@@ -135,7 +135,7 @@ def budgets(most: Budget) -> Iterator[Budget]:
 def simulated() -> Iterator[None]:
     """The package's clock, watcher and processes are those of the world."""
     with ExitStack() as stack:
-        for module in (execution, waiting, flag, keeper, watcher):
+        for module in (execution, flag, keeper, watcher):
             stack.enter_context(patch.object(module, "time", Clock))
         stack.enter_context(patch.object(conf, "app_setting", cache(conf.app_setting)))  # they do not change here
         stack.enter_context(patch.object(trace, "ExceptionInfo", PlainInfo))

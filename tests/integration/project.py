@@ -340,3 +340,19 @@ if app.conf.get("test_point"):
 
 if app.conf.get("test_patience"):
     rules.PATIENCE = app.conf.test_patience
+
+
+# -- for test_transactions.py
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.effects")
+def effects(self: Any, url: str, count: int) -> int:
+    """Write each row into a database, together with the cursor."""
+    from tests.integration.effects import BySession
+
+    way = BySession(url)
+    for row in self.iterate("rows", range(count), transaction=way.transaction):
+        time.sleep(0.01)
+        way.add(row)
+        trace("item", row, os.getpid())
+    return count

@@ -7,6 +7,7 @@ is what one execution does, and the message that it leaves.
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,9 +23,12 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import create_request_cls
 from kombu.serialization import prepare_accept_content
 
+import tests.unit.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import ContinuableTask
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.flag import STOPPING, new_flag
+from celery_continuations.worker.identity import new_worker
+from celery_continuations.worker.sweeping import Sweeper
 from celery_continuations.worker.watcher import watcher
 
 _numbers = itertools.count()
@@ -175,6 +179,26 @@ def worker(app: Celery) -> Iterator[Worker]:
 def record(app: Celery) -> Any:
     """Read a record of the app's store."""
     return lambda task_id: open_store(app, app.conf.continuation_store).read(task_id)
+
+
+@pytest.fixture
+def store(app: Celery) -> Any:
+    return open_store(app, "memory")
+
+
+@pytest.fixture
+def later(app: Celery, store: Any, monkeypatch: Any) -> Any:
+    """Let so many seconds pass, and a worker sweep."""
+    real, passed = time.time, [0.0]
+    sweeper = Sweeper(app, store, new_worker(), lambda task_id: True)
+    monkeypatch.setattr(time, "time", lambda: real() + passed[0])
+    monkeypatch.setattr(store, "_clock", lambda: real() + passed[0])
+
+    def pass_time(seconds: float) -> None:
+        passed[0] += seconds
+        sweeper.sweep(lambda: True)
+
+    return pass_time
 
 
 @pytest.fixture

@@ -62,12 +62,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), link
 
 
-def test_every_page_is_in_the_index() -> None:
-    index = ROOT / "docs" / "index.md"
-    listed = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", index.read_text())}
-    assert listed == set(PAGES) - {index}
-
-
 # -- settings
 
 # Headers and a table, whose names begin as settings do.

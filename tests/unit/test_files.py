@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from celery_continuations import InvalidStepError
 from celery_continuations.core import codec
-from celery_continuations.sources import csv_rows, json_lines, lines
+from celery_continuations.sources import csv_rows, files, json_lines, lines
 
 ENCODINGS = ["utf-8", "latin-1", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7", "shift_jis"]
 TEXT = st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=12)
@@ -68,11 +68,35 @@ def test_csv_rows_resume_at_every_position(rows: list[list[str]], encoding: str)
         resumes_everywhere(csv_rows(file, encoding), [{"one": one, "two": two} for one, two in rows])
 
 
-def test_rows_that_are_too_short_or_too_long_are_as_of_dictreader(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("a,b\n1\n1,2\n1,2,3,4\n")
-    with path.open(newline="") as file:
-        assert [row for row, _ in csv_rows(path).read(None)] == list(csv.DictReader(file))
+@settings(max_examples=400, deadline=None)
+@given(
+    st.text(st.sampled_from('ab,"\n\\ ö'), max_size=60),
+    st.integers(1, 30),
+    st.sampled_from(["utf-8", "utf-16"]),
+    st.sampled_from([{}, {"escapechar": "\\"}, {"strict": True}, {"quoting": csv.QUOTE_NONE}, {"delimiter": " "}]),
+)
+def test_csv_rows_are_those_of_the_standard_library(text: str, chunk: int, encoding: str, options: Any) -> None:
+    def outcome(rows: Any) -> Any:
+        found: list[Any] = []
+        try:
+            found.extend(rows)
+        except csv.Error as exc:
+            return found, str(exc)
+        return found, None
+
+    def reading() -> Any:
+        return io.StringIO(text, newline="\n")
+
+    rows, problem = outcome(csv.reader(reading(), **options))
+    rows = [row for row in rows if row]
+    named = outcome(csv.DictReader(io.StringIO(text.lstrip("\n"), newline="\n"), **options))  # names come first
+    with file_of(text.encode(encoding)) as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_CHUNK", chunk)
+        plain, dicts = (csv_rows(file, encoding, header=header, **options) for header in (False, True))
+        assert outcome(row for row, _ in plain.read(None)) == (rows, problem)
+        if problem is None:
+            resumes_everywhere(plain, rows)
+            resumes_everywhere(dicts, named[0])
 
 
 @settings(max_examples=40, deadline=None)

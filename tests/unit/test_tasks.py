@@ -347,7 +347,7 @@ def test_what_is_no_step(app: Celery) -> None:
     made = app.task(base=ContinuableTask, bind=True, name="no step")(run)
     with pytest.raises(InvalidStepError, match="was given 5, which is not callable; for a cursor write start=5"):
         made((5,), {})
-    with pytest.raises(InvalidStepError, match="was given begin but no function; without one it takes start and iso"):
+    with pytest.raises(InvalidStepError, match="was given begin but no function; without one it takes start, isol"):
         made((), {"begin": 5})
 
 

@@ -20,31 +20,11 @@ from celery_continuations import (
 )
 from celery_continuations import deliver as deliver_to
 from celery_continuations.core.snapshot import Snapshot, Waiting
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Fence, Record, Status
 from celery_continuations.testing import delivered
 from celery_continuations.worker.identity import new_worker
 from celery_continuations.worker.sweeping import Sweeper
 from tests.unit.conftest import Killed
-
-
-@pytest.fixture
-def store(app: Celery) -> Any:
-    return open_store(app, "memory")
-
-
-@pytest.fixture
-def later(app: Celery, store: Any, monkeypatch: Any) -> Any:
-    """Let so many seconds pass, and a worker sweep."""
-    real, passed = time.time, [0.0]
-    sweeper = Sweeper(app, store, new_worker(), lambda task_id: True)
-    monkeypatch.setattr(time, "time", lambda: real() + passed[0])
-    monkeypatch.setattr(store, "_clock", lambda: real() + passed[0])
-
-    def pass_time(seconds: float) -> None:
-        passed[0] += seconds
-        sweeper.sweep(lambda: True)
-
-    return pass_time
 
 
 @pytest.fixture

@@ -10,10 +10,6 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from tests.unit.test_waiting import later, store
-
-__all__ = ["later", "store"]  # fixtures
-
 PAGE = Path(__file__).parents[2] / "docs" / "waiting.md"
 
 

@@ -1,0 +1,91 @@
+"""A list of the tasks that have a record, to look at."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from django.contrib import admin
+
+from celery_continuations.contrib.django.models import RecordRow
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.exceptions import ContinuationError
+from celery_continuations.republish import kept
+from celery_continuations.result import Progress
+from celery_continuations.stores.base import Fence
+
+__all__ = ["RecordAdmin"]
+
+
+@admin.register(RecordRow)
+class RecordAdmin(admin.ModelAdmin):
+    """Where each task is; of a record that cannot be read, its id and why."""
+
+    list_display = ("task_id", "task", "status", "generation", "step", "progress", "due_at")
+    search_fields = ("task_id",)
+    ordering = ("-id",)
+
+    def has_add_permission(self, request: Any) -> bool:
+        """Nobody: a record is made by its task."""
+        return False
+
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
+        """Nobody: a record is written by its task."""
+        return False
+
+    def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
+        """Nobody: a task without its record starts over."""
+        return False
+
+    def task(self, row: RecordRow) -> str:
+        """The task's name, where its message was kept."""
+        try:
+            return str(kept(row.message).task) if row.message else ""
+        except ContinuationError as exc:
+            return f"unreadable: {exc}"
+
+    def status(self, row: RecordRow) -> str:
+        """Its status, and what somebody outside wants of it."""
+        fence = _fence(row)
+        if fence is None:
+            return f"unreadable: {row.fence!r}"
+        return f"{fence.status}, to {fence.wish}" if fence.wish else fence.status
+
+    def generation(self, row: RecordRow) -> int | None:
+        """The number of its claims."""
+        fence = _fence(row)
+        return None if fence is None else fence.generation
+
+    def step(self, row: RecordRow) -> str:
+        """The step in hand."""
+        try:
+            snapshot = _snapshot(row)
+        except ContinuationError as exc:
+            return f"unreadable: {exc}"
+        return snapshot.current[0] if snapshot.current else ""
+
+    def progress(self, row: RecordRow) -> str:
+        """How far that step is."""
+        try:
+            progress = Progress(None, *_snapshot(row).progress)
+        except ContinuationError:
+            return ""
+        if progress.percent is not None:
+            return f"{progress.percent}%"
+        return "" if progress.done is None else f"{progress.done:,} done"
+
+    @admin.display(description="due", ordering="due")
+    def due_at(self, row: RecordRow) -> datetime | None:
+        """When something is to be done next."""
+        return None if row.due is None else datetime.fromtimestamp(row.due, timezone.utc)
+
+
+def _fence(row: RecordRow) -> Fence | None:
+    try:
+        return Fence.loads(row.fence)
+    except ValueError:
+        return None
+
+
+def _snapshot(row: RecordRow) -> Snapshot:
+    return Snapshot.loads(row.snapshot) if row.snapshot else Snapshot()

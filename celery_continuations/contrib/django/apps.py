@@ -1,0 +1,12 @@
+"""The app."""
+
+from django.apps import AppConfig
+
+
+class ContinuationsConfig(AppConfig):
+    """What ``INSTALLED_APPS`` names."""
+
+    name = "celery_continuations.contrib.django"
+    label = "celery_continuations"
+    verbose_name = "Celery continuations"
+    default_auto_field = "django.db.models.BigAutoField"

@@ -1,0 +1,253 @@
+"""Django querysets, by key."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from operator import attrgetter, itemgetter
+from typing import Any
+
+from django.db.models import F, IntegerField, Manager, Q, QuerySet, UniqueConstraint
+from django.db.models.constants import LOOKUP_SEP
+from django.db.models.expressions import OrderBy
+from django.db.models.query import (
+    FlatValuesListIterable,
+    ModelIterable,
+    NamedValuesListIterable,
+    ValuesIterable,
+    ValuesListIterable,
+)
+
+from celery_continuations.core.step import Pairs
+from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.keyed import Column, KeyedSource, after
+
+__all__ = ["query_rows"]
+
+
+def query_rows(query: Any, *, chunk: int = 2000) -> KeyedSource:
+    """Return the rows of a queryset by key: the primary key, or the unique key that it is ordered by.
+
+    The queryset itself is never evaluated, nor counted.
+
+    Args:
+        query: a queryset or manager, also of ``values()`` or ``values_list()`` with the key among them.
+        chunk: rows to a query; as many as queryset.iterator() takes.
+
+    Raises:
+        InvalidStepError: for a queryset that cannot be read by key, with the reason and what to write.
+
+    >>> from tests.unit.django_models import Letter, create_tables
+    >>> create_tables()
+    >>> for text in "abc":
+    ...     _ = Letter.objects.create(text=text)
+    >>> [letter.text for letter, _ in query_rows(Letter.objects.order_by("-id"), chunk=2).read(None)]
+    ['c', 'b', 'a']
+    """
+    if isinstance(query, Manager):
+        query = query.all()
+    if not isinstance(query, QuerySet):
+        raise InvalidStepError(f"query_rows takes a queryset, not {query!r}")
+    return _QueryRows(query, chunk)
+
+
+class _QueryRows(KeyedSource):
+    def __init__(self, query: Any, chunk: int) -> None:
+        super().__init__(chunk)
+        _refuse(query)
+        self.key = _key(query)
+        self._key_of = _key_of(query, self.key)
+        self._is_certain = _has_certain_keys(query, self.key)
+        if not query.query.standard_ordering:
+            query = query.reverse()  # the key has it already
+        self._query = query.order_by(*(f"{'-' * column.descending}{column.name}" for column in self.key))
+
+    def read(self, cursor: Any) -> Pairs:
+        """As of Source."""
+        if cursor is not None:
+            self.check(cursor)
+        return chain.from_iterable(self._chunks(cursor))
+
+    def _chunks(self, cursor: Any) -> Iterator[Pairs]:
+        while True:
+            query = self._query
+            if cursor is not None:
+                query = query.filter(after(self.key, cursor, _compare, operator.and_, operator.or_))
+            # One row more than is asked for: its key could be that of the last one.
+            rows = _rows(query[: self.chunk + 1])
+            left = self.chunk
+            while items := list(islice(rows, min(left, _AT_A_TIME))):
+                left -= len(items)
+                keys = list(map(self._key_of, items))
+                if not self._is_certain:
+                    keys = self.settled(keys, cursor)
+                cursor = keys[-1]
+                yield zip(items, keys, strict=True)
+                del items, keys  # before there are others
+            if left == self.chunk:
+                return
+            for row in rows:
+                self.settled([self._key_of(row)], cursor)
+
+
+# Rows that are made of what the database gave at a time: many young objects at once cost the garbage collector's time.
+_AT_A_TIME = 200
+
+
+def _rows(query: Any) -> Iterator[Any]:
+    if query._prefetch_related_lookups:
+        return iter(query)  # which fetches the related rows of all of them at once
+    return iter(query._iterable_class(query))
+
+
+def _has_certain_keys(query: Any, key: Sequence[Column]) -> bool:
+    """Whether keys are integers, as the field says, and no join can repeat them."""
+    field = key[0].column
+    is_plain = isinstance(field, IntegerField) and not hasattr(field, "from_db_value")
+    is_joined = len(query.query.alias_map) > 1 or query.query.extra_tables
+    return len(key) == 1 and is_plain and not is_joined
+
+
+def _compare(column: Column, lookup: str, value: Any) -> Q:
+    return Q(**{f"{column.name}{LOOKUP_SEP}{lookup}": value})
+
+
+def _refuse(query: Any) -> None:
+    """Raise for what cannot be cut into chunks by a condition on the key."""
+    inner = query.query
+    problem = None
+    if inner.is_sliced:
+        problem = "it is sliced, as chunks are themselves: leave the loop after so many rows instead"
+    elif inner.combinator:
+        problem = f"it is a {inner.combinator}, which takes no condition: combine conditions with | or Q instead"
+    elif inner.distinct_fields:
+        problem = "distinct() of single columns depends on the rows before"
+    elif isinstance(inner.group_by, tuple):
+        problem = "its rows are groups, which have no key: iterate over what they are groups of"
+    elif any(getattr(one, "contains_over_clause", False) for one in inner.annotations.values()):
+        problem = "a window function depends on the rows before, and a chunk lacks them"
+    if problem is not None:
+        raise InvalidStepError(f"a queryset of {_name(query)} cannot be read by key: {problem}")
+
+
+def _name(query: Any) -> str:
+    return str(query.model._meta.label)
+
+
+def _pk_fields(meta: Any) -> list[Any]:
+    return list(getattr(meta, "pk_fields", None) or [meta.pk])  # pk_fields came with Django 5.2
+
+
+# -- the key
+
+
+def _key(query: Any) -> list[Column]:
+    """Return the columns of the order, or of the primary key; an order that is not unique is refused."""
+    inner, meta = query.query, query.model._meta
+    if inner.extra_order_by:
+        raise _order_error(query, "extra(order_by=...) cannot be looked into")
+    ordering: Sequence[Any] = inner.order_by or (meta.ordering if inner.default_ordering else ())
+    pk = _pk_fields(meta)
+    key = []
+    for item in ordering:
+        name, descending = _ordered(query, item)
+        fields = pk if name == "pk" else [_field(query, name)]
+        key += [Column(field.attname, field, descending is inner.standard_ordering) for field in fields]
+    if not key:
+        key = [Column(field.attname, field, not inner.standard_ordering) for field in pk]
+    names = [column.name for column in key]
+    if len(set(names)) < len(names):
+        raise _order_error(query, "a column is in it twice")
+    if not any(unique <= set(names) for unique in _unique_keys(meta)):
+        raise _order_error(query, "rows can share the same place in it")
+    nullable = next((column.name for column in key if column.column.null), None)
+    if nullable:
+        raise _order_error(query, f"{nullable} can be NULL, and nothing comes after NULL")
+    return key
+
+
+def _ordered(query: Any, item: Any) -> tuple[str, bool]:
+    """Return the name and whether it is descending."""
+    if isinstance(item, str):
+        return item.removeprefix("-"), item.startswith("-")
+    if isinstance(item, F):
+        return item.name, False
+    if isinstance(item, OrderBy) and isinstance(item.expression, F):
+        return item.expression.name, item.descending
+    raise _order_error(query, f"{item!r} is no column")
+
+
+def _field(query: Any, name: str) -> Any:
+    fields = {field.attname: field for field in query.model._meta.concrete_fields}
+    fields |= {field.name: field for field in fields.values() if not field.is_relation}
+    if name not in fields or name in query.query.annotations:
+        hint = f"; write {name}_id for its key" if f"{name}_id" in fields else ""
+        raise _order_error(query, f"{name!r} is no column of its table{hint}")
+    return fields[name]
+
+
+def _unique_keys(meta: Any) -> list[set[str]]:
+    """Return the sets of columns of which no two rows have the same values."""
+    names = {field.name: field.attname for field in meta.concrete_fields}
+    keys = [{field.attname for field in _pk_fields(meta)}]
+    keys += [{field.attname} for field in meta.concrete_fields if field.unique]
+    together = [one.fields for one in meta.constraints if isinstance(one, UniqueConstraint) and _holds_always(one)]
+    keys += [{names[name] for name in fields} for fields in (*meta.unique_together, *together)]
+    return keys
+
+
+def _holds_always(constraint: UniqueConstraint) -> bool:
+    return bool(constraint.fields) and constraint.condition is None and constraint.deferrable is None
+
+
+def _order_error(query: Any, problem: str) -> InvalidStepError:
+    ordering = query.query.order_by
+    order = f"its order {', '.join(map(str, ordering))}" if ordering else f"the order of {_name(query)} itself"
+    end = "the whole primary key" if len(_pk_fields(query.model._meta)) > 1 else "the primary key"
+    return InvalidStepError(
+        f"a queryset of {_name(query)} cannot be read by key: {order} is no unique key: {problem}. "
+        f'Write .order_by("pk"), or an order of columns that ends with {end}'
+    )
+
+
+# -- the key of a row
+
+
+def _key_of(query: Any, key: Sequence[Column]) -> Callable[[Any], Any]:
+    """Return a function from a row to its key."""
+    kind = query._iterable_class
+    if kind is ModelIterable:
+        names, deferred = query.query.deferred_loading
+        for column in key:
+            loaded = {column.name, column.column.name} & set(names)
+            if bool(loaded) is deferred and not column.column.primary_key:
+                raise InvalidStepError(
+                    f"a queryset of {_name(query)} cannot be read by key: {column.name} is deferred, and each row "
+                    "would cost a query of its own; load it too"
+                )
+        return attrgetter(*(column.name for column in key))
+    places = [_place(query, column) for column in key]
+    if kind is FlatValuesListIterable:
+        return _itself
+    if kind in (ValuesIterable, ValuesListIterable, NamedValuesListIterable):
+        return itemgetter(*places)
+    raise InvalidStepError(f"a queryset of {_name(query)} cannot be read by key: its rows are of {kind.__name__}")
+
+
+def _itself(row: Any) -> Any:
+    return row
+
+
+def _place(query: Any, column: Column) -> Any:
+    """Return where a row of values() or values_list() has the column."""
+    names = list(query._fields or query.query.values_select)
+    found = {column.name, column.column.name}
+    if column.column.primary_key:
+        found.add("pk")
+    for place, name in enumerate(names):
+        if name in found:
+            return name if query._iterable_class is ValuesIterable else place
+    raise InvalidStepError(
+        f"a queryset of {_name(query)} cannot be read by key: its values lack {column.column.name}; add it to them"
+    )

@@ -1,0 +1,153 @@
+"""Rows of a table by a unique key, a chunk to a query: the last row is as near as the first.
+
+A cursor is the key of the last row that is done, a tuple where the key has several columns.  The next chunk is
+what comes after it, so that rows which are deleted or inserted meanwhile change nothing for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from itertools import chain, pairwise
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from celery_continuations.core.step import Pairs
+from celery_continuations.exceptions import InvalidStepError
+
+__all__ = ["Column", "KeyedSource", "after", "following"]
+
+Condition = TypeVar("Condition")
+
+
+class Column(NamedTuple):
+    """A column of the key, and whether its order is descending."""
+
+    name: str
+    column: Any
+    descending: bool
+
+
+class KeyedSource:
+    """What querysets and selects have in common: chunks, and what is a cursor.
+
+    Args:
+        chunk: rows to a query.
+    """
+
+    #: Columns of the key, in their order.
+    key: Sequence[Column]
+
+    def __init__(self, chunk: int) -> None:
+        if type(chunk) is not int or chunk < 1:
+            raise InvalidStepError(f"chunk must be an int of 1 or more, not {chunk!r}")
+        self.chunk = chunk
+
+    def read(self, cursor: Any) -> Pairs:
+        """As of Source."""
+        raise NotImplementedError
+
+    def settled(self, keys: list[Any], last: Any) -> list[Any]:
+        """Return keys as they can be saved; where two rows have the same, or one has that of ``last``, raise."""
+        keys = _saveable(keys, several=len(self.key) > 1)
+        for first, second in pairwise(chain([last], keys)):
+            if first == second:
+                raise self.repeated(first)
+        return keys
+
+    def repeated(self, key: Any) -> InvalidStepError:
+        """Return the error for two rows that have the same key."""
+        return InvalidStepError(
+            f"{self._names} is {key!r} twice: either rows share it, as of a join, where an order by the keys of all "
+            "that is joined would tell them apart; or the database has it more exactly than Python has, where it "
+            "can be no key"
+        )
+
+    def check(self, cursor: Any) -> None:
+        """Raise for what is no key."""
+        count = len(self.key)
+        fits = type(cursor) is tuple and len(cursor) == count if count > 1 else not isinstance(cursor, (tuple, list))
+        if not fits:
+            raise InvalidStepError(f"rows by {self._names} cannot be read from {cursor!r}: that is no such key")
+
+    @property
+    def _names(self) -> str:
+        names = [column.name for column in self.key]
+        return names[0] if len(names) == 1 else f"({', '.join(names)})"
+
+
+def after(
+    key: Sequence[Column],
+    cursor: Any,
+    compare: Callable[[Column, str, Any], Condition],
+    both: Callable[[Condition, Condition], Condition],
+    either: Callable[[Condition, Condition], Condition],
+) -> Condition:
+    """Build the condition for rows after ``cursor``, out of comparisons of single columns.
+
+    It is ``a >= 1 AND (a > 1 OR (a = 1 AND b > 2))``: the first part is what an index can be entered with.
+
+    Args:
+        key: its columns.
+        cursor: the key's value.
+        compare: makes a comparison of a column, an operator (``gt``, ``lt``, ``gte``, ``lte`` or ``exact``), a value.
+        both: joins two conditions.
+        either: joins two conditions.
+
+    >>> def text(column, operator, value):
+    ...     return f"{column.name} {operator} {value}"
+    >>> key = [Column("a", None, False), Column("b", None, True)]
+    >>> after(key, (1, 2), text, "({} and {})".format, "({} or {})".format)
+    '(a gte 1 and (a gt 1 or (a exact 1 and b lt 2)))'
+    >>> after(key[:1], 1, text, "({} and {})".format, "({} or {})".format)
+    'a gt 1'
+    """
+    values = cursor if len(key) > 1 else (cursor,)
+    *before, (column, value) = zip(key, values, strict=True)
+    condition = compare(column, _beyond(column), value)
+    for column, value in reversed(before):
+        same = both(compare(column, "exact", value), condition)
+        condition = either(compare(column, _beyond(column), value), same)
+    if not before:
+        return condition
+    column, value = before[0]
+    return both(compare(column, _beyond(column) + "e", value), condition)
+
+
+def _beyond(column: Column) -> str:
+    return "lt" if column.descending else "gt"
+
+
+def following(key: Sequence[Column]) -> bool | None:
+    """Whether all columns are ascending, or False where all are descending; None where they differ."""
+    directions = {column.descending for column in key}
+    return None if len(directions) > 1 else not directions.pop()
+
+
+# What is saved as it is.
+_PLAIN = frozenset((bool, int, float, str, Decimal, date, timedelta, UUID, bytes))
+
+
+def _saveable(keys: list[Any], several: bool) -> list[Any]:
+    """Return the keys in types that can be saved; most often they are of such types."""
+    kinds = set(map(type, chain.from_iterable(keys) if several else keys))
+    if kinds <= _PLAIN:
+        return keys
+    if type(None) in kinds:
+        raise InvalidStepError(
+            "a row has NULL in a column of its order, and nothing comes after NULL: leave such rows out, or leave the "
+            "column out of the order"
+        )
+    return [tuple(map(_exact, key)) for key in keys] if several else list(map(_exact, keys))
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, datetime):
+        # As UTC: drivers have zones of their own, which no cursor can keep.
+        return value if value.tzinfo is None else value.astimezone(timezone.utc)
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, UUID):
+        return UUID(int=value.int)  # some drivers have a class of their own
+    return value

@@ -1,0 +1,290 @@
+"""Records in a database of a Django project, by its ORM and its connection.
+
+The tables are those of :mod:`celery_continuations.contrib.django`, made by its migrations.  Every statement
+commits by itself, unless the caller has a transaction open, and all times are by the database's clock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+from celery_continuations.exceptions import StoreError
+from celery_continuations.stores.base import LIMIT, UNCHANGED, Fence, Lease, Look, Record, Store, each
+
+try:
+    from django.apps import apps
+    from django.core.exceptions import ImproperlyConfigured
+    from django.db import Error, IntegrityError, connections, transaction
+    from django.db.models import F, FloatField, Func, Q, Value
+except ImportError as exc:  # pragma: no cover - tested in a subprocess without Django
+    raise StoreError(
+        "django", "Django 4.2 or later is missing; run: pip install 'celery-continuations[django]'"
+    ) from exc
+
+__all__ = ["DjangoStore"]
+
+T = TypeVar("T")
+
+_APP = "celery_continuations"
+_LONGEST = 255
+_TEXTS = ("snapshot", "message", "value", "inbox")
+_PARTS = ("fence", *_TEXTS, "due")
+
+# So many records are read at a time where all are; expired ones are removed so many at a time, and looked for so
+# often (in seconds).
+_PAGE = 100
+_BATCH = 500
+_CLEAN_EVERY = 60.0
+
+
+class _Clock(Func):
+    """The database's time in seconds since the epoch; one for all of a statement."""
+
+    output_field = FloatField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, list[Any]]:
+        return "CAST(extract(epoch from statement_timestamp()) AS DOUBLE PRECISION)", []
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, list[Any]]:
+        return "((julianday('now') - 2440587.5) * 86400.0)", []  # to the millisecond
+
+
+def _from_now(seconds: float) -> Any:
+    return _Clock() + Value(float(seconds), output_field=FloatField())
+
+
+# A child must not inherit a SQLite connection that is in use, nor the locks that SQLite believes to hold for it.
+_in_sqlite = threading.RLock()
+
+# The stores' databases; and their connections of before a fork, which stay: to collect them could close what is
+# still the parent's.
+_aliases: set[str] = set()
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    for alias in _aliases:
+        connection = connections[alias]
+        if connection.connection is not None:
+            _inherited.append(connection.connection)
+            connection.connection = None
+    _in_sqlite.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_in_sqlite.acquire, after_in_parent=_in_sqlite.release, after_in_child=_after_fork)
+
+
+class DjangoStore(Store):
+    """A row for each record.
+
+    Args:
+        alias: of the database, as ``DATABASES`` has it.
+        namespace: keeps apart services that share a database.
+
+    Raises:
+        StoreError: when the app is not installed, or the database is of another kind.
+    """
+
+    def __init__(self, alias: str, namespace: str) -> None:
+        try:
+            if not apps.is_installed("celery_continuations.contrib.django"):
+                raise StoreError(
+                    "django", "add 'celery_continuations.contrib.django' to INSTALLED_APPS and run migrate"
+                )
+            vendor = connections[alias].vendor
+        except (ImproperlyConfigured, Error, LookupError) as exc:
+            raise StoreError("django", f"database {alias!r}: {exc}") from exc
+        if vendor not in ("sqlite", "postgresql"):
+            raise StoreError("django", f"database {alias!r} is {vendor}; sqlite and postgresql are supported")
+        self._alias = alias
+        self._namespace = _checked("a namespace", namespace)
+        self._guard: AbstractContextManager[Any] = _in_sqlite if vendor == "sqlite" else nullcontext()
+        self._next_cleaning = 0.0
+        _aliases.add(alias)
+
+    def read(self, task_id: str) -> Record | None:
+        """As of Store."""
+        rows = self._this(task_id).values_list(*_PARTS)
+        row = self._run(lambda: next(iter(rows), None), task_id)
+        return None if row is None else self._record(task_id, *row)
+
+    def swap(
+        self,
+        task_id: str,
+        expected: Fence | None,
+        record: Record,
+        *,
+        due_in: float | None = None,
+        expires_in: float | None = None,
+        inbox: str | None = None,
+    ) -> bool:
+        """As of Store."""
+        if expected is None and inbox:
+            return False
+        values: dict[str, Any] = {
+            "fence": record.fence.dumps(),
+            "worker": _checked("a worker", record.fence.worker) or None,
+            "due": None if due_in is None or due_in == UNCHANGED else _from_now(due_in),
+            "expires": None if expires_in is None else _from_now(expires_in),
+        }
+        texts = {name: getattr(record, name) for name in _TEXTS}
+        if expected is None:
+            return self._run(lambda: self._add(task_id, {**values, **texts}), task_id)
+        if due_in == UNCHANGED:
+            del values["due"]
+        values.update((name, text) for name, text in texts.items() if text is not None)
+        rows = self._this(task_id).filter(fence=expected.dumps())
+        if inbox is not None:
+            rows = rows.filter(Q(inbox=inbox) if inbox else Q(inbox="") | Q(inbox__isnull=True))
+        return self._run(lambda: bool(rows.update(**values) == 1), task_id)
+
+    def delete(self, task_id: str, expected: Fence) -> bool:
+        """As of Store."""
+        rows = self._this(task_id).filter(fence=expected.dumps())
+        return self._run(lambda: bool(rows.delete()[0] == 1), task_id)
+
+    def records(self) -> Iterator[tuple[str, Record | StoreError]]:
+        """As of Store, so many at a time."""
+        after = 0
+        while True:
+            page = self._living().filter(id__gt=after).order_by("id").values_list("id", "task_id")[:_PAGE]
+            ids = self._run(lambda page=page: list(page))  # type: ignore[misc]
+            if not ids:
+                return
+            yield from each([task_id for _, task_id in ids], self.read)
+            after = ids[-1][0]
+
+    def renew(self, worker: str, seconds: float, note: str = "") -> None:
+        """As of Store; now and then removes what has expired."""
+        _checked("a worker", worker)
+        row = {"namespace": self._namespace, "worker": worker}
+        values = {"until": _from_now(seconds), "note": note}
+
+        def work() -> None:
+            leases = self._leases().filter(worker=worker)
+            while not leases.update(**values) and not self._insert(self._leases(), {**row, **values}):
+                pass  # another thread has made it just now
+            self._clean()
+
+        self._run(work)
+
+    def retire(self, worker: str) -> None:
+        """As of Store."""
+        owned = self._living().filter(worker=worker)
+        self._run(lambda: None if owned.exists() else self._leases().filter(worker=worker).delete())
+
+    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
+        """As of Store."""
+        leases = self._leases().values_list("worker", F("until") - _Clock(), "note")
+        owners = self._rows().filter(worker__isnull=False).values_list("worker", flat=True).distinct()
+        due = self._living().filter(due__lte=_Clock()).order_by("due").values_list("task_id", flat=True)[:limit]
+
+        def work() -> Look:
+            known = {name: Lease(name, left, note) for name, left, note in leases}
+            for name in owners:
+                known.setdefault(name, Lease(name, 0.0))
+            return Look(list(known.values()), list(due), self._owned(worker))
+
+        return self._run(work)
+
+    def owned(self, worker: str) -> dict[str, str]:
+        """As of Store."""
+        return self._run(lambda: self._owned(worker))
+
+    def close(self) -> None:
+        """Close this thread's connection, unless a transaction is open on it."""
+        if not connections[self._alias].in_atomic_block:
+            connections[self._alias].close()
+
+    def _owned(self, worker: str) -> dict[str, str]:
+        rows = self._living().filter(worker=worker).values_list("task_id", "fence")
+        # Not Fence.loads: one row that is wrong must not hide the others.
+        return {task_id: str(fence).split(" ", 2)[-1] for task_id, fence in rows}
+
+    def _rows(self) -> Any:
+        return apps.get_model(_APP, "RecordRow")._base_manager.using(self._alias).filter(namespace=self._namespace)
+
+    def _leases(self) -> Any:
+        return apps.get_model(_APP, "LeaseRow")._base_manager.using(self._alias).filter(namespace=self._namespace)
+
+    def _living(self) -> Any:
+        return self._rows().filter(Q(expires__isnull=True) | Q(expires__gt=_Clock()))
+
+    def _this(self, task_id: str) -> Any:
+        return self._living().filter(task_id=_checked("a task id", task_id))
+
+    def _add(self, task_id: str, values: dict[str, Any]) -> bool:
+        """Write where there is nothing, or nothing that lives."""
+        row = {"namespace": self._namespace, "task_id": _checked("a task id", task_id)}
+        if self._insert(self._rows(), {**row, **values}):
+            return True
+        expired = self._rows().filter(task_id=task_id, expires__lte=_Clock())
+        return bool(expired.update(**values) == 1)
+
+    def _insert(self, rows: Any, values: dict[str, Any]) -> bool:
+        is_open = connections[self._alias].in_atomic_block
+        try:
+            # Within a transaction a refused row would spoil the rest of it.
+            with transaction.atomic(using=self._alias) if is_open else nullcontext():
+                rows.create(**values)
+        except IntegrityError:
+            return False
+        return True
+
+    def _run(self, work: Callable[[], T], task_id: str | None = None) -> T:
+        where = "" if task_id is None else f"task {task_id!r}: "
+        again = True
+        while True:
+            connection = connections[self._alias]
+            try:
+                with self._guard:
+                    return work()
+            except Error as exc:
+                if not connection.in_atomic_block and not self._is_usable(connection):
+                    connection.close()
+                    if again:
+                        # The server has been away since. What was cut off may have been written all the same:
+                        # whoever swaps asks for that when it is refused.
+                        again = False
+                        continue
+                raise StoreError("django", f"{where}{type(exc).__name__}: {exc}") from exc
+            except (ValueError, TypeError) as exc:  # of what the driver cannot write
+                raise StoreError("django", f"{where}{type(exc).__name__}: {exc}") from exc
+
+    def _is_usable(self, connection: Any) -> bool:
+        return connection.connection is not None and bool(connection.is_usable())
+
+    def _clean(self) -> None:
+        """Remove what has expired, of any namespace: whose nobody opens any more would stay for ever."""
+        now = time.monotonic()
+        if now >= self._next_cleaning:
+            self._next_cleaning = now + _CLEAN_EVERY
+            rows = apps.get_model(_APP, "RecordRow")._base_manager.using(self._alias)
+            expired = list(rows.filter(expires__lte=_Clock()).order_by("expires").values_list("id", flat=True)[:_BATCH])
+            # Asked again: it may have been replaced since.
+            rows.filter(id__in=expired, expires__lte=_Clock()).delete()
+            if len(expired) == _BATCH:
+                self._next_cleaning = now  # there is more
+
+    def _record(
+        self, task_id: str, fence: Any, snapshot: Any, message: Any, value: Any, inbox: Any, due: Any
+    ) -> Record:
+        try:
+            for text in (snapshot, message, value, inbox):
+                if not (text is None or isinstance(text, str)):
+                    raise TypeError(f"{text[:20]!r} is no text")
+            return Record(Fence.loads(fence), snapshot, message, value, None if due is None else float(due), inbox)
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise StoreError("django", f"task {task_id!r} of {self._namespace}: no record: {exc!r}") from exc
+
+
+def _checked(what: str, text: str) -> str:
+    if len(text) > _LONGEST:
+        raise StoreError("django", f"{what} has at most {_LONGEST} characters, not {len(text)}: {text}")
+    return text

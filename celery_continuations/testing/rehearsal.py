@@ -1,0 +1,442 @@
+"""A task run in this process, execution by execution: no broker, no worker, no sleeping.
+
+Celery's own eager tracer runs it, and the boundary, the errors and the settings are those of a worker.  Only
+what a snapshot holds goes from one execution to the next, and goes through its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from celery import states
+from celery.exceptions import Ignore, Retry
+from kombu import serialization
+from kombu.exceptions import EncodeError
+
+from celery_continuations import conf, direct, transactions
+from celery_continuations.core import codec
+from celery_continuations.core.inbox import TIMED_OUT, Inbox
+from celery_continuations.core.run import Run
+from celery_continuations.core.snapshot import Outcome, Saved, Snapshot, Waiting
+from celery_continuations.core.step import Step
+from celery_continuations.exceptions import DeliveryError, InvalidStepError
+from celery_continuations.execution import Execution
+from celery_continuations.task import AppTask, _RetryMessage
+from celery_continuations.testing.clock import Clock
+from celery_continuations.testing.guide import Guide, Killed
+
+__all__ = ["Rehearsal", "rehearse", "run_until_done"]
+
+#: So many executions of one run are taken for a sign that it would never end.
+EXECUTIONS = 1000
+
+
+class Rehearsal:
+    """One run of a task, as a test sees it: between two of its executions, or at its end.
+
+    Attributes:
+        task: which task.
+        id: its id, once it has begun.
+        state: as of Celery: ``"PENDING"``, ``"RETRY"`` between two executions, ``"SUCCESS"``, ``"FAILURE"`` …
+        clock: its time, which passes only when it is skipped.
+        begun: how many executions have begun.
+    """
+
+    def __init__(
+        self, task: Any, *, guide: Guide | None = None, task_id: str | None = None, start: float | None = None
+    ) -> None:
+        if not isinstance(task, AppTask):
+            raise TypeError(f"{task!r} is no continuable task; give it base=ContinuableTask, or @continuable")
+        self.task = task
+        self.id = task_id
+        self.state: str = states.PENDING
+        self.clock = Clock(start)
+        self.begun = 0
+        self.guide = guide or Guide()
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._text: str | None = None
+        self._due = 0.0
+        self._inbox = Inbox()
+        self._message: Any = None
+        self._options: dict[str, Any] = {}
+
+    # -- what a test looks at
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has returned or failed."""
+        return self.state not in (states.PENDING, states.RETRY)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """All that the next execution will know."""
+        return Snapshot() if self._text is None else Snapshot.loads(self._text)
+
+    @property
+    def step(self) -> str | None:
+        """Name of the step in hand, or None between two."""
+        current = self.snapshot.current
+        return current[0] if current else None
+
+    @property
+    def cursor(self) -> Any:
+        """Where that step goes on, or None."""
+        current = self.snapshot.current
+        return codec.decode(current[1], f"the cursor of step {current[0]!r}") if current else None
+
+    @property
+    def completed(self) -> tuple[str, ...]:
+        """Names of the completed steps, in order."""
+        return tuple(self.snapshot.completed)
+
+    @property
+    def saved(self) -> Saved:
+        """What the task keeps across executions."""
+        return self.snapshot.saved
+
+    @property
+    def reason(self) -> str | None:
+        """Why the last execution left, or None."""
+        return self.snapshot.reason
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the task waits for, with ``kind``, ``until`` and ``key``, or None."""
+        return self.snapshot.waiting
+
+    # -- what a test does
+
+    def deliver(self, name: str, payload: Any) -> None:
+        """Deliver to the wait ``name``, also before the task waits.
+
+        Raises:
+            DeliveryError: when the task has ended, or the wait has another outcome.
+            UnserializableValueError: for a payload that cannot be saved.
+        """
+        outcome = Outcome.of_value(payload, f"the payload for {name!r}")
+        if self.ended:
+            raise DeliveryError(str(self.id), f"it has ended: {self.state}")
+        if self._inbox.setdefault(name, outcome) != outcome:
+            raise DeliveryError(str(self.id), f"{name!r} has another outcome: {self._inbox[name].data!r}")
+
+    def resume(self) -> None:
+        """Run the next execution now, by the clock as it is.
+
+        Raises:
+            ValueError: when the task has not begun, or has ended.
+        """
+        if self.state != states.RETRY:
+            what = "has ended" if self.ended else "has not begun: apply it first"
+            raise ValueError(f"{self!r} cannot be resumed, it {what}")
+        args, kwargs = _loads(self._message)
+        self.apply(args, kwargs)
+
+    def skip(self) -> None:
+        """Let the clock go to the moment at which the task goes on.
+
+        Raises:
+            AssertionError: when it waits for what nobody has delivered.
+        """
+        waiting = self.waiting
+        if waiting is None:
+            self.clock.skip_to(self._due)
+        elif waiting.kind == "delivery" and self.delivered(str(waiting.key)) is not None:
+            return
+        elif waiting.until is None:
+            raise AssertionError(
+                f"{self!r} waits for ever: nothing was delivered to {waiting.key!r}; "
+                f"call run.deliver({waiting.key!r}, payload), or use delivered({waiting.key}=payload)"
+            )
+        else:
+            self.clock.skip_to(waiting.until)
+
+    # -- what the helpers of this package use
+
+    def apply(self, args: Any, kwargs: Any) -> None:
+        """Run one execution."""
+        token = direct.rehearsing.set(self.take)
+        try:
+            self.task.apply(args, kwargs, task_id=self.id, throw=False, **self._options)
+        finally:
+            direct.rehearsing.reset(token)
+
+    def take(self, task: Any, request: Any) -> Execution | None:
+        """Return the execution of this request, if it is one of this run."""
+        if task.name != self.task.name or (self.id is not None and request.id != self.id):
+            return None
+        if self.begun == 0:
+            self.id = request.id
+            try:
+                self._message = _dumps(task, request.args, request.kwargs)
+            except EncodeError as exc:
+                self.end(states.FAILURE, error=exc)
+                raise
+            self._options = {"link": request.callbacks, "link_error": request.errbacks, "headers": request.headers}
+        self.begun += 1
+        return _Execution(self, task, request)
+
+    def begin(self) -> Snapshot:
+        """Return what an execution starts with."""
+        snapshot = self.snapshot
+        snapshot.executions += 1
+        snapshot.waiting = None
+        return snapshot
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether there is progress to go on from."""
+        return self._text is not None
+
+    def delivered(self, name: str) -> Outcome | None:
+        """Return what was delivered under that name."""
+        payloads = direct.delivered.get()
+        if name not in self._inbox and name in payloads:
+            self._inbox[name] = Outcome.of_value(payloads[name], f"the payload of {name!r}")
+        return self._inbox.get(name)
+
+    def close_wait(self, name: str) -> Outcome:
+        """The time of a wait is over: return its outcome."""
+        return self.delivered(name) or self._inbox.setdefault(name, TIMED_OUT)
+
+    def save(self, text: str) -> None:
+        """Keep what a store would."""
+        self._text = text
+
+    def left(self, text: str, options: dict[str, Any]) -> None:
+        """An execution has left, with these options for the message of the next."""
+        self._text, self.state = text, states.RETRY
+        eta = options.get("eta")
+        self._due = eta.timestamp() if eta else self.clock.now() + float(options.get("countdown") or 0)
+        args, kwargs = _loads(self._message)
+        self._message = _dumps(self.task, options.get("args", args), options.get("kwargs", kwargs))
+        if "retries" in options:
+            self._options["retries"] = options["retries"]
+        self.guide.left(self.snapshot)
+
+    def lost(self) -> None:
+        """An execution was killed."""
+        snapshot = self.snapshot
+        snapshot.lose()
+        self._text, self.state = snapshot.dumps(), states.RETRY
+        self._due = self.clock.now()
+        self.guide.left(snapshot)
+
+    def end(self, state: str, value: Any = None, error: BaseException | None = None) -> None:
+        """The task has ended."""
+        self.state, self.value, self.error = state, value, error
+
+    def __repr__(self) -> str:
+        where = "" if self.ended or self._text is None else f" in {self.step!r} at {self.cursor!r} ({self.reason})"
+        return f"<Rehearsal of {self.task.name}: {self.state}{where}>"
+
+
+class _Execution(Execution):
+    """An execution of which only the surroundings are played."""
+
+    is_direct = True  # children are applied in place
+
+    def __init__(self, rehearsal: Rehearsal, task: Any, request: Any) -> None:
+        super().__init__(task, request)
+        self._rehearsal = rehearsal
+        self._killed = False
+        self._left = False
+        self._kept = dict(vars(task))
+
+    @property
+    def resumed(self) -> bool:
+        return self._rehearsal.is_resumed
+
+    def begin(self) -> Run:
+        if self.run is None:
+            self.run = Run(self.request.id, self._rehearsal.begin(), self)
+            self.run.attention = self._rehearsal.guide.attentive
+            self._largest = conf.setting(self.task, "max_snapshot")
+        return self.run
+
+    def attend(self, run: Run) -> str | None:
+        guide = self._rehearsal.guide
+        transactions.refuse_open(run.current.name if run.current else None, run.unit)
+        reason = guide.checkpoint(self, run)
+        run.attention = guide.attentive
+        return reason
+
+    def save(self, run: Run) -> None:
+        self._guided("save")
+        if run.unit is not None:
+            transactions.refuse_open(run.current.name if run.current else None, run.unit)
+            run.unit.begin()
+            run.unit.connection()
+            run.unit.commit()
+        self.write(run)
+        if run.unit is not None:
+            run.committed()
+
+    def join(self, run: Run) -> None:
+        transactions.refuse_open(run.current.name if run.current else None)
+
+    def write(self, run: Run) -> None:
+        """Save, and ask nobody."""
+        self._rehearsal.save(self._snapshot_text())
+
+    def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
+        """Nobody listens."""
+
+    def kill(self) -> NoReturn:
+        """Die here: nothing is saved any more.
+
+        Raises:
+            Killed: always.
+        """
+        self._killed = True
+        assert self.run is not None
+        self.run.attention = True
+        raise Killed
+
+    # -- waiting
+
+    def now(self) -> float:
+        return self._rehearsal.clock.now()
+
+    def delivery(self, name: str, close: bool) -> Outcome | None:
+        return self._rehearsal.close_wait(name) if close else self._rehearsal.delivered(name)
+
+    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
+        assert self.run is not None
+        self.run.snapshot.waiting = waiting
+        self.run.interrupt(reason)
+
+    def keep(self) -> None:
+        assert self.run is not None
+        self.save(self.run)
+
+    # -- leaving
+
+    def finish(self, value: Any) -> None:
+        if isinstance(value, Retry) and isinstance(value.sig, _RetryMessage):
+            raise value  # retry(throw=False)
+        if self.run is not None:
+            self._guided("end")
+        self._rehearsal.end(states.SUCCESS, value)
+
+    def left_by(self, error: BaseException) -> BaseException:
+        if self._killed:
+            self._rehearsal.lost()
+            killed: BaseException = Ignore("killed")
+            return killed
+        if isinstance(error, Retry) and isinstance(error.sig, _RetryMessage):
+            error.sig.apply_async()
+            error.sig = None  # or Celery would apply it
+        try:
+            instead = super().left_by(error)
+        except Exception as exc:
+            self._rehearsal.end(states.FAILURE, error=exc)
+            raise
+        if self._left:
+            if self.task.app.conf.task_eager_propagates:
+                instead = Ignore(str(instead))  # Celery would raise a Retry at whoever has called the task
+            return instead
+        if not isinstance(error, Retry):
+            self._rehearsal.end(states.IGNORED if isinstance(instead, Ignore) else states.FAILURE, error=instead)
+        return instead
+
+    def close(self) -> None:
+        """Forget what the task keeps on itself, as a process elsewhere would not know it."""
+        own = vars(self.task)
+        own.clear()
+        own.update(self._kept)
+        super().close()
+
+    def _leave_to_message(self, text: str, options: dict[str, Any], message: str | None = None) -> None:
+        self._left = True
+        self._rehearsal.left(text, options)
+
+    def _keepable(self, **options: Any) -> str | None:
+        return None
+
+    def _hand_back_if_changed(self, error: InvalidStepError) -> None:
+        """The code is the same in each execution: the task itself does not fit."""
+
+    def _guided(self, what: str) -> None:
+        assert self.run is not None
+        self._rehearsal.guide.moment(self, self.run, what)
+
+
+def rehearse(task: Any, /, *args: Any, **kwargs: Any) -> Rehearsal:
+    """Run the first execution of a task: to its end, or to where it waits or leaves.
+
+    Args:
+        task: which task.
+        args: of the task.
+        kwargs: of the task.
+
+    >>> from celery import Celery
+    >>> from celery_continuations import ContinuableTask
+    >>> app = Celery(set_as_current=False)
+    >>> @app.task(base=ContinuableTask, bind=True)
+    ... def publish(self, text):
+    ...     return f"{text}, says {self.wait_for('approval')}"
+    >>> run = rehearse(publish, "yes")
+    >>> run.waiting.key
+    'approval'
+    >>> run.deliver("approval", "ann")
+    >>> run_until_done(run)
+    'yes, says ann'
+    """
+    run = Rehearsal(task)
+    run.apply(args, kwargs)
+    return run
+
+
+def run_until_done(run: Rehearsal, *, executions: int = EXECUTIONS) -> Any:
+    """Go on with a run until its task has ended; what it waits for in between passes at once.
+
+    Args:
+        run: from :func:`rehearse`, :func:`interrupt_during_step` or :func:`interrupt_after_step`.
+        executions: how many there may be in all.
+
+    Returns:
+        What the task has returned.
+
+    Raises:
+        Exception: what the task has raised.
+        AssertionError: when it waits for what nobody delivers, or does not end.
+    """
+    while not run.ended:
+        go_on(run, executions)
+    if run.error is not None and run.state != states.IGNORED:
+        raise run.error
+    return run.value
+
+
+def go_on(run: Rehearsal, executions: int = EXECUTIONS) -> None:
+    """Run the next execution, once it is due."""
+    if run.begun >= executions:
+        raise AssertionError(f"{run!r} has not ended after {run.begun} executions")
+    run.skip()
+    run.resume()
+
+
+@contextmanager
+def within(run: Rehearsal) -> Iterator[None]:
+    """Within the block, what is applied of the run's task is the run."""
+    token = direct.rehearsing.set(run.take)
+    try:
+        yield
+    finally:
+        direct.rehearsing.reset(token)
+
+
+def _dumps(task: Any, args: Any, kwargs: Any) -> Any:
+    """Write arguments as a message has them."""
+    serializer = task.serializer or task.app.conf.task_serializer
+    dumps: Any = serialization.dumps
+    return dumps([list(args or ()), dict(kwargs or {})], serializer)
+
+
+def _loads(message: Any) -> Any:
+    content_type, encoding, data = message
+    loads: Any = serialization.loads
+    return loads(data, content_type, encoding, accept={content_type})

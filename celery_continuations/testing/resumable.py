@@ -1,0 +1,322 @@
+"""Show that a task is resumable, by interrupting and killing it wherever that can happen."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from celery_continuations.core.run import Run
+from celery_continuations.core.snapshot import LOST, Snapshot
+from celery_continuations.execution import STOPPING
+from celery_continuations.testing.differences import are_same, differences
+from celery_continuations.testing.guide import Guide
+from celery_continuations.testing.rehearsal import Rehearsal, run_until_done
+
+__all__ = ["assert_resumable"]
+
+INTERRUPT, KILL = "interrupt", "kill"
+
+# The same in each run, so that what is derived from the task's id is the same as well.
+_TASK_ID = "00000000-0000-4000-8000-000000000000"
+
+# A disturbed run may have so many times the checkpoints and executions of the undisturbed one, and some more.
+_TIMES, _MORE = 10, 100
+
+
+def assert_resumable(
+    task: Any,
+    *args: Any,
+    kwargs: dict[str, Any] | None = None,
+    check: Callable[[], Any] | None = None,
+    setup: Callable[[], Any] | None = None,
+    kills: bool = True,
+    pairs: int = 100,
+    only: str | None = None,
+) -> None:
+    """Run a task undisturbed, then once for each place at which it may be stopped, and compare the outcomes.
+
+    The outcome is what the task returns and what ``check()`` returns afterwards.  The runs are, in this order:
+    interrupted at each checkpoint; killed at each checkpoint, before each completion of a step is saved, and
+    before it is known that the task has returned; and disturbed twice.  A kill repeats what was done since the
+    checkpoint before.  What a task waits for passes at once; use :func:`delivered` for what it is to be given.
+
+    Args:
+        task: which task.
+        args: of the task.
+        kwargs: of the task.
+        check: returns the state of the world, as anything that can be compared and copied.
+        setup: called before each run: puts the world back to where it was.
+        kills: whether the task has to stand kills.
+        pairs: how many runs are disturbed twice, a sample that is always the same.
+        only: the one run to do, as in the error's last line.
+
+    Raises:
+        AssertionError: at the first run whose outcome differs, with what differs; and for a task that makes no
+            checkpoints, or ends differently in two undisturbed runs.
+        ValueError: where there is nothing that could be compared, or ``only`` cannot be read.
+
+    >>> from celery import Celery
+    >>> from celery_continuations import ContinuableTask
+    >>> app = Celery(set_as_current=False)
+    >>> sent = []
+    >>> @app.task(base=ContinuableTask, bind=True, name="send")
+    ... def send(self, users):
+    ...     for step in self.step("mails", start=0):
+    ...         while step.cursor < len(users):
+    ...             user = users[step.cursor]
+    ...             step.advance()  # too early
+    ...             sent.append(user)
+    >>> assert_resumable(send, ["ann", "bob", "eve"], check=lambda: sent, setup=sent.clear)
+    Traceback (most recent call last):
+        ...
+    AssertionError: send is not resumable: interrupted at place 1 of 5, the checkpoint in step 'mails' at cursor 1
+      check()[0]: expected 'ann', found 'bob'
+      check()[1]: expected 'bob', found 'eve'
+      check()[2]: expected 'eve', found nothing
+    This run alone: assert_resumable(send, ['ann', 'bob', 'eve'], check=..., setup=..., only="interrupt@1")
+    """
+    _Proof(task, args, kwargs or {}, check, setup).hold(kills, pairs, only)
+
+
+class _Disturbance(NamedTuple):
+    """What happens at which place, counted from the disturbance before."""
+
+    kind: str
+    place: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.place}"
+
+
+_Plan = tuple[_Disturbance, ...]
+
+
+class _Place(NamedTuple):
+    """Where a run can be disturbed."""
+
+    what: str
+    is_checkpoint: bool
+
+
+@dataclass
+class _Outcome:
+    """How a run ended."""
+
+    value: Any = None
+    error: BaseException | None = None
+    world: Any = None
+
+
+class _Trial(Guide):
+    """Counts the places of one run, and disturbs it at some of them."""
+
+    attentive = True
+
+    def __init__(self, plan: _Plan, limit: int | None = None) -> None:
+        self.places: list[_Place] = []
+        self.endless = False
+        self._is_first = not plan
+        self._plan = list(plan)
+        self._count = 0
+        self._left = limit
+
+    def checkpoint(self, execution: Any, run: Run) -> str | None:
+        self._count += 1
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                self.endless = True
+                execution.kill()
+        if self._is_first:
+            self.places.append(_Place(f"the checkpoint {_where(run)}", True))
+        if not self._plan:
+            return None
+        kind, place = self._plan[0]
+        if kind == INTERRUPT:
+            return STOPPING if self._count >= place else None
+        if self._count >= place:
+            execution.kill()
+        if self._count == place - 1:
+            execution.write(run)  # the last save before the kill
+        return None
+
+    def moment(self, execution: Any, run: Run, what: str) -> None:
+        self._count += 1
+        if self._is_first:
+            self.places.append(_Place(_saving(run, what), False))
+        if self._plan and self._plan[0].kind == KILL and self._count >= self._plan[0].place:
+            execution.kill()
+
+    def left(self, snapshot: Snapshot) -> None:
+        if self._plan and snapshot.reason == _REASONS[self._plan[0].kind]:
+            self._plan.pop(0)
+            self._count = 0
+
+
+_REASONS = {INTERRUPT: STOPPING, KILL: LOST}
+
+
+def _where(run: Run) -> str:
+    step = run.current
+    if step is not None:
+        return f"in step {step.name!r} at cursor {_short(step.cursor)}"
+    last = next(reversed(run.snapshot.completed), None)
+    return "before the first step" if last is None else f"after step {last!r}"
+
+
+def _saving(run: Run, what: str) -> str:
+    if what == "end":
+        return "the end, before it was known that the task had returned"
+    step = run.current
+    if step is not None:
+        return f"the moment before a save in step {step.name!r}"
+    return f"the moment before the completion of step {next(reversed(run.snapshot.completed))!r} was saved"
+
+
+class _Proof:
+    """The runs of one task, and their outcomes."""
+
+    def __init__(self, task: Any, args: Any, kwargs: Any, check: Any, setup: Any) -> None:
+        self._task = task
+        self._args = args
+        self._kwargs = kwargs
+        self._check = check
+        self._setup = setup
+        self._start: float | None = None
+        self._executions = 0
+
+    def hold(self, kills: bool, pairs: int, only: str | None) -> None:
+        """Do all the runs, or the only one."""
+        chosen = None if only is None else _parse(only)
+        expected, places = self._undisturbed()
+        if chosen is not None:
+            plans: Iterator[_Plan] = iter([chosen])
+        else:
+            plans = self._plans(places, kills, pairs)
+        for plan in plans:
+            self._disturbed(plan, expected, places)
+
+    def _undisturbed(self) -> tuple[_Outcome, list[_Place]]:
+        """Learn the places and the outcome, in two runs that have to agree."""
+        expected, first = self._run(())
+        if expected.value is None and self._check is None:
+            raise ValueError(f"{self._task.name} returns nothing, so there is nothing to compare: give check=")
+        _refuse_incomparable("what the task returns", expected.value)
+        _refuse_incomparable("what check() returns", expected.world)
+        again, second = self._run(())
+        found = self._compare(expected, again)
+        if not found and first.places != second.places:
+            theirs = differences("places", [one.what for one in first.places], [one.what for one in second.places])
+            found = [f"  {line}" for line in theirs]
+        if found:
+            raise AssertionError(
+                f"two undisturbed runs of {self._task.name} differ, so a disturbed one cannot be judged; setup= has to "
+                "put back all that the task changes, and the task must depend on nothing else\n" + "\n".join(found)
+            )
+        return expected, first.places
+
+    def _plans(self, places: list[_Place], kills: bool, pairs: int) -> Iterator[_Plan]:
+        numbers = range(1, len(places) + 1)
+        singles = [_Disturbance(INTERRUPT, at) for at in numbers if places[at - 1].is_checkpoint]
+        if kills and len(places) > 1:
+            singles += [_Disturbance(KILL, at) for at in numbers]
+        if not singles:
+            raise AssertionError(
+                f"{self._task.name} makes no checkpoints with these arguments, so it never stops in between: give it "
+                "steps, or arguments with which they have something to do"
+            )
+        for one in singles:
+            yield (one,)
+        kinds = (INTERRUPT, KILL) if kills else (INTERRUPT,)
+        chance = random.Random(0)
+        drawn: set[_Plan] = set()
+        for _ in range(pairs):
+            one = chance.choice(singles)
+            rest = max(1, len(places) - one.place)
+            plan = (one, _Disturbance(chance.choice(kinds), chance.randint(1, rest)))
+            if plan not in drawn:
+                drawn.add(plan)
+                yield plan
+
+    def _disturbed(self, plan: _Plan, expected: _Outcome, places: list[_Place]) -> None:
+        found, trial = self._run(plan, limit=_TIMES * len(places) + _MORE)
+        lines = ["  it does not end"] if trial.endless else self._compare(expected, found)
+        if lines:
+            raise AssertionError("\n".join([self._headline(plan, places), *lines, self._repeat(plan)])) from found.error
+
+    def _run(self, plan: _Plan, limit: int | None = None) -> tuple[_Outcome, _Trial]:
+        if self._setup is not None:
+            self._setup()
+        trial = _Trial(plan, limit)
+        run = Rehearsal(self._task, guide=trial, task_id=_TASK_ID, start=self._start)
+        self._start = run.clock.start
+        outcome = _Outcome()
+        try:
+            run.apply(copy.deepcopy(self._args), copy.deepcopy(self._kwargs))
+            if plan:
+                outcome.value = run_until_done(run, executions=_TIMES * self._executions + _MORE)
+            else:
+                outcome.value = run_until_done(run)
+                self._executions = run.begun
+            if self._check is not None:
+                outcome.world = copy.deepcopy(self._check())
+        except Exception as exc:
+            if not plan:
+                raise
+            outcome.error = exc
+        return outcome, trial
+
+    def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
+        """Describe how an outcome differs."""
+        if found.error is not None:
+            return [f"  it raises {type(found.error).__name__}: {found.error}"]
+        lines = []
+        if not are_same(expected.value, found.value):
+            lines += differences("the value returned", expected.value, found.value)
+        if not are_same(expected.world, found.world):
+            lines += differences("check()", expected.world, found.world)
+        return [f"  {line}" for line in lines]
+
+    def _headline(self, plan: _Plan, places: list[_Place]) -> str:
+        first, *rest = plan
+        verb = {INTERRUPT: "interrupted", KILL: "killed"}
+        known = f", {places[first.place - 1].what}" if first.place <= len(places) else ""
+        text = f"{self._task.name} is not resumable: {verb[first.kind]} at place {first.place} of {len(places)}{known}"
+        for one in rest:
+            text += f", and {verb[one.kind]} again at the place no. {one.place} after that"
+        return text
+
+    def _repeat(self, plan: _Plan) -> str:
+        parts = [self._task.__name__, *map(_short, self._args)]
+        parts += [f"kwargs={_short(self._kwargs)}"] if self._kwargs else []
+        parts += [f"{name}=..." for name in ("check", "setup") if getattr(self, f"_{name}") is not None]
+        only = ",".join(map(str, plan))
+        return f'This run alone: assert_resumable({", ".join(parts)}, only="{only}")'
+
+
+def _refuse_incomparable(what: str, value: Any) -> None:
+    if not are_same(value, copy.deepcopy(value)):
+        raise ValueError(
+            f"{what} cannot be compared, for a {type(value).__name__} does not equal its own copy: {_short(value)}; "
+            "let it be made of lists, dicts, strings and numbers"
+        )
+
+
+def _parse(only: str) -> _Plan:
+    plan = []
+    for part in only.split(","):
+        kind, _, place = part.strip().partition("@")
+        if kind not in _REASONS or not place.isdecimal() or int(place) < 1:
+            raise ValueError(
+                f'only={only!r} cannot be read; it is "interrupt@17", "kill@17", or several with commas between'
+            )
+        plan.append(_Disturbance(kind, int(place)))
+    return tuple(plan)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,288 @@
+"""The task's own transactions: one that is to take effect with its cursor, and those that a checkpoint must not be in.
+
+Neither Django nor SQLAlchemy is imported before the task has done so, or has named a transaction of theirs.
+
+What :func:`refuse_open` notices, of this thread:
+
+=============  ==============================================================================
+Django         every connection in an ``atomic`` block, but for the blocks of its own TestCase
+SQLAlchemy     a session with objects that are added, changed or deleted; that has flushed, or has
+               executed an INSERT, UPDATE or DELETE construct, since its last commit; or that is in
+               a ``with session.begin()`` or ``begin_nested()`` block
+=============  ==============================================================================
+
+It does not notice a session that has only read, for every read begins a transaction; SQL written as ``text()``, of
+which nobody can tell what it does; connections used without a session; Django's ``set_autocommit(False)``; nor
+a session that began before the first checkpoint that found ``sqlalchemy.orm`` imported.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from celery_continuations.exceptions import CheckpointError, InvalidStepError
+
+__all__ = ["AliasUnit", "SessionUnit", "Unit", "refuse_open", "unit_of"]
+
+
+class Unit(Protocol):
+    """The task's own work since its cursor last moved, which is committed with the next move."""
+
+    name: str
+
+    def begin(self) -> None:
+        """What is done from now on belongs to it, unless that is so already."""
+
+    def connection(self) -> Any:
+        """Return the driver's connection, with all of the task's work sent to it."""
+
+    def commit(self) -> None:
+        """Let it take effect."""
+
+    def rollback(self) -> None:
+        """Undo it, if there is anything."""
+
+    def has_more_open(self) -> bool:
+        """Whether the task has begun a transaction of its own within it."""
+
+
+class AliasUnit:
+    """An ``atomic`` block of Django's, on the connection of one alias."""
+
+    def __init__(self, alias: str) -> None:
+        from django.db import connections
+
+        connections[alias]  # raises for one that is unknown
+        self.name = f"the Django connection {alias!r}"
+        self._alias = alias
+        self._block: Any = None
+
+    @property
+    def _connection(self) -> Any:
+        from django.db import connections
+
+        return connections[self._alias]
+
+    def begin(self) -> None:
+        """Enter the block."""
+        from django.db import transaction
+
+        if self._block is None:
+            block = transaction.atomic(using=self._alias, durable=True)
+            block.__enter__()
+            self._block = block
+
+    def connection(self) -> Any:
+        """As of Unit; refuses a block that an error has broken, which Django would roll back without a word."""
+        connection = self._connection
+        connection.validate_no_broken_transaction()
+        connection.ensure_connection()
+        return connection.connection
+
+    def commit(self) -> None:
+        """Leave the block."""
+        block, self._block = self._block, None
+        if block is not None:
+            block.__exit__(None, None, None)
+
+    def rollback(self) -> None:
+        """Leave the block as an error does."""
+        block, self._block = self._block, None
+        if block is not None:
+            block.__exit__(Rollback, Rollback(), None)
+
+    def has_more_open(self) -> bool:
+        """As of Unit."""
+        return any(block is not self._block for block in _atomic_blocks(self._connection))
+
+
+class Rollback(Exception):
+    """Tells a block of Django's to undo its work."""
+
+
+class SessionUnit:
+    """What a SQLAlchemy session does between two commits."""
+
+    def __init__(self, session: Any) -> None:
+        self.name = "the SQLAlchemy session"
+        self._given = session
+        self._begun = False
+
+    @property
+    def session(self) -> Any:
+        """The session; of a ``scoped_session`` that of this thread."""
+        return self._given() if hasattr(self._given, "registry") else self._given
+
+    def begin(self) -> None:
+        """A session begins by itself; from now on the task is not to commit it."""
+        if not self._begun:
+            self._begun = True
+            _listen()
+            _sessions.committed.discard(self.session)
+
+    def connection(self) -> Any:
+        """As of Unit; refuses a session that the task has committed itself, which leaves an item without its cursor."""
+        if self.session in _sessions.committed:
+            raise InvalidStepError(
+                f"{self.name} of transaction= was committed in the body of the step; leave that to the step, which "
+                "commits the cursor too"
+            )
+        self.session.flush()
+        return self.session.connection().connection.dbapi_connection
+
+    def commit(self) -> None:
+        """As of Unit."""
+        self._begun = False
+        self.session.commit()
+
+    def rollback(self) -> None:
+        """As of Unit."""
+        self._begun = False
+        self.session.rollback()
+
+    def has_more_open(self) -> bool:
+        """As of Unit."""
+        return bool(self.session.in_nested_transaction())  # begin_nested() begins what it lies in explicitly, too
+
+
+def unit_of(name: str, transaction: Any) -> Unit | None:
+    """Return what ``transaction=`` of the step ``name`` stands for; None for None.
+
+    Raises:
+        InvalidStepError: for what is neither a Session nor a Django alias.
+
+    >>> unit_of("import", 5)
+    Traceback (most recent call last):
+        ...
+    celery_continuations.exceptions.InvalidStepError: step 'import': transaction must be a SQLAlchemy Session or the ...
+    """
+    if transaction is None:
+        return None
+    if isinstance(transaction, str):
+        try:
+            return AliasUnit(transaction)
+        except ImportError as exc:
+            raise InvalidStepError(
+                f"step {name!r}: transaction={transaction!r} is the alias of a Django database, but Django is missing; "
+                "run: pip install 'celery-continuations[django]'",
+                found=name,
+            ) from exc
+    orm = sys.modules.get("sqlalchemy.orm")
+    if orm is not None and isinstance(transaction, (orm.Session, orm.scoped_session)):
+        return SessionUnit(transaction)
+    raise InvalidStepError(
+        f"step {name!r}: transaction must be a SQLAlchemy Session or the alias of a Django database, e.g. 'default', "
+        f"not {transaction!r}",
+        found=name,
+    )
+
+
+def refuse_open(step: str | None, own: Unit | None = None) -> None:
+    """Refuse a checkpoint inside a transaction that is still open; see the module for what is noticed.
+
+    Args:
+        step: the step in hand, or None between two.
+        own: the one that a step shares with its cursor; None also at the beginning of that step.
+
+    Raises:
+        CheckpointError: when one is open.
+    """
+    if own is not None and own.has_more_open():
+        raise CheckpointError(f"{own.name}, within that of transaction=", step)
+    for found in (*_open_in_django(own), *_open_in_sqlalchemy(own)):
+        raise CheckpointError(found, step)
+
+
+# -- Django
+
+
+def _open_in_django(own: Unit | None) -> Iterator[str]:
+    db, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+    if db is None or conf is None or not conf.settings.configured:
+        return
+    for connection in db.connections.all(initialized_only=True):
+        if isinstance(own, AliasUnit) and own._alias == connection.alias:
+            continue
+        if connection.in_atomic_block and _atomic_blocks(connection):
+            yield f"the Django connection {connection.alias!r}"
+
+
+def _atomic_blocks(connection: Any) -> list[Any]:
+    """Return those of the task: a TestCase is always in some, and never commits them."""
+    return [block for block in connection.atomic_blocks if not block._from_testcase]
+
+
+# -- SQLAlchemy
+
+
+class _Sessions(threading.local):
+    """The sessions of this thread."""
+
+    def __init__(self) -> None:
+        self.begun: WeakSet[Any] = WeakSet()
+        self.written: WeakSet[Any] = WeakSet()
+        self.committed: WeakSet[Any] = WeakSet()
+
+
+_sessions = _Sessions()
+
+
+def _open_in_sqlalchemy(own: Unit | None) -> Iterator[str]:
+    orm = sys.modules.get("sqlalchemy.orm")
+    if orm is None or not hasattr(orm, "Session"):  # it is being imported just now
+        return
+    _listen()
+    for session in list(_sessions.begun):
+        if isinstance(own, SessionUnit) and own.session is session:
+            continue
+        if not session.in_transaction():
+            continue
+        if session in _sessions.written or session.new or session.dirty or session.deleted or _is_explicit(session):
+            yield f"the SQLAlchemy session {session!r}"
+
+
+def _is_explicit(session: Any) -> bool:
+    transaction = session.get_transaction()
+    return transaction is not None and (session.in_nested_transaction() or transaction.origin.name == "BEGIN")
+
+
+@cache
+def _listen() -> None:
+    """Hear of every session, from now on."""
+    from sqlalchemy import event
+    from sqlalchemy.orm import Session
+
+    event.listen(Session, "after_transaction_create", _on_create)
+    event.listen(Session, "after_transaction_end", _on_end)
+    event.listen(Session, "after_commit", _on_commit)
+    event.listen(Session, "after_flush", _on_flush)
+    event.listen(Session, "do_orm_execute", _on_execute)
+
+
+def _on_create(session: Any, transaction: Any) -> None:
+    _sessions.begun.add(session)
+
+
+def _on_end(session: Any, transaction: Any) -> None:
+    if transaction.parent is None:
+        _sessions.begun.discard(session)
+        _sessions.written.discard(session)
+
+
+def _on_commit(session: Any) -> None:
+    if not session.in_nested_transaction():
+        _sessions.committed.add(session)
+
+
+def _on_flush(session: Any, flush_context: Any) -> None:
+    _sessions.written.add(session)
+
+
+def _on_execute(state: Any) -> None:
+    if state.is_insert or state.is_update or state.is_delete:
+        _sessions.written.add(state.session)

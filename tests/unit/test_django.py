@@ -1,0 +1,106 @@
+"""The store on Django's ORM passes the suite for stores, on SQLite; settings and the admin of a Django project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db import connections
+
+from celery_continuations import conf
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.stores import Fence, Record, Status, Store, open_store
+from celery_continuations.stores.opening import without_store
+from celery_continuations.testing.stores import StoreConformance
+from tests.unit.conftest import make_app
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Path]:
+    """The project's database, in a file of this test."""
+    path = tmp_path / "some progress.db"
+    connection = connections["default"]
+    connection.close()
+    before = connection.settings_dict["NAME"]
+    connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = path
+    call_command("migrate", verbosity=0)
+    yield path
+    connection.close()
+    connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = before
+
+
+class TestDjangoStoreOnSQLite(StoreConformance):
+    many = 300
+
+    @pytest.fixture(autouse=True)
+    def file(self, database: Path) -> None:
+        self.path = database
+
+    def make_store(self, namespace: str) -> Store:
+        from celery_continuations.stores.django import DjangoStore
+
+        return DjangoStore("default", namespace)
+
+    def corrupt(self, store: Store, task_id: str) -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = %s", [task_id])
+
+    def connections(self, store: Store) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+
+def test_migrations_are_complete() -> None:
+    call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+
+
+def test_the_admin_lists_tasks_and_changes_nothing(database: Path) -> None:
+    from django.contrib.auth.models import User
+    from django.test import Client
+
+    from celery_continuations.stores.django import DjangoStore
+
+    store = DjangoStore("default", "service")
+    snapshot = Snapshot(current=("import rows", 5), progress=(5, 20)).dumps()
+    store.swap("sound-id", None, Record(Fence(3, Status.RUNNING, "w/1/a"), snapshot), due_in=100)
+    store.swap("broken-id", None, Record(Fence(1, Status.QUEUED), "{"))
+    with connections["default"].cursor() as cursor:
+        cursor.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = 'broken-id'")
+    client = Client()
+    client.force_login(User.objects.create_superuser("ann"))
+    page = client.get("/admin/celery_continuations/recordrow/").content.decode()
+    for text in ("sound-id", "running", "import rows", "25%", "broken-id", "unreadable: &#x27;nonsense&#x27;"):
+        assert text in page
+    assert client.get("/admin/celery_continuations/recordrow/add/").status_code == 403
+
+
+def test_settings_of_django_arrive() -> None:
+    app = Celery(set_as_current=False)
+    app.config_from_object(SimpleNamespace(CELERY_CONTINUATION_MAX_RUNTIME=60), namespace="CELERY")
+    assert conf.app_setting(app, "max_runtime") == 60
+    conf.validate(app)
+
+
+@pytest.mark.parametrize(("name", "value"), [("CONTINUATION_MAX_RUNTIME", 0), ("CONTINUATION_MAX_RUNTIMES", 60)])
+def test_wrong_settings_of_django_are_refused(name: str, value: int) -> None:
+    app = Celery(set_as_current=False)
+    app.config_from_object(SimpleNamespace(**{f"CELERY_{name}": value}), namespace="CELERY")
+    with pytest.raises(ImproperlyConfigured, match=f"(?i){name} "):
+        conf.validate(app)
+
+
+@pytest.mark.parametrize("setting", ["django", "django://default"])
+def test_a_setting_opens_the_store(setting: str) -> None:
+    app = make_app()
+    assert type(open_store(app, setting)).__name__ == "DjangoStore"
+
+
+def test_auto_chooses_it_beside_django_db() -> None:
+    app = Celery("auto", broker="amqp://", backend="django-db", set_as_current=False)
+    assert type(open_store(app, "auto")).__name__ == "DjangoStore"
+    assert without_store(app) is None

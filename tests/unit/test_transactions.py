@@ -1,0 +1,593 @@
+"""An item and its cursor in one transaction, and checkpoints that lie inside of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from celery import states
+from django.db import connections, transaction
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+
+from celery_continuations import CheckpointError, InvalidStepError
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.exceptions import StoreError
+from celery_continuations.stores import Fence, Record, Status, open_store
+from tests.unit.conftest import Killed, Worker, make_app
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Effect(Base):
+    __tablename__ = "effect"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[int]
+
+
+class Database:
+    """A SQLite file with a table of effects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.engine = sa.create_engine(f"sqlite:///{path}")
+        Base.metadata.create_all(self.engine)
+
+    def effects(self) -> list[int]:
+        with self.engine.connect() as connection:
+            return list(connection.scalars(sa.select(Effect.item).order_by(Effect.id)))
+
+
+class BySession:
+    def __init__(self, database: Database) -> None:
+        self.transaction: Any = Session(database.engine)
+
+    def add(self, item: int) -> None:
+        self.transaction.add(Effect(item=item))
+
+    def close(self) -> None:
+        self.transaction.close()
+
+
+class ByScopedSession(BySession):
+    def __init__(self, database: Database) -> None:
+        self.transaction = scoped_session(sessionmaker(database.engine))
+
+
+class ByDjango:
+    transaction = "effects"
+
+    def __init__(self, database: Database) -> None:
+        connections.settings["effects"] = {
+            **connections.settings["default"],
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": str(database.path),
+        }
+
+    def add(self, item: int) -> None:
+        with connections["effects"].cursor() as cursor:
+            cursor.execute("INSERT INTO effect (item) VALUES (%s)", [item])
+
+    def close(self) -> None:
+        connections["effects"].close()
+        del connections["effects"]
+        del connections.settings["effects"]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "db")
+    yield database
+    database.engine.dispose()
+
+
+@pytest.fixture(params=[BySession, ByScopedSession, ByDjango])
+def ways(request: Any, database: Database) -> Iterator[Any]:
+    way = request.param(database)
+    yield way
+    way.close()
+
+
+@pytest.fixture
+def app(database: Database) -> Any:
+    app = make_app()
+    app.conf.continuation_store = f"db+sqlite:///{database.path}"
+    return app
+
+
+@pytest.fixture
+def task(task: Any) -> Any:
+    """As of the others; of a lambda too."""
+
+    def make(function: Any, **options: Any) -> Any:
+        function.__name__ = "run"
+        return task(function, **options)
+
+    return make
+
+
+def cursor_of(record: Any, task_id: str) -> Any:
+    text = record(task_id).snapshot
+    return text and Snapshot.loads(text).current
+
+
+def items(self: Any, ways: Any, total: int = 4) -> Any:
+    for item in self.iterate("items", range(total), transaction=ways.transaction):
+        ways.add(item)
+        yield item
+
+
+def test_each_item_is_committed_with_the_cursor_after_it(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    seen: list[Any] = []
+
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(4), transaction=ways.transaction):
+            ways.add(item)
+            seen.append((database.effects(), cursor_of(record, self.request.id)))
+            if item == 2:
+                raise Killed
+
+    result = task(run).delay()
+    worker.deliver_killed()
+    assert seen == [([], None), ([0], ("items", 1)), ([0, 1], ("items", 2))]
+    assert database.effects() == [0, 1]
+    assert cursor_of(record, result.id) == ("items", 2)
+
+
+@pytest.mark.parametrize("store", ["db", "other interval"])
+def test_a_stop_comes_after_the_commit(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any, store: str
+) -> None:
+    def run(self: Any) -> str:
+        for item in self.iterate("items", range(4), transaction=ways.transaction):
+            ways.add(item)
+            if item == 1:
+                worker.stop()
+        return "done"
+
+    options = {} if store == "db" else {"continuation_checkpoint_interval": 0}
+    result = task(run, **options).delay()
+    worker.deliver()
+    assert (database.effects(), cursor_of(record, result.id)) == ([0, 1], ("items", 2))
+    assert worker.drain() == 1
+    assert (result.get(), database.effects()) == ("done", [0, 1, 2, 3])
+
+
+def test_what_an_error_or_a_break_leaves_is_rolled_back(
+    worker: Worker, task: Any, database: Database, ways: Any
+) -> None:
+    errors = iter([ValueError("once")])
+
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(4), transaction=ways.transaction):
+            ways.add(item)
+            for error in errors if item == 1 else ():
+                raise error
+            if item == 3:
+                break
+
+    result = task(run).delay()
+    worker.deliver()
+    assert (result.state, database.effects()) == (states.RETRY, [0])
+    worker.drain()
+    assert (result.state, database.effects()) == (states.SUCCESS, [0, 1, 2])
+
+
+def test_a_block_commits_with_each_move_and_with_its_end(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    def run(self: Any) -> None:
+        for step in self.step("items", start=0, transaction=ways.transaction):
+            while step.cursor < 3:
+                ways.add(step.cursor)
+                step.advance()
+            ways.add(100)
+            raise Killed
+
+    result = task(run).delay()
+    worker.deliver_killed()
+    assert (database.effects(), cursor_of(record, result.id)) == ([0, 1, 2], ("items", 3))
+
+
+def test_the_last_of_a_block_takes_effect_with_the_step(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    def run(self: Any) -> None:
+        for _ in self.step("only", transaction=ways.transaction):
+            ways.add(7)
+        assert list(Snapshot.loads(record(self.request.id).snapshot).completed) == ["only"]
+        assert database.effects() == [7]
+        raise Killed
+
+    task(run).delay()
+    worker.deliver_killed()
+    assert database.effects() == [7]
+
+
+def test_an_execution_that_was_succeeded_commits_nothing(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    def run(self: Any) -> None:
+        store = open_store(worker.app, worker.app.conf.continuation_store)
+        for item in self.iterate("items", range(4), transaction=ways.transaction):
+            if item == 2:
+                known = record(self.request.id).fence
+                other = Fence(known.generation + 1, Status.RUNNING, "another/1.1/a")
+                assert store.swap(self.request.id, known, Record(other))
+            ways.add(item)
+
+    result = task(run).delay()
+    worker.deliver()
+    assert database.effects() == [0, 1]
+    assert record(result.id).fence.owner == "another/1.1/a"
+    assert worker.queued() == 0
+
+
+@pytest.mark.parametrize("wish", ["pause", "cancel"])
+def test_a_wish_is_heeded_after_the_commit(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any, wish: str
+) -> None:
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(4), transaction=ways.transaction):
+            if item == 1:
+                getattr(result, wish)()
+            ways.add(item)
+
+    continuable = task(run)
+    result = continuable.AsyncResult(continuable.delay().id)
+    worker.deliver()
+    assert database.effects() == [0, 1]
+    assert record(result.id).fence.status == {"pause": Status.PAUSED, "cancel": Status.CANCELLED}[wish]
+
+
+def test_a_direct_call_commits_each_item(task: Any, database: Database, ways: Any) -> None:
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(3), transaction=ways.transaction):
+            assert database.effects() == list(range(item))
+            ways.add(item)
+        for _ in self.step("block", transaction=ways.transaction):
+            ways.add(100)
+
+    task(run)()
+    assert database.effects() == [0, 1, 2, 100]
+
+
+def test_a_source_that_reads_by_the_same_session(worker: Worker, task: Any, database: Database) -> None:
+    with Session(database.engine) as session:
+
+        def run(self: Any) -> None:
+            query = sa.select(Effect.item).order_by(Effect.id)
+            for item in self.iterate("items", lambda: session.scalars(query).all(), transaction=session):
+                session.add(Effect(item=item + 100))
+            self.step("after", lambda: None)
+
+        with Session(database.engine) as another, another.begin():
+            another.add_all([Effect(item=1), Effect(item=2)])
+        result = task(run).delay()
+        worker.drain()
+        assert (result.state, database.effects()) == (states.SUCCESS, [1, 2, 101, 102])
+
+
+def test_a_commit_that_fails_leaves_the_cursor(
+    worker: Worker, task: Any, database: Database, record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(database.engine) as session:
+
+        def fail() -> None:
+            monkeypatch.undo()
+            raise ValueError("not committed")
+
+        def run(self: Any) -> None:
+            for item in self.iterate("items", range(4), transaction=session):
+                session.add(Effect(item=item))
+                if item == 2 and not self.continuation.resumptions:
+                    monkeypatch.setattr(session, "commit", fail)
+
+        result = task(run).delay()
+        worker.deliver()
+        assert (database.effects(), cursor_of(record, result.id)) == ([0, 1], ("items", 2))
+        worker.drain()
+        assert (result.state, database.effects()) == (states.SUCCESS, [0, 1, 2, 3])
+
+
+def test_a_commit_whose_answer_is_lost_is_one(
+    worker: Worker, task: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(database.engine) as session:
+
+        def commit_and_fail() -> None:
+            monkeypatch.undo()
+            session.commit()
+            raise ValueError("the answer is lost")
+
+        def run(self: Any) -> None:
+            for item in self.iterate("items", range(4), transaction=session):
+                session.add(Effect(item=item))
+                if item == 2:
+                    monkeypatch.setattr(session, "commit", commit_and_fail)
+
+        result = task(run).delay()
+        assert worker.drain() == 1
+        assert (result.state, database.effects()) == (states.SUCCESS, [0, 1, 2, 3])
+
+
+def test_a_block_whose_last_commit_fails_is_not_complete(
+    worker: Worker, task: Any, database: Database, record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(database.engine) as session:
+
+        def fail() -> None:
+            monkeypatch.undo()
+            raise ValueError("not committed")
+
+        def run(self: Any) -> None:
+            for step in self.step("block", start=0, transaction=session):
+                while step.cursor < 2:
+                    session.add(Effect(item=step.cursor))
+                    step.advance()
+                session.add(Effect(item=100))
+                if not self.continuation.resumptions:
+                    monkeypatch.setattr(session, "commit", fail)
+
+        result = task(run).delay()
+        worker.deliver()
+        assert (database.effects(), cursor_of(record, result.id)) == ([0, 1], ("block", 2))
+        worker.drain()
+        assert (result.state, database.effects()) == (states.SUCCESS, [0, 1, 100])
+
+
+def test_a_broken_block_of_django_is_no_commit(worker: Worker, task: Any, database: Database) -> None:
+    way = ByDjango(database)
+
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(3), transaction="effects"):
+            way.add(item)
+            if item == 1:
+                with suppress(KeyError), transaction.atomic(using="effects", savepoint=False):
+                    raise KeyError
+
+    result = task(run).delay()
+    worker.deliver()
+    assert (result.state, database.effects()) == (states.RETRY, [0])
+    way.close()
+
+
+# -- what cannot be
+
+
+@pytest.mark.parametrize("store", ["memory", "message"])
+def test_a_store_in_no_database_is_refused(worker: Worker, task: Any, ways: Any, store: str) -> None:
+    result = task(lambda self: list(items(self, ways)), continuation_store=store).delay()
+    worker.drain()
+    assert isinstance(result.result, StoreError)
+    assert "transaction= needs a continuation_store in the database of the transaction" in str(result.result)
+
+
+def test_another_database_is_refused(worker: Worker, task: Any, tmp_path: Path) -> None:
+    another = Database(tmp_path / "another")
+    with Session(another.engine) as session:
+        result = task(lambda self: list(self.iterate("items", range(3), transaction=session))).delay()
+        worker.drain()
+    assert isinstance(result.result, StoreError)
+    assert "no such table" in str(result.result)
+    another.engine.dispose()
+
+
+def test_another_table_of_records_is_refused(worker: Worker, task: Any, tmp_path: Path) -> None:
+    from celery_continuations.stores.database import metadata
+
+    another = Database(tmp_path / "another")
+    metadata.create_all(another.engine)
+    with Session(another.engine) as session:
+        result = task(lambda self: list(self.iterate("items", range(3), transaction=session))).delay()
+        worker.drain()
+    assert "is not found through the SQLAlchemy session" in str(result.result)
+    another.engine.dispose()
+
+
+@pytest.mark.parametrize("wrong", [5, Session, object()])
+def test_what_is_no_transaction_is_refused(task: Any, wrong: Any) -> None:
+    for use in (
+        lambda self: list(self.iterate("items", [1], transaction=wrong)),
+        lambda self: list(self.step("items", transaction=wrong)),
+    ):
+        with pytest.raises(InvalidStepError, match="transaction must be a SQLAlchemy Session or the alias"):
+            task(use)()
+
+
+def test_a_body_that_commits_is_refused(worker: Worker, task: Any, database: Database) -> None:
+    with Session(database.engine) as session:
+
+        def run(self: Any) -> None:
+            for item in self.iterate("items", range(3), transaction=session):
+                session.add(Effect(item=item))
+                if item == 1:
+                    session.commit()
+
+        result = task(run).delay()
+        worker.drain()
+        assert isinstance(result.result, InvalidStepError)
+        assert "was committed in the body of the step" in str(result.result)
+
+
+def test_a_body_may_undo_what_it_has_done(worker: Worker, task: Any, database: Database) -> None:
+    with Session(database.engine) as session:
+
+        def run(self: Any) -> None:
+            for item in self.iterate("items", range(4), transaction=session):
+                if item == 1:
+                    with session.begin_nested() as savepoint:
+                        session.add(Effect(item=item))
+                        savepoint.rollback()
+                else:
+                    session.add(Effect(item=item))
+                if item == 2:
+                    session.flush()
+                    session.rollback()
+
+        result = task(run).delay()
+        worker.drain()
+        assert (result.state, database.effects()) == (states.SUCCESS, [0, 3])
+
+
+# -- the guard
+
+
+def refused(task: Any, body: Any) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        task(body)()
+    return caught.value
+
+
+def test_r35_r36_a_checkpoint_inside_of_an_atomic_block(task: Any, database: Database) -> None:
+    way = ByDjango(database)
+
+    def inside(self: Any) -> None:
+        for _ in self.iterate("items", range(2)):
+            with transaction.atomic(using="effects"):
+                self.checkpoint()
+
+    def outside(self: Any) -> None:
+        for _ in self.iterate("items", range(2)):
+            with transaction.atomic(using="effects"):
+                pass
+            self.checkpoint()
+
+    def between(self: Any) -> None:
+        self.step("one", lambda: None)
+        with transaction.atomic(using="effects"):
+            self.step("two", lambda: None)
+
+    def twice(self: Any) -> None:
+        for step in self.step("items", start=0, transaction="effects"):
+            with transaction.atomic(using="effects"):
+                step.advance()
+
+    assert (refused(task, inside).step, refused(task, between).step) == ("items", None)
+    assert "the Django connection 'effects'" in str(refused(task, inside))
+    assert "within that of transaction=" in str(refused(task, twice))
+    task(outside)()
+    way.close()
+
+
+def test_the_blocks_of_a_testcase_do_not_count(task: Any, database: Database) -> None:
+    way = ByDjango(database)
+    block = transaction.atomic(using="effects")
+    block._from_testcase = True
+    with block:
+        task(lambda self: [self.checkpoint() for _ in self.iterate("items", range(2))])()
+        task(lambda self: [way.add(item) for item in self.iterate("items", range(2), transaction="effects")])()
+    assert database.effects() == [0, 1]
+    way.close()
+
+
+def test_r35_the_first_checkpoint_of_a_task_on_a_worker(worker: Worker, task: Any, database: Database) -> None:
+    way = ByDjango(database)
+
+    def run(self: Any) -> None:
+        for _ in self.iterate("items", range(2)):
+            with transaction.atomic(using="effects"):
+                self.checkpoint()
+
+    result = task(run).delay()
+    worker.drain()
+    assert (result.state, type(result.result)) == (states.FAILURE, CheckpointError)
+    way.close()
+
+
+def insert(session: Session) -> None:
+    session.execute(sa.insert(Effect).values(item=1))
+
+
+def flush(session: Session) -> None:
+    session.add(Effect(item=1))
+    session.flush()
+
+
+@pytest.mark.parametrize(
+    ("work", "is_open"),
+    [
+        (lambda session: session.add(Effect(item=1)), True),
+        (flush, True),
+        (insert, True),
+        (lambda session: session.begin(), True),
+        (lambda session: session.begin_nested(), True),
+        (lambda session: session.scalars(sa.select(Effect)).all(), False),
+        (lambda session: (flush(session), session.commit()), False),
+        (lambda session: (insert(session), session.rollback()), False),
+        (lambda session: (insert(session), session.close()), False),
+        (lambda session: (flush(session), session.commit(), session.scalars(sa.select(Effect)).all()), False),
+    ],
+)
+def test_r35_r36_a_checkpoint_with_a_session_s_work_open(
+    task: Any, database: Database, work: Any, is_open: bool
+) -> None:
+    task(lambda self: self.checkpoint())()  # from here on sessions are noticed
+    with Session(database.engine) as session:
+
+        def run(self: Any) -> None:
+            for _ in self.iterate("items", range(1)):
+                work(session)
+                self.checkpoint()
+
+        if is_open:
+            assert "the SQLAlchemy session" in refused(task, run).transaction
+        else:
+            task(run)()
+
+
+def test_work_from_before_the_step_is_not_committed_by_it(worker: Worker, task: Any, database: Database) -> None:
+    with Session(database.engine) as session:
+
+        def run(self: Any) -> None:
+            session.add(Effect(item=1))
+            list(self.iterate("items", range(2), transaction=session))
+
+        result = task(run).delay()
+        worker.drain()
+        assert isinstance(result.result, CheckpointError)
+    assert database.effects() == []
+
+
+def test_a_checkpoint_within_an_item_of_its_own_transaction_leaves_it_undone(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(4), transaction=ways.transaction):
+            ways.add(item)
+            if item == 2 and not self.continuation.resumptions:
+                worker.stop()
+            self.checkpoint()
+
+    result = task(run).delay()
+    worker.deliver()
+    assert (database.effects(), cursor_of(record, result.id)) == ([0, 1], ("items", 2))
+    worker.drain()
+    assert database.effects() == [0, 1, 2, 3]
+
+
+def test_an_iterator_that_is_kept_is_undone_too(worker: Worker, task: Any, database: Database, ways: Any) -> None:
+    kept: list[Any] = []
+
+    def run(self: Any) -> None:
+        kept.append(iter(self.iterate("items", range(4), transaction=ways.transaction)))
+        for _ in range(2):
+            ways.add(next(kept[-1]))
+            if len(kept) > 1:
+                kept.pop(0)  # collected while another execution is at work in the same session
+        if not self.continuation.resumptions:
+            raise ValueError("once")
+
+    task(run).delay()
+    worker.deliver()
+    assert database.effects() == [0]
+    worker.drain()
+    assert database.effects() == [0, 1]
+    kept.clear()
