@@ -311,10 +311,10 @@ def _waits(app: Celery, snapshots: list[Snapshot]) -> Iterator[Finding]:
 
 
 def _gaps(app: Celery, snapshots: list[Snapshot]) -> Iterator[Finding]:
-    gap = max((float(getattr(one, "gap", 0) or 0) for one in snapshots), default=0.0)
+    gap = max((one.gap for one in snapshots), default=0.0)
     if not gap:
         return
-    grace = conf.seconds(conf.app_setting(app, "grace_period")) if "grace_period" in conf.SETTINGS else None
+    grace = conf.seconds(conf.app_setting(app, "grace_period"))
     if grace is not None and grace < gap:
         text = f"continuation_grace_period is {grace:g} s, and {gap:.1f} s passed between two checkpoints: a stop may "
         yield Finding(PROBLEM, "grace period", text + "end as a kill. Give it more, or make more checkpoints.", 4)

@@ -18,7 +18,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 from kombu.exceptions import OperationalError
 
-from celery_continuations import AppTask, StoreError, conf
+from celery_continuations import AppTask, StoreError
 from celery_continuations.bin import doctor, facts, shown, watching
 from celery_continuations.bin import sweeping as bin_sweeping
 from celery_continuations.bin.continuations import continuations
@@ -456,16 +456,15 @@ def test_waits_that_outlast_results(app: Celery, put: Any) -> None:
     assert ("result_expires", "hint") in levels(app)
 
 
-def test_gaps_longer_than_the_grace_period(app: Celery, monkeypatch: Any) -> None:
+def test_gaps_longer_than_the_grace_period(app: Celery) -> None:
     seen = [SimpleNamespace(gap=40.0)]
 
     def level() -> str:
         [found] = doctor._gaps(app, seen)  # type: ignore[arg-type]
         return found.level
 
-    monkeypatch.delitem(conf.SETTINGS, "grace_period", raising=False)
     assert level() == "hint"
-    monkeypatch.setitem(conf.SETTINGS, "grace_period", conf.Setting(30, lambda value: True, ""))
+    app.conf.continuation_grace_period = 30
     assert level() == "problem"
     app.conf.continuation_grace_period = 60
     assert level() == "ok"
