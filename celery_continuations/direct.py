@@ -71,20 +71,18 @@ class DirectExecution:
         """There is nothing to claim."""
         return self.run
 
-    def attend(self, run: Run) -> str | None:
-        """Nothing could take up the rest; but a checkpoint that is in a wrong place is found here, too."""
-        transactions.refuse_open(run.current.name if run.current else None, run.unit)
-        return None
+    guard = staticmethod(transactions.refuse_open)  # a checkpoint that is in a wrong place is found here, too
+
+    def attend(self, run: Run) -> None:
+        """Nothing could take up the rest."""
 
     def join(self, run: Run) -> None:
         """There is no store that could be elsewhere."""
-        transactions.refuse_open(run.current.name if run.current else None)
 
     def save(self, run: Run) -> None:
         """There is no store; but what could not be saved is found here, as it would be there."""
         run.take_snapshot().dumps()
         if run.unit is not None:
-            transactions.refuse_open(run.current.name if run.current else None, run.unit)
             run.unit.begin()
             run.unit.connection()
             run.unit.commit()

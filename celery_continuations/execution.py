@@ -24,6 +24,7 @@ from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
 from celery_continuations.core.step import Step, Wait
 from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item
 from celery_continuations.exceptions import (
+    CheckpointError,
     ContinuationError,
     CrashLoopError,
     Interrupt,
@@ -291,11 +292,12 @@ class Execution:
 
     # -- running: the run's host
 
+    guard = staticmethod(transactions.refuse_open)
+
     def attend(self, run: Run) -> str | None:
         """Do what is due; return a reason to leave, if there is one."""
         watch = self._watch
         assert watch is not None
-        transactions.refuse_open(run.current.name if run.current else None, run.unit)
         now = time.monotonic()
         self._measure_gap(run, now)
         run.attention = False
@@ -389,10 +391,8 @@ class Execution:
         """The saves of this step are to be part of the task's own transactions.
 
         Raises:
-            CheckpointError: when the task has begun a transaction before.
             StoreError: when the record is not in the same database.
         """
-        transactions.refuse_open(run.current.name if run.current else None)
         assert self._fence is not None
         unit = run.unit
         unit.begin()
@@ -418,7 +418,6 @@ class Execution:
         watch = self._watch
         assert watch is not None
         assert self._fence is not None
-        transactions.refuse_open(run.current.name if run.current else None, unit)
         unit.begin()
         watch.verifying()
         try:
@@ -648,7 +647,7 @@ class Execution:
             self.run.take_snapshot()
             self._leave(RETRY, self.retry_options)
         elif isinstance(error, Exception) and not seams.is_predicate(error):
-            self._save_failure()
+            self._save_failure(error)
         return error
 
     def _interruption(self, error: BaseException) -> Interrupt | None:
@@ -894,10 +893,10 @@ class Execution:
         vars(self.request).pop(ATTRIBUTE, None)
         self.request = None
 
-    def _save_failure(self) -> None:
+    def _save_failure(self, error: Exception) -> None:
         """Save a last time before an error is stored, which only the owner may do."""
-        if self._fence is None or self.run is None:
-            return
+        if self._fence is None or self.run is None or isinstance(error, CheckpointError):
+            return  # the work since the last save was part of a transaction that the error has undone
         try:
             kept = rules.save(self._store, self.request.id, self._fence, self._timed_text(), self._keepable)
         except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:

@@ -28,6 +28,9 @@ _ERROR_KEPT = 200
 class Host(Protocol):
     """What a run needs of the world around it."""
 
+    def guard(self, step: str | None, own: Any) -> None:
+        """Refuse a checkpoint inside an open transaction of the task's that is not ``own``, the unit of the step."""
+
     def attend(self, run: Run) -> str | None:
         """Do what is due at a checkpoint; return a reason to interrupt, or None.
 
@@ -161,6 +164,7 @@ class Run:
             raise self.interrupted
         self._settle()
         if self.attention:
+            self._host.guard(self._open.name if self._open else None, self.unit)
             reason = self._host.attend(self)
             self.attention = self.attention or self.unit is not None
             # A continuation that stopped again before it got anywhere could go round for ever.
@@ -170,6 +174,7 @@ class Run:
     def moved(self) -> None:
         """As :meth:`checkpoint`, after a cursor was moved; before it the step's unit is committed."""
         if self.unit is not None and self.interrupted is None:
+            self._host.guard(self._open.name if self._open else None, self.unit)
             self._host.save(self)
         self.checkpoint()
 
@@ -276,6 +281,12 @@ class Run:
         elif self.unit is not None and self.interrupted is not None:
             step.leave()
             raise self.interrupted
+        if self.interrupted is None:
+            try:
+                self._host.guard(step.name, self.unit)
+            except BaseException:
+                step.leave()  # should the task catch it, the step is complete once the transaction is over
+                raise
         self._open = None
         step.run = Over(self.id, step.name)
         if step.aside:
@@ -339,6 +350,7 @@ class Run:
             return self.snapshot.completed[step.name].replay(step.name)
         try:
             value = func(*args, **kwargs)
+            self._host.guard(step.name, None)
         except Exception as exc:
             # remembered only if the task catches it and goes on
             step.left, step.outcome = True, Outcome.of_error(exc)
@@ -408,6 +420,8 @@ class Run:
             if self.interruptible and (step.isolated or self._after_isolated):
                 self.interrupt(ISOLATED)
             self.checkpoint()
+        else:
+            self._host.guard(None, None)
         self._ran = self.attention = True
         current = self.snapshot.current
         step.aside = self.snapshot.aside

@@ -15,7 +15,7 @@ from celery.exceptions import Ignore, Retry
 from kombu import serialization
 from kombu.exceptions import EncodeError
 
-from celery_continuations import conf, direct, transactions
+from celery_continuations import conf, direct
 from celery_continuations.core import codec
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.run import Run
@@ -258,7 +258,6 @@ class _Execution(Execution):
 
     def attend(self, run: Run) -> str | None:
         guide = self._rehearsal.guide
-        transactions.refuse_open(run.current.name if run.current else None, run.unit)
         reason = guide.checkpoint(self, run)
         run.attention = guide.attentive
         return reason
@@ -266,7 +265,6 @@ class _Execution(Execution):
     def save(self, run: Run) -> None:
         self._guided("save")
         if run.unit is not None:
-            transactions.refuse_open(run.current.name if run.current else None, run.unit)
             run.unit.begin()
             run.unit.connection()
             run.unit.commit()
@@ -275,7 +273,7 @@ class _Execution(Execution):
             run.committed()
 
     def join(self, run: Run) -> None:
-        transactions.refuse_open(run.current.name if run.current else None)
+        """There is no store that could be elsewhere."""
 
     def write(self, run: Run) -> None:
         """Save, and ask nobody."""

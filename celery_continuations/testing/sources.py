@@ -125,6 +125,9 @@ class SourceConformance:
 class _Host:
     """Interrupts whenever it is asked."""
 
+    def guard(self, step: str | None, own: Any) -> None:
+        pass
+
     def attend(self, run: Run) -> str | None:
         return "conformance"
 

@@ -36,6 +36,9 @@ class Executions:
         self.stop_at: set[int] = set()
         self.reason = "stopping"
 
+    def guard(self, step: str | None, own: Any) -> None:
+        """No transaction is open."""
+
     def attend(self, run: Run) -> str | None:
         self.checkpoints += 1
         return self.reason if self.checkpoints in self.stop_at else None

@@ -470,7 +470,16 @@ def test_r35_r36_a_checkpoint_inside_of_an_atomic_block(task: Any, database: Dat
             with transaction.atomic(using="effects"):
                 step.advance()
 
+    def first(self: Any) -> None:
+        with transaction.atomic(using="effects"):
+            self.step("one", lambda: pytest.fail("was run"))
+
+    def waiting(self: Any) -> None:
+        with transaction.atomic(using="effects"):
+            self.wait_for("approval")
+
     assert (refused(task, inside).step, refused(task, between).step) == ("items", None)
+    assert (refused(task, first).step, refused(task, waiting).step) == (None, None)
     assert "the Django connection 'effects'" in str(refused(task, inside))
     assert "within that of transaction=" in str(refused(task, twice))
     task(outside)()
@@ -500,6 +509,107 @@ def test_r35_the_first_checkpoint_of_a_task_on_a_worker(worker: Worker, task: An
     worker.drain()
     assert (result.state, type(result.result)) == (states.FAILURE, CheckpointError)
     way.close()
+
+
+class BeginsAndLeavesOpen:
+    """Work that a task begins in a call step, and would end after it."""
+
+    def __init__(self, way: Any) -> None:
+        self._way = way
+        self._block: Any = None
+
+    def begin(self) -> None:
+        if isinstance(self._way, ByDjango):
+            self._block = transaction.atomic(using="effects")
+            self._block.__enter__()
+        self._way.add(1)
+
+    def undo(self) -> None:
+        if self._block is None:
+            self._way.transaction.rollback()
+        else:
+            self._block.__exit__(ValueError, ValueError(), None)
+
+
+def test_a_step_is_not_complete_while_what_it_has_begun_is_open(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    work = BeginsAndLeavesOpen(ways)
+
+    def run(self: Any) -> None:
+        self.step("before", lambda: None)
+        try:
+            self.step("work", work.begin)
+        finally:
+            work.undo()
+
+    result = task(run).delay()
+    worker.drain()
+    assert isinstance(result.result, CheckpointError)
+    assert (result.result.step, database.effects()) == ("work", [])
+    assert list(Snapshot.loads(record(result.id).snapshot).completed) == ["before"]
+
+
+def test_what_a_checkpoint_in_a_transaction_has_undone_is_not_saved_with_the_error(
+    worker: Worker, task: Any, database: Database, record: Any
+) -> None:
+    way = ByDjango(database)
+
+    def run(self: Any) -> None:
+        rows = self.iterate("items", range(4))
+        next(iterator := iter(rows))  # item 0 is done before the transaction, item 1 within it
+        with transaction.atomic(using="effects"):
+            way.add(next(iterator))
+            next(iterator)
+
+    result = task(run).delay()
+    worker.drain()
+    assert isinstance(result.result, CheckpointError)
+    assert database.effects() == []
+    assert cursor_of(record, result.id) in (None, ("items", 1))
+    way.close()
+
+
+def test_a_loop_is_not_complete_while_what_its_last_item_has_begun_is_open(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    work = BeginsAndLeavesOpen(ways)
+
+    def run(self: Any) -> None:
+        try:
+            for item in self.iterate("items", range(3)):
+                if item == 2:
+                    work.begin()
+        finally:
+            work.undo()
+
+    result = task(run).delay()
+    worker.drain()
+    assert isinstance(result.result, CheckpointError)
+    assert (result.result.step, record(result.id).fence.status) == ("items", Status.FAILED)
+    assert not Snapshot.loads(record(result.id).snapshot or Snapshot().dumps()).completed
+
+
+def test_a_refused_step_whose_error_is_caught_is_refused_in_each_execution(
+    worker: Worker, task: Any, database: Database, ways: Any
+) -> None:
+    work = BeginsAndLeavesOpen(ways)
+
+    def run(self: Any) -> Any:
+        caught = False
+        try:
+            self.step("work", work.begin)
+        except CheckpointError:
+            caught = True
+            if self.continuation.executions == 1:
+                work.undo()
+        self.step("between", worker.stop)
+        self.step("after", lambda: None)
+        return self.continuation.executions, caught
+
+    result = task(run).delay()
+    worker.drain()
+    assert result.result == [2, True]
 
 
 def insert(session: Session) -> None:
