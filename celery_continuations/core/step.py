@@ -25,7 +25,7 @@ class Opened(NamedTuple):
     Attributes:
         read: yields pairs from a cursor on.
         progress: what is done at a cursor, and what there is in all, where known.
-        total: what there is in all, where the caller knows better than the source.
+        total: what there is in all, where the caller knows and the source does not.
     """
 
     read: Callable[[Any], Pairs]
@@ -299,7 +299,7 @@ class Iteration(Step):
             done = 0 if self.cursor is None else self.cursor
             return (done if type(done) is int else None, None)
         done, total = self._opened.progress(self.cursor)
-        return done, total if self._opened.total is None else self._opened.total
+        return done, self._opened.total if total is None else total
 
     @property
     def total(self) -> int | None:

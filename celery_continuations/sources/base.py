@@ -104,7 +104,7 @@ def opener(name: str, source: Any, batch: int | None = None, total: int | None =
         name: of the step, for messages.
         source: as of :func:`opening`.
         batch: items to a list; None for single items.
-        total: number of items, where the caller knows better than the source.
+        total: number of items, where the caller knows and the source does not.
 
     Returns:
         A function that gives the source as a run uses it.
@@ -128,12 +128,13 @@ def opener(name: str, source: Any, batch: int | None = None, total: int | None =
 
 def progress_of(source: Source) -> Callable[[Any], tuple[int | None, int | None]]:
     """Return the function that tells how much of a source is done at a cursor, and how much there is."""
-    own: Any = getattr(source, "progress", None)
-    if own is not None:
-        progress: Callable[[Any], tuple[int | None, int | None]] = own
+    known: Any = source
+    if hasattr(known, "progress"):
+        progress: Callable[[Any], tuple[int | None, int | None]] = known.progress
         return progress
-    sized: Any = source
-    total = len(sized) if hasattr(sized, "__len__") else None
+    if not hasattr(known, "__len__"):
+        return lambda _: (None, None)  # an int may be a key, which counts nothing
+    total = len(known)
     return lambda cursor: (_counted(cursor), total)
 
 

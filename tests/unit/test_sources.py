@@ -520,6 +520,26 @@ def test_a_total_that_is_given_counts(worker: Any, task: Any) -> None:
     assert result.progress.percent == 50
 
 
+class ByKey:
+    """Rows by their keys, which are ints and count nothing."""
+
+    def read(self, cursor: Any) -> Any:
+        return ((key, key) for key in (1001, 1002, 1007) if cursor is None or key > cursor)
+
+
+def test_keys_that_are_ints_are_no_progress(worker: Any, task: Any) -> None:
+    result = task(loop(ByKey(), [], [2], worker, total=2000)).apply_async()
+    worker.deliver()
+    assert (result.progress.done, result.progress.percent) == (None, None)
+
+
+def test_a_total_in_other_units_than_the_source_counts_in_is_not_taken(worker: Any, task: Any, tmp_path: Any) -> None:
+    (tmp_path / "rows.txt").write_text("a\nb\nc\nd\n")
+    result = task(loop(tmp_path / "rows.txt", [], [2], worker, total=100)).apply_async()
+    worker.deliver()
+    assert (result.progress.done, result.progress.total, result.progress.percent) == (4, 8, 50)
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [

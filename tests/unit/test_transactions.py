@@ -13,7 +13,7 @@ from celery import states
 from django.db import connections, transaction
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
-from celery_continuations import CheckpointError, InvalidStepError
+from celery_continuations import CheckpointError, ErrorBudgetError, InvalidStepError
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import Fence, Record, Status, open_store
@@ -435,6 +435,83 @@ def test_a_body_may_undo_what_it_has_done(worker: Worker, task: Any, database: D
         result = task(run).delay()
         worker.drain()
         assert (result.state, database.effects()) == (states.SUCCESS, [0, 3])
+
+
+# -- with an error budget
+
+
+def load(self: Any, ways: Any, seen: Any = None) -> Any:
+    rows = self.iterate("items", range(5), transaction=ways.transaction, on_error=2)
+    for item in rows:
+        with rows.attempt():
+            ways.add(item)
+            if item in (1, 3):
+                raise ValueError(f"bad {item}")
+        if seen is not None:
+            seen(item)
+    return rows.failed
+
+
+def test_an_item_that_fails_is_undone_and_put_aside_in_one_commit_with_its_cursor(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any
+) -> None:
+    snapshots: list[Any] = []
+
+    def seen(item: int) -> None:
+        snapshot = Snapshot.loads(record(result_id[0]).snapshot) if item else Snapshot()
+        snapshots.append((item, database.effects(), snapshot.current, [aside[0] for aside in snapshot.aside]))
+
+    result_id: list[str] = []
+
+    def run(self: Any) -> Any:
+        result_id.append(self.request.id)
+        return load(self, ways, seen)
+
+    result = task(run).delay()
+    worker.drain()
+    assert result.result == [[1, "ValueError: bad 1"], [3, "ValueError: bad 3"]]
+    assert database.effects() == [0, 2, 4]
+    assert snapshots == [
+        (0, [], None, []),
+        (1, [0], ("items", 1), []),
+        (2, [0], ("items", 2), [1]),
+        (3, [0, 2], ("items", 3), [1]),
+        (4, [0, 2], ("items", 4), [1, 3]),
+    ]
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_items_put_aside_survive_a_kill(
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any, at: int
+) -> None:
+    def seen(item: int) -> None:
+        if item == at and not killed:
+            killed.append(item)
+            raise Killed
+
+    killed: list[int] = []
+    result = task(lambda self: load(self, ways, seen)).delay()
+    worker.deliver_killed()
+    assert killed == [at]
+    assert database.effects() == [item for item in (0, 2, 4) if item < at]
+    text = record(result.id).snapshot
+    aside = Snapshot.loads(text).aside if text else []
+    assert [cursor for cursor, _ in aside] == [item for item in (1, 3) if item < at]
+
+
+def test_past_the_budget_the_items_before_are_kept(worker: Worker, task: Any, database: Database, ways: Any) -> None:
+    def run(self: Any) -> None:
+        rows = self.iterate("items", range(5), transaction=ways.transaction, on_error=1)
+        for item in rows:
+            with rows.attempt():
+                ways.add(item)
+                if item in (1, 3):
+                    raise ValueError("bad")
+
+    result = task(run, resume_errors_after_advancing=False).delay()
+    worker.drain()
+    assert isinstance(result.result, ErrorBudgetError)
+    assert database.effects() == [0, 2]
 
 
 # -- the guard
