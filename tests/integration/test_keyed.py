@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
+import tests.unit.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import InvalidStepError
 from celery_continuations.sources.django import query_rows
 from celery_continuations.sources.sqlalchemy import select_rows
@@ -41,7 +42,7 @@ def session(engine: sa.Engine) -> Iterator[orm.Session]:
 @pytest.fixture(scope="module")
 def django_alias(postgres_server: LocalProcess) -> Iterator[str]:
     """A database of Django's, beside the one that the models are in."""
-    import tests.unit.django_models  # which sets Django up
+    import tests.unit.django_models
 
     alias = "postgres"
     connections.settings[alias] = connections.configure_settings(
