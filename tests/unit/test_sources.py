@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -321,6 +322,16 @@ def test_files_that_could_not_be_read_again_are_refused_with_the_reason(tmp_path
         read(io.StringIO("one\n"))
     with tempfile.TemporaryFile("w+") as file, pytest.raises(InvalidStepError, match="has no path"):
         read(file)
+    for name in ("rows", "rows.gz"):
+        with gzip.open(tmp_path / name, "wt") as file:
+            file.write("one\ntwo\n")
+        with gzip.open(tmp_path / name, "rt", encoding="latin-1") as file:
+            with pytest.raises(InvalidStepError, match="is read through another file, as of gzip; iterate over a gen"):
+                read(file)
+            assert read(line.strip() for line in file) == ["one", "two"]
+    path.write_text("one\ntwo\n")
+    with path.open("r+") as file:
+        assert read(file) == ["one", "two"]
     with path.open("a") as file, pytest.raises(InvalidStepError, match="is not open for reading"):
         read(file)
     with path.open(errors="replace") as file, pytest.raises(InvalidStepError, match="opened with errors='replace'"):
