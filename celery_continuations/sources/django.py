@@ -169,7 +169,9 @@ def _refuse(query: Any) -> None:
     if inner.is_sliced:
         problem = "it is sliced, as chunks are themselves: leave the loop after so many rows instead"
     elif inner.combinator:
-        problem = f"it is a {inner.combinator}, which takes no condition: combine conditions with | or Q instead"
+        problem = (
+            f"it was made by {inner.combinator}(), which takes no condition: combine conditions with | or Q instead"
+        )
     elif inner.distinct_fields:
         problem = "distinct() of single columns depends on the rows before"
     elif isinstance(inner.group_by, tuple):
@@ -290,7 +292,7 @@ def _itself(row: Any) -> Any:
 
 def _place(query: Any, column: Column) -> Any:
     """Return where a row of values() or values_list() has the column."""
-    names = list(query._fields or query.query.values_select)
+    names = list(query._fields or (*query.query.extra_select, *query.query.values_select))
     found = {column.name, column.column.name}
     if column.column.primary_key:
         found.add("pk")

@@ -389,7 +389,8 @@ def _decoded(raw: list[bytes], encoding: str, path: Path, ends: list[int]) -> st
     except UnicodeDecodeError as exc:
         bad = next(place for line, place in zip(raw, ends, strict=False) if not _can(line.decode, encoding))
         raise ValueError(
-            f"{path}: the line from byte {bad:,} on is not {encoding}: {exc}; say which encoding it has, as in lines(path, encoding)"
+            f"{path}: the line from byte {bad:,} on is not {encoding}: {exc}; "
+            "say which encoding it has, as in lines(path, encoding)"
         ) from exc
 
 
