@@ -171,6 +171,8 @@ def _checked(read: Callable[[Any], Pairs], name: str) -> Callable[[Any], Pairs]:
     def checked(cursor: Any) -> Pairs:
         pairs = iter(read(cursor))
         for pair in islice(pairs, 1):
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise _error(name, f"has a source that yields {pair!r:.80}, and not (item, cursor after it)")
             codec.encode(pair[1], f"the cursor of step {name!r}")
             return chain([pair], pairs)
         return pairs

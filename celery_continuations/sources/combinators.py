@@ -82,13 +82,19 @@ class _Nested:
             for item, after in source.read(cursor):
                 yield (*above, item), after
             return
-        before, expected, within = (None, None, None) if cursor is None else cursor
+        before, expected, within = (None, None, None) if cursor is None else _place(cursor)
         for item, after in source.read(before):
             # Where the outer item that was in hand is gone, its place would be one in another.
             start = within if after == expected else None
             for items, place in self._walk((*above, item), start):
                 yield items, (before, after, place)
             before = after
+
+
+def _place(cursor: Any) -> tuple[Any, Any, Any]:
+    if type(cursor) is not tuple or len(cursor) != 3:
+        raise InvalidStepError(f"nested sources cannot be read from {cursor!r}: that is no place in two of them")
+    return cursor
 
 
 def nested(outer: Any, *inner: Callable[..., Any]) -> Source:

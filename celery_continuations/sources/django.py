@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import Any
 
 from django.db.models import F, IntegerField, Manager, Q, QuerySet, UniqueConstraint
 from django.db.models.constants import LOOKUP_SEP
-from django.db.models.expressions import OrderBy
+from django.db.models.expressions import Expression, OrderBy
 from django.db.models.query import (
     FlatValuesListIterable,
     ModelIterable,
@@ -70,12 +71,11 @@ class _QueryRows(KeyedSource):
         return chain.from_iterable(self._chunks(cursor))
 
     def _chunks(self, cursor: Any) -> Iterator[Pairs]:
+        # One row more than is asked for: its key could be that of the last one.
+        limit = self.chunk + 1
+        rows_after = _RowsAfter(self._query, self.key, limit)
         while True:
-            query = self._query
-            if cursor is not None:
-                query = query.filter(after(self.key, cursor, _compare, operator.and_, operator.or_))
-            # One row more than is asked for: its key could be that of the last one.
-            rows = _rows(query[: self.chunk + 1])
+            rows = _rows(self._query[:limit], limit) if cursor is None else rows_after(cursor)
             left = self.chunk
             while items := list(islice(rows, min(left, _AT_A_TIME))):
                 left -= len(items)
@@ -95,10 +95,59 @@ class _QueryRows(KeyedSource):
 _AT_A_TIME = 200
 
 
-def _rows(query: Any) -> Iterator[Any]:
+def _rows(query: Any, limit: int) -> Iterator[Any]:
     if query._prefetch_related_lookups:
-        return iter(query)  # which fetches the related rows of all of them at once
-    return iter(query._iterable_class(query))
+        return iter(query._chain())  # which fetches the related rows of all of them at once, and keeps them
+    return iter(query._iterable_class(query, chunk_size=limit))
+
+
+class _RowsAfter:
+    """The query for the rows after a cursor.
+
+    Django makes its SQL once, into which each cursor is put: that takes longer than the database needs for it.
+    """
+
+    def __init__(self, query: Any, key: Sequence[Column], limit: int) -> None:
+        self._limit = limit
+        self._cursor: tuple[Any, ...] = ()
+        places = tuple(_Place(column.column, number) for number, column in enumerate(key))
+        condition = after(key, places if len(key) > 1 else places[0], _compare, operator.and_, operator.or_)
+        self._query = query.filter(condition)[:limit]
+        self._compiler = cache(self._new_compiler)
+        self._compiler_of_query = self._query.query.get_compiler
+        self._query.query.get_compiler = self._compiler
+
+    def __call__(self, cursor: Any) -> Iterator[Any]:
+        self._cursor = cursor if type(cursor) is tuple else (cursor,)
+        return _rows(self._query, self._limit)
+
+    def _new_compiler(self, using: str) -> Any:
+        compiler = self._compiler_of_query(using)
+        compiled = cache(compiler.as_sql)
+
+        def as_sql() -> tuple[str, tuple[Any, ...]]:
+            sql, values = compiled()
+            cursor, connection = self._cursor, compiler.connection
+            return sql, tuple(one.of(cursor, connection) if isinstance(one, _Place) else one for one in values)
+
+        compiler.as_sql = as_sql
+        return compiler
+
+
+class _Place(Expression):  # type: ignore[misc]
+    """The place of a cursor's value among those of a query."""
+
+    def __init__(self, field: Any, number: int) -> None:
+        super().__init__(output_field=field)
+        self._number = number
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+        """As of Django: the SQL, and its values."""
+        return "%s", [self]
+
+    def of(self, cursor: tuple[Any, ...], connection: Any) -> Any:
+        """Return the value as the database takes it."""
+        return self.output_field.get_db_prep_value(cursor[self._number], connection)
 
 
 def _has_certain_keys(query: Any, key: Sequence[Column]) -> bool:
@@ -120,7 +169,9 @@ def _refuse(query: Any) -> None:
     if inner.is_sliced:
         problem = "it is sliced, as chunks are themselves: leave the loop after so many rows instead"
     elif inner.combinator:
-        problem = f"it is a {inner.combinator}, which takes no condition: combine conditions with | or Q instead"
+        problem = (
+            f"it was made by {inner.combinator}(), which takes no condition: combine conditions with | or Q instead"
+        )
     elif inner.distinct_fields:
         problem = "distinct() of single columns depends on the rows before"
     elif isinstance(inner.group_by, tuple):
@@ -241,7 +292,7 @@ def _itself(row: Any) -> Any:
 
 def _place(query: Any, column: Column) -> Any:
     """Return where a row of values() or values_list() has the column."""
-    names = list(query._fields or query.query.values_select)
+    names = list(query._fields or (*query.query.extra_select, *query.query.values_select))
     found = {column.name, column.column.name}
     if column.column.primary_key:
         found.add("pk")

@@ -6,6 +6,7 @@ an error, and not wrong rows.  A file that has grown since is read to its new en
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -36,14 +37,25 @@ class FileSource:
         file: a path, or anything with a ``name`` that is one, e.g. an open file or Django's FieldFile.
         encoding: of its text.  Encodings whose line feed is more than one byte, or that keep a state, are read
             more slowly.
+
+    Raises:
+        InvalidStepError: for what has no path, a compressed file, and an encoding that is unknown.
     """
 
     def __init__(self, file: Any, encoding: str) -> None:
         self.path = _path_of(file)
-        self.encoding = encoding
+        if self.path.suffix.lower() in _COMPRESSED:
+            raise InvalidStepError(
+                f"{self.path} is compressed, and no place in it can be gone to: unpack it first, or iterate over a "
+                "generator function that reads it, from its beginning each time"
+            )
+        try:
+            self.encoding = codecs.lookup(encoding).name
+            # The second of two, for a byte order mark may come before the first.
+            self._line_feed = "\n\n".encode(encoding)[len("\n".encode(encoding)) :]
+        except (LookupError, TypeError) as exc:
+            raise InvalidStepError(f"{self.path} cannot be read: its encoding {encoding!r} is unknown") from exc
         self._size: int | None = None
-        # Where a line feed is a byte of its own, and can be no part of another character, bytes can be cut into lines.
-        self._is_plain = encoding.lower().replace("_", "-") in _PLAIN
 
     def read(self, cursor: Any) -> Pairs:
         """As of Source."""
@@ -52,11 +64,16 @@ class FileSource:
     def _chunks(self, cursor: Any) -> Iterator[_Chunk]:
         with open(self.path, "rb") as file:
             self._size = os.fstat(file.fileno()).st_size
-            head = _head_of(file)
+            start = file.read(_HEAD)
+            head = len(start), _digest(start)
             offset = 0 if cursor is None else self._checked(file, cursor)
         head = head if cursor is None else cursor[0]
-        chunks = _plain_chunks if self._is_plain else _any_chunks
-        return (_Chunk(text, ends, head) for text, ends in chunks(self.path, offset, self.encoding))
+        encoding = self.encoding
+        if encoding == "utf-8-sig":
+            encoding = "utf-8"
+            offset = offset or (len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+        chunks = _plain_chunks if encoding in _PLAIN else _any_chunks
+        return (_Chunk(text, ends, head) for text, ends in chunks(self.path, offset, encoding))
 
     def progress(self, cursor: Any) -> tuple[int, int]:
         """Bytes done, and in all."""
@@ -75,19 +92,29 @@ class FileSource:
             file.seek(0)
             if _digest(file.read(length)) != digest:
                 raise InvalidStepError(f"{self.path} was replaced since: it no longer begins as it did")
-            if offset & _OFFSET > os.fstat(file.fileno()).st_size:
-                raise InvalidStepError(f"{self.path} was cut off since: it ends before byte {offset & _OFFSET:,}")
+            end, size = offset & _OFFSET, os.fstat(file.fileno()).st_size
+            if end > size:
+                raise InvalidStepError(f"{self.path} was cut off since: it ends before byte {end:,}")
+            if end < size and not self._ends_line(file, end):
+                raise InvalidStepError(
+                    f"{self.path} was still being written: the line that ended at byte {end:,} goes on there by now"
+                )
         except (TypeError, ValueError) as exc:
             raise InvalidStepError(f"a file cannot be read from {cursor!r}: that is no place in one") from exc
         return int(offset)
 
+    def _ends_line(self, file: IO[bytes], end: int) -> bool:
+        width = len(self._line_feed)
+        file.seek(max(end - width, 0))
+        return file.read(width) in (self._line_feed, self._line_feed[::-1])  # in either byte order
+
 
 _OFFSET = (1 << 64) - 1
 
-_PLAIN = frozenset((
-    "utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1", "iso-8859-15", "koi8-r",
-    "cp1250", "cp1251", "cp1252", "windows-1250", "windows-1251", "windows-1252",
-))  # fmt: skip
+# Where a line feed is a byte of its own, and can be no part of another character, bytes can be cut into lines.
+_PLAIN = frozenset(("utf-8", "ascii", "iso8859-1", "iso8859-15", "koi8-r", "cp1250", "cp1251", "cp1252"))
+
+_COMPRESSED = frozenset((".gz", ".bz2", ".xz", ".lzma", ".zst", ".zip"))
 
 
 class _Chunk(NamedTuple):
@@ -300,15 +327,17 @@ def _of_path(path: Any) -> FileSource:
 
 def _of_open_file(file: io.TextIOWrapper) -> FileSource:
     path = _path_of(file)
-    problem = None
-    if not file.readable():
+    problem, mend = None, "pass lines(path), csv_rows(path) or json_lines(path)"
+    if not isinstance(getattr(file.buffer, "raw", None), io.FileIO):
+        problem, mend = "is read through another file, as of gzip", "iterate over a generator function that reads it"
+    elif not file.readable():
         problem = "is not open for reading"
     elif file.errors != "strict":
         problem = f"was opened with errors={file.errors!r}, with which places in it cannot be told"
     elif not _is_at_beginning(file):
         problem = "has been read from already, and would be read from its beginning"
     if problem is not None:
-        raise InvalidStepError(f"{path} {problem}; pass lines(path), csv_rows(path) or json_lines(path)")
+        raise InvalidStepError(f"{path} {problem}; {mend}")
     return lines(path, file.encoding)
 
 
@@ -339,11 +368,6 @@ register("django.core.files.base.File", _of_other_file)
 register("django.db.models.fields.files.FieldFile", _of_path)
 
 
-def _head_of(file: IO[bytes]) -> tuple[int, str]:
-    head = file.read(_HEAD)
-    return len(head), _digest(head)
-
-
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
@@ -355,6 +379,8 @@ def _plain_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[str,
             ends = list(accumulate(map(len, raw), initial=offset))
             offset = ends[-1]
             yield _decoded(raw, encoding, path, ends), ends[1:]
+            if not raw[-1].endswith(b"\n"):
+                return  # it was the end: what is written there meanwhile is the rest of this line
 
 
 def _decoded(raw: list[bytes], encoding: str, path: Path, ends: list[int]) -> str:
@@ -362,7 +388,10 @@ def _decoded(raw: list[bytes], encoding: str, path: Path, ends: list[int]) -> st
         return b"".join(raw).decode(encoding)
     except UnicodeDecodeError as exc:
         bad = next(place for line, place in zip(raw, ends, strict=False) if not _can(line.decode, encoding))
-        raise ValueError(f"{path}: the line from byte {bad:,} on is not {encoding}: {exc}") from exc
+        raise ValueError(
+            f"{path}: the line from byte {bad:,} on is not {encoding}: {exc}; "
+            "say which encoding it has, as in lines(path, encoding)"
+        ) from exc
 
 
 def _can(decode: Callable[[str], str], encoding: str) -> bool:

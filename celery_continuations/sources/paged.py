@@ -23,7 +23,10 @@ class _Pages:
 
     def read(self, cursor: Any) -> Pairs:
         """As of Source."""
-        token, done = (None, 0) if cursor is None else cursor
+        token, done = (None, 0) if cursor is None else _place(cursor)
+        return self._items(token, done)
+
+    def _items(self, token: Any, done: int) -> Pairs:
         while True:
             items, following = self._page(token)
             last = len(items) - 1
@@ -47,6 +50,12 @@ class _Pages:
         if following is not None and following == token:
             raise InvalidStepError(f"the page of token {token!r} is followed by itself; return None at the end")
         return list(items), following
+
+
+def _place(cursor: Any) -> tuple[Any, int]:
+    if type(cursor) is not tuple or len(cursor) != 2 or type(cursor[1]) is not int or cursor[1] < 0:
+        raise InvalidStepError(f"pages cannot be read from {cursor!r}: that is no token with a number of items")
+    return cursor
 
 
 def pages(function: Callable[[Any], Page]) -> Source:

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm.attributes import instance_state
-from sqlalchemy.sql import functions, operators, visitors
+from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
 from celery_continuations.core.step import Pairs
@@ -32,6 +32,10 @@ def sessions(factory: Callable[[], Any]) -> None:
     >>> sessions(orm.sessionmaker(sa.create_engine("sqlite://")))
     """
     global _factory
+    if not callable(factory):
+        raise InvalidStepError(
+            f"sessions takes a function that returns a session, as sessionmaker(engine), not a {type(factory).__name__}"
+        )
     _factory = factory
 
 
@@ -43,6 +47,7 @@ def from_select(select: Any) -> KeyedSource:
     """
     if isinstance(select, orm.Query):
         return select_rows(select.session, select)
+    _check_select(select)
     factory = _factory
     if factory is None:
         raise InvalidStepError(
@@ -77,6 +82,11 @@ def select_rows(session: Any, select: Any, *, chunk: int = 1000) -> KeyedSource:
     ...     [text for text, _ in select_rows(session, sa.select(letters), chunk=2).read("a")]
     ['b', 'c']
     """
+    if not isinstance(session, (orm.Session, orm.scoped_session, sa.Connection)):
+        raise InvalidStepError(
+            f"select_rows takes a session or connection, not a {type(session).__name__}; write "
+            "`with Session(engine) as session:` around the loop"
+        )
     return _SelectRows(lambda: nullcontext(session), select, chunk)
 
 
@@ -86,8 +96,7 @@ class _SelectRows(KeyedSource):
         is_query = isinstance(select, orm.Query)
         if is_query:
             select = select.statement
-        if not isinstance(select, sa.Select):
-            raise InvalidStepError(f"select_rows takes a select, not a {type(select).__name__}")
+        _check_select(select)
         described = select.column_descriptions
         self._count = len(described)
         self._entities = [place for place, one in enumerate(described) if _is_entity(one)]
@@ -108,6 +117,8 @@ class _SelectRows(KeyedSource):
 
     def _pairs(self, cursor: Any) -> Pairs:
         with self._opened() as session:
+            if self._entities and isinstance(session, sa.Connection):
+                raise InvalidStepError("a connection knows no entities: use a session, or select from their tables")
             size = self.chunk
             while True:
                 # One row more than is asked for: its key could be that of the last one.
@@ -130,7 +141,8 @@ class _SelectRows(KeyedSource):
     def _fetch(self, session: Any, cursor: Any, limit: int) -> tuple[list[Any], list[Any]]:
         select = self._select
         if cursor is not None:
-            select = select.where(self._after(cursor, session.get_bind(clause=select).dialect.name))
+            bind = session if isinstance(session, sa.Connection) else session.get_bind(clause=select)
+            select = select.where(self._after(cursor, bind.dialect.name))
         # yield_per would leave the result open while the task commits.
         result = session.execute(select.limit(limit), execution_options={"yield_per": None})
         if len(self._entities) == self._count:
@@ -181,24 +193,49 @@ def _is_entity(described: Any) -> bool:
     return described.get("entity") is not None and described["expr"] is described["entity"]
 
 
+def _check_select(select: Any) -> None:
+    if not isinstance(select, sa.Select):
+        raise InvalidStepError(
+            f"select_rows takes a select, not a {type(select).__name__}; where that is a union, combine conditions "
+            "with or_() in one select, or loop over one after the other"
+        )
+
+
 def _refuse(select: Any, has_entities_only: bool) -> None:
     """Raise for what cannot be cut into chunks by a condition on the key."""
     problem = None
     # SQLAlchemy has no public way to look into these.
     if select._limit_clause is not None or select._offset_clause is not None or select._fetch_clause is not None:
         problem = "it has a limit or offset, as chunks have themselves: leave the loop after so many rows instead"
-    elif select._group_by_clauses:
+    elif select._group_by_clauses or select._having_criteria:
         problem = "its rows are groups, which have no key: iterate over what they are groups of"
     elif select._distinct and (select._distinct_on or not has_entities_only):
         problem = "distinct rows of columns have no key: select entities"
-    elif any(_looks_at_other_rows(one) for column in select.selected_columns for one in visitors.iterate(column)):
+    elif any(map(_looks_at_other_rows, select.selected_columns)):
         problem = "an aggregate or window function depends on other rows, and a chunk lacks them"
     if problem is not None:
         raise InvalidStepError(f"a select cannot be read by key: {problem}")
 
 
 def _looks_at_other_rows(element: Any) -> bool:
-    return isinstance(element, (sa.Over, functions.count, functions.sum, functions.min, functions.max))
+    if isinstance(element, (sa.ScalarSelect, sa.SelectBase)):
+        return False  # at those of its own only
+    if isinstance(element, sa.Over) or (
+        isinstance(element, sa.sql.functions.FunctionElement) and _is_aggregate(element)
+    ):
+        return True
+    return any(map(_looks_at_other_rows, element.get_children()))
+
+
+def _is_aggregate(function: Any) -> bool:
+    return function.name.lower() in _AGGREGATES
+
+
+_AGGREGATES = frozenset((
+    "count", "sum", "min", "max", "avg", "total", "array_agg", "string_agg", "group_concat", "aggregate_strings",
+    "json_agg", "jsonb_agg", "json_object_agg", "jsonb_object_agg", "json_group_array", "json_group_object",
+    "bool_and", "bool_or", "every", "stddev", "variance", "any_value",
+))  # fmt: skip
 
 
 # -- the key
@@ -260,10 +297,11 @@ def _unique_keys(select: Any) -> list[list[Any]]:
         }
         keys = [list(mapper.primary_key), *(key for table in mapper.tables for key in _keys_of(table))]
     else:
-        source = select.get_final_froms()[0]
+        source = next(iter(select.get_final_froms()), None)
         while isinstance(source, sa.Join):
             source = source.left
-        of = {base: column for column in source.columns for base in column.base_columns}
+        columns = () if source is None else source.columns
+        of = {base: column for column in columns for base in column.base_columns}
         tables = {column.table: None for column in of}
         keys = _keys_of(next(iter(tables))) if len(tables) == 1 else []
     return [[of[column] for column in key] for key in keys if key and all(column in of for column in key)]

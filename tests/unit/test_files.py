@@ -18,7 +18,7 @@ from celery_continuations import InvalidStepError
 from celery_continuations.core import codec
 from celery_continuations.sources import csv_rows, files, json_lines, lines
 
-ENCODINGS = ["utf-8", "latin-1", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7", "shift_jis"]
+ENCODINGS = ["utf-8", "latin-1", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7", "shift_jis", "cp037"]
 TEXT = st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=12)
 
 
@@ -125,6 +125,56 @@ def test_a_file_that_grows(tmp_path: Path) -> None:
     assert read(lines(path), cursor) == ["three"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "shift_jis", "cp037"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_file_that_was_still_being_written(tmp_path: Path, encoding: str, end: str) -> None:
+    """What was half of a line is not taken for a line, when the other half is there."""
+    path = tmp_path / "log"
+    before, after = f"a\nb\ntw{end}", f"{end}o\nthree\n"
+    path.write_bytes(before.encode(encoding))
+    pairs = lines(path, encoding).read(None)
+    assert [next(pairs)[0] for _ in "ab"] == ["a", "b"]
+    item, cursor = next(pairs)
+    assert item == "tw"
+    path.write_bytes((before + after).encode(encoding))
+    if end:
+        assert read(lines(path, encoding), cursor) == ["", "o", "three"]
+    else:
+        with pytest.raises(InvalidStepError, match=r"the line that ended at byte [\d,]+ goes on there by now"):
+            read(lines(path, encoding), cursor)
+
+
+def test_a_line_that_is_ended_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntw")
+    pairs = lines(path).read(None)
+    found = [next(pairs)[0], next(pairs)[0]]
+    with path.open("a") as file:
+        file.write("o\n")
+    assert [*found, *(line for line, _ in pairs)] == ["one", "tw"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_a_byte_order_mark_costs_no_time(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(files, "_any_chunks")
+    path = tmp_path / "rows.csv"
+    path.write_text("id\n1\n2\n", encoding=encoding)
+    resumes_everywhere(csv_rows(path, "UTF_8-SIG"), [{"id": "1"}, {"id": "2"}])
+    assert "\ufeff" not in read(lines(path, "utf-8-sig"))[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "rot13", "", None, 8])
+def test_an_encoding_that_is_none(tmp_path: Path, encoding: Any) -> None:
+    with pytest.raises(InvalidStepError, match=r"rows cannot be read: its encoding .* is unknown"):
+        lines(tmp_path / "rows", encoding)
+
+
+@pytest.mark.parametrize("name", ["rows.csv.gz", "rows.BZ2", "rows.jsonl.xz", "rows.zip"])
+def test_a_compressed_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidStepError, match="is compressed, and no place in it can be gone to: unpack it first"):
+        csv_rows(tmp_path / name)
+
+
 def test_a_file_that_was_replaced(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_text("one\ntwo\n")
@@ -154,7 +204,7 @@ def test_what_is_no_place_in_a_file(tmp_path: Path, cursor: Any) -> None:
 def test_a_line_that_is_of_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_bytes("gut\nschön\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="the line from byte 4 on is not utf-8"):
+    with pytest.raises(ValueError, match=r"the line from byte 4 on is not utf-8: .* as in lines\(path, encoding\)"):
         read(lines(path))
 
 

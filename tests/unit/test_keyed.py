@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import weakref
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ import pytest
 import sqlalchemy as sa
 from django.db.models import Count, F, Window
 from django.db.models.functions import Lower, RowNumber
+from django.db.models.sql.compiler import SQLCompiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
 from celery_continuations import InvalidStepError
-from celery_continuations.sources import opener
+from celery_continuations.sources import batched, nested, opener, opening, throttled
 from celery_continuations.sources.django import query_rows
 from celery_continuations.sources.sqlalchemy import from_select, select_rows, sessions
 from tests.unit.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
@@ -51,7 +53,7 @@ def kind_and_table(request: pytest.FixtureRequest, session: orm.Session) -> tupl
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_j3_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     """Multi-column, composite, time-zone and date keys, up and down, by rows and batches."""
     kind, table = kind_and_table
     resumes_everywhere(table, kind, data)
@@ -59,13 +61,13 @@ def test_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_j3_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     kind, table = kind_and_table
     sees_what_comes_after(table, kind, data)
 
 
 @pytest.mark.parametrize("make", [DjangoTable, SQLAlchemyTable])
-def test_rows_without_an_order_come_in_batches(make: Any, session: orm.Session) -> None:
+def test_s1_rows_without_an_order_come_in_batches(make: Any, session: orm.Session) -> None:
     """Ten records, unordered, by threes: the last batch has one."""
     table = make("int", session) if make is SQLAlchemyTable else make("int")
     table.clear()
@@ -151,7 +153,7 @@ def test_a_queryset_that_is_ordered_by_a_unique_key(books: Any, order: tuple[Any
         (("id", "pk"), "a column is in it twice"),
     ],
 )
-def test_a_queryset_whose_order_is_not_the_keys(books: Any, order: tuple[Any, ...], problem: str) -> None:
+def test_j11_a_queryset_whose_order_is_not_the_keys(books: Any, order: tuple[Any, ...], problem: str) -> None:
     """An ordered query is rejected where a key order is needed, with the reason and what to write."""
     with pytest.raises(InvalidStepError, match=re.escape(problem)) as raised:
         query_rows(books.annotate(twice=F("number") * 2).order_by(*order))
@@ -172,7 +174,7 @@ def test_the_order_of_a_model_counts(models: Any) -> None:
     ("change", "problem"),
     [
         (lambda query: query[:5], "it is sliced"),
-        (lambda query: query.union(query), "it is a union"),
+        (lambda query: query.union(query), r"it was made by union\(\), which takes no condition"),
         (lambda query: query.distinct("shelf"), r"distinct\(\) of single columns"),
         (lambda query: query.values("shelf").annotate(Count("id")), "its rows are groups"),
         (lambda query: query.annotate(place=Window(RowNumber())), "a window function"),
@@ -197,6 +199,8 @@ def test_a_queryset_that_cannot_be_read_by_key(books: Any, change: Any, problem:
         lambda query: query.values(),
         lambda query: query.values_list("created", "pk"),
         lambda query: query.values_list(),
+        lambda query: query.extra(select={"left": "100 - id"}).values_list(),
+        lambda query: query.annotate(left=100 - F("id")).values_list(),
         lambda query: query.values_list("id", flat=True),
         lambda query: query.values_list("number", "id", named=True),
         lambda query: query.order_by("author_id", "number").values("author", "number"),
@@ -212,6 +216,14 @@ def test_a_queryset_of_whatever_rows(books: Any, change: Any) -> None:
     query = change(books)
     found = resumed(query_rows(query, chunk=2))
     assert found == list(query if query.ordered else query.order_by("pk"))
+
+
+def test_managers(books: Any) -> None:
+    author = books[0].author
+    assert [
+        opening(manager)().read(4).__next__()[1]
+        for manager in (type(author).book_set.rel.related_model.objects, author.book_set)
+    ] == [5, 6]
 
 
 def test_rows_that_a_join_repeats(models: Any, books: Any) -> None:
@@ -266,6 +278,24 @@ def test_a_query_for_each_chunk_by_key(books: Any) -> None:
     assert books._result_cache is None
 
 
+@pytest.mark.parametrize("around", [lambda query: query, lambda query: query.prefetch_related("author")])
+def test_chunks_share_what_django_compiles(books: Any, around: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the first one and for those after a cursor; what is compiled of one reading is none of another's."""
+    compiled: list[Any] = []
+    as_sql = SQLCompiler.as_sql
+
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        compiled.extend([self] if self.query.model is books.model else [])
+        return as_sql(self, *args, **options)
+
+    monkeypatch.setattr(SQLCompiler, "as_sql", noted)
+    source = query_rows(around(books.filter(shelf__lt=2, id__gte=0).order_by("created", "id")), chunk=2)
+    one, other = source.read(None), source.read(None)
+    rows = [row.id for pair in zip(one, other, strict=True) for row, _ in pair]
+    assert rows == [number for number in range(9) for _ in "ab"]
+    assert len(compiled) == 4
+
+
 def test_rows_of_a_chunk_are_dropped(books: Any) -> None:
     """Memory does not grow with the position."""
     seen: list[weakref.ref[Any]] = []
@@ -289,6 +319,33 @@ def test_a_task_resumes_in_a_queryset(worker: Any, task: Any, books: Any, batch:
     worker.drain()
     assert (result.state, done) == ("SUCCESS", list(range(9)))
     assert len(worker.deliveries) == 2
+
+
+def test_querysets_are_recognised_at_every_depth(worker: Any, task: Any, books: Any, models: Any) -> None:
+    """In batches of pairs, interrupted after each."""
+    authors = models.Author.objects.order_by("-pk")
+    source = nested(
+        throttled(authors, lambda: False, 5),
+        lambda author: author.book_set.order_by("-pk").values_list("pk", flat=True),
+        lambda author, book: batched(range(book % 4), 2),
+    )
+    seen: list[Any] = []
+
+    def body(self: Any) -> None:
+        for found in self.iterate("books", source, batch=3):
+            seen.extend((author.id, book, numbers) for author, book, numbers in found)
+            worker.stop()
+
+    result = task(body).apply_async()
+    worker.drain()
+    expected = [
+        (author.id, book.id, list(range(book.id % 4))[start : start + 2])
+        for author in authors
+        for book in author.book_set.order_by("-pk")
+        for start in range(0, book.id % 4, 2)
+    ]
+    assert (result.get(), seen) == (None, expected)
+    assert len(worker.deliveries) == -(-len(expected) // 3) + 1
 
 
 def test_a_project_without_time_zones(books: Any) -> None:
@@ -392,6 +449,8 @@ def statements(engine: sa.Engine) -> list[str]:
         sa.select(POEMS).order_by(POEMS.c.created, POEMS.c.id),
         sa.select(POEMS.c.number, POEMS.c.note).order_by(POEMS.c.id),
         sa.select(POEMS.alias()).where(sa.false()),
+        sa.select(Poem.id, sa.select(sa.func.count()).select_from(Writer).scalar_subquery()).order_by(Poem.id),
+        sa.select(Poem.id, sa.func.coalesce(Poem.note, "none")).order_by(Poem.id),
     ],
 )
 def test_a_select_that_is_ordered_by_a_unique_key(poems: orm.Session, select: Any, chunk: int) -> None:
@@ -430,7 +489,7 @@ def test_a_query(poems: orm.Session) -> None:
         ((sa.func.lower(Poem.note), Poem.id), "its order has 'lower(poems.note)', which is no column"),
     ],
 )
-def test_a_select_whose_order_is_not_the_keys(poems: orm.Session, order: Any, problem: str) -> None:
+def test_j11_a_select_whose_order_is_not_the_keys(poems: orm.Session, order: Any, problem: str) -> None:
     """An ordered query is rejected where a key order is needed, with the reason and what to write."""
     with pytest.raises(InvalidStepError, match=re.escape(problem)):
         select_rows(poems, sa.select(Poem).join(Writer).order_by(*order))
@@ -439,6 +498,10 @@ def test_a_select_whose_order_is_not_the_keys(poems: orm.Session, order: Any, pr
 @pytest.mark.parametrize(
     ("select", "problem"),
     [
+        (sa.select(sa.func.avg(Poem.id)), "an aggregate or window function"),
+        (sa.select(sa.func.group_concat(Poem.note).label("notes")), "an aggregate or window function"),
+        (sa.select(Poem.shelf).having(Poem.shelf > 1), "its rows are groups"),
+        (sa.select(sa.literal(1)), "what it selects from has no primary key"),
         (sa.select(Poem).limit(5), "it has a limit or offset"),
         (sa.select(Poem).offset(5), "it has a limit or offset"),
         (sa.select(Poem).slice(1, 5), "it has a limit or offset"),
@@ -456,6 +519,32 @@ def test_a_select_whose_order_is_not_the_keys(poems: orm.Session, order: Any, pr
 def test_a_select_that_cannot_be_read_by_key(poems: orm.Session, select: Any, problem: str) -> None:
     with pytest.raises(InvalidStepError, match=problem):
         select_rows(poems, select)
+
+
+def test_a_connection(engine: sa.Engine, poems: orm.Session) -> None:
+    with engine.connect() as connection:
+        select = sa.select(POEMS.c.number).order_by(POEMS.c.created, POEMS.c.id)
+        assert resumed(select_rows(connection, select, chunk=2)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        with pytest.raises(InvalidStepError, match="a connection knows no entities: use a session"):
+            list(select_rows(connection, sa.select(Poem)).read(None))
+
+
+def test_what_is_no_session(engine: sa.Engine, poems: orm.Session) -> None:
+    for wrong in (engine, orm.sessionmaker(engine), None):
+        with pytest.raises(InvalidStepError, match=r"takes a session or connection, not a .*; write `with Session\("):
+            select_rows(wrong, sa.select(Poem))
+    for wrong in (engine, poems, None):
+        with pytest.raises(InvalidStepError, match="sessions takes a function that returns a session"):
+            sessions(wrong)
+    for session in (poems, orm.scoped_session(lambda: poems)):
+        with pytest.raises(InvalidStepError, match=r"ession yields what it has in hand, in no order; iterate over sel"):
+            opening(session)()
+
+
+@pytest.mark.parametrize("wrong", [sa.text("SELECT 1"), sa.union(sa.select(Poem.id), sa.select(Poem.id))])
+def test_a_statement_that_is_no_select(wrong: Any) -> None:
+    with pytest.raises(InvalidStepError, match="select_rows takes a select, not a "):
+        opening(wrong)()
 
 
 @pytest.mark.parametrize("chunk", range(1, 10))
@@ -573,6 +662,26 @@ def test_a_select_whose_session_is_opened_for_it(engine: sa.Engine) -> None:
     assert next(pairs)[0].id == 5
     del pairs  # as of a loop that is left
     assert [session.closed for session in made] == [True, True]
+
+
+@pytest.mark.usefixtures("no_sessions", "poems")
+def test_selects_are_recognised_at_every_depth(worker: Any, task: Any, engine: sa.Engine) -> None:
+    sessions(orm.sessionmaker(engine))
+    seen: list[Any] = []
+
+    def body(self: Any) -> None:
+        writers = sa.select(Writer).order_by(Writer.name.desc())
+        source = nested(writers, lambda writer: sa.select(Poem.id).where(Poem.writer_id == writer.id))
+        for writer, poem in self.iterate("poems", source):
+            seen.append((writer.name, poem))
+            worker.stop()
+
+    result = task(body).apply_async()
+    worker.drain()
+    expected = [("c", 2), ("c", 5), ("c", 8), ("b", 1), ("b", 4), ("b", 7), ("a", 0), ("a", 3), ("a", 6)]
+    assert (result.get(), seen) == (None, expected)
+    assert len(worker.deliveries) == 10
+    gc.collect()  # what is interrupted may keep its session until then
 
 
 @pytest.mark.usefixtures("no_sessions", "poems")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -321,6 +322,16 @@ def test_files_that_could_not_be_read_again_are_refused_with_the_reason(tmp_path
         read(io.StringIO("one\n"))
     with tempfile.TemporaryFile("w+") as file, pytest.raises(InvalidStepError, match="has no path"):
         read(file)
+    for name in ("rows", "rows.gz"):
+        with gzip.open(tmp_path / name, "wt") as file:
+            file.write("one\ntwo\n")
+        with gzip.open(tmp_path / name, "rt", encoding="latin-1") as file:
+            with pytest.raises(InvalidStepError, match="is read through another file, as of gzip; iterate over a gen"):
+                read(file)
+            assert read(line.strip() for line in file) == ["one", "two"]
+    path.write_text("one\ntwo\n")
+    with path.open("r+") as file:
+        assert read(file) == ["one", "two"]
     with path.open("a") as file, pytest.raises(InvalidStepError, match="is not open for reading"):
         read(file)
     with path.open(errors="replace") as file, pytest.raises(InvalidStepError, match="opened with errors='replace'"):
@@ -406,6 +417,22 @@ def test_queries_are_recognised_by_name(monkeypatch: Any) -> None:
     assert read(QuerySet()) == read(select(column("id", Integer))) == ["row"]
 
 
+@pytest.mark.parametrize(
+    ("items", "shown"), [("one", "'o'"), ([["a", 1]], r"\['a', 1\]"), ([("a", 1, 2)], r"\('a', 1")]
+)
+def test_what_has_a_method_read_and_yields_no_pairs(task: Any, items: Any, shown: str) -> None:
+    with pytest.raises(InvalidStepError, match=rf"step 'loop' has a source that yields {shown}.*, and not \(item, cur"):
+        task(loop(Yields(items), []))()
+
+
+class Yields:
+    def __init__(self, pairs: Any) -> None:
+        self.pairs = pairs
+
+    def read(self, cursor: Any) -> Any:
+        return self.pairs
+
+
 def test_generators(worker: Any, task: Any) -> None:
     def squares() -> Any:
         for number in range(4):
@@ -452,6 +479,15 @@ def test_pages_that_cannot_be_gone_on_with(page: Any, problem: str) -> None:
     with pytest.raises(Exception, match=problem) as error:
         read(pages(page))
     assert type(error.value).__name__ in ("InvalidStepError", "UnserializableValueError")
+
+
+@pytest.mark.parametrize("cursor", [5, (1,), (None, "a"), (None, -1), (None, True), [None, 1]])
+def test_a_cursor_that_is_none_of_pages_or_nested_sources(cursor: Any) -> None:
+    """As of a loop that went over something else, before the task was changed."""
+    with pytest.raises(InvalidStepError, match="pages cannot be read from"):
+        pages(lambda token: (["a"], None)).read(cursor)
+    with pytest.raises(InvalidStepError, match="nested sources cannot be read from"):
+        next(iter(nested([1], lambda one: [2]).read(cursor)))
 
 
 def test_keys_that_come_and_go(worker: Any, task: Any) -> None:
