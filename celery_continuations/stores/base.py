@@ -264,8 +264,8 @@ class Store(abc.ABC):
         """
         raise StoreError(
             type(self).__name__,
-            "transaction= needs a continuation_store in the database of the transaction, a db+postgresql:// or "
-            "db+sqlite:/// URL; this one is in none",
+            "transaction= needs a continuation_store in the database of the transaction: 'django', or a "
+            "db+postgresql:// or db+sqlite:/// URL; this one is in none",
         )
 
     def close(self) -> None:

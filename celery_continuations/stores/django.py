@@ -144,6 +144,15 @@ class DjangoStore(Store):
             rows = rows.filter(Q(inbox=inbox) if inbox else Q(inbox="") | Q(inbox__isnull=True))
         return self._run(lambda: bool(rows.update(**values) == 1), task_id)
 
+    def within(self, connection: Any) -> Store:
+        """As of Store, in the transaction that is open on Django's own connection."""
+        if connections[self._alias].connection is not connection:
+            raise StoreError(
+                "django",
+                f"transaction= needs the alias of the database in which the records are, which is {self._alias!r}",
+            )
+        return self
+
     def delete(self, task_id: str, expected: Fence) -> bool:
         """As of Store."""
         rows = self._this(task_id).filter(fence=expected.dumps())

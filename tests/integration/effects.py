@@ -61,7 +61,7 @@ class ByDjango:
             "PORT": str(parts.port or ""),
         }
         if not settings.configured:
-            settings.configure(DATABASES={"default": database})
+            settings.configure(DATABASES={"default": database}, INSTALLED_APPS=["celery_continuations.contrib.django"])
 
     def add(self, item: int) -> None:
         from django.db import connection
@@ -71,7 +71,19 @@ class ByDjango:
                 cursor.execute("INSERT INTO effect (item, part) VALUES (%s, %s)", [item, part])
 
 
-WAYS = {"session": BySession, "django": ByDjango}
+class ByDjangoAndItsStore(ByDjango):
+    def __init__(self, url: str) -> None:
+        import django
+        from django.core.management import call_command
+        from django.db import connection
+
+        super().__init__(url)
+        django.setup()
+        call_command("migrate", verbosity=0)
+        connection.close()
+
+
+WAYS = {"session": BySession, "django": ByDjango, "django's store": ByDjangoAndItsStore}
 
 
 def make_task(app: Celery, way: Any, count: int) -> Any:
@@ -110,12 +122,13 @@ def main(url: str, way: str, count: int, kills: int, seed: int) -> dict[str, int
     metadata.create_all(engine)
     app = Celery("effects", broker="memory://", set_as_current=False)
     app.conf.update(
-        continuation_store=f"db+{url}",
+        continuation_store="django" if WAYS[way] is ByDjangoAndItsStore else f"db+{url}",
         continuation_namespace=f"{way} {seed}",
         continuation_max_crashes=10**6,
         database_engine_options={"poolclass": NullPool} if "sqlite" in url else {},
     )
     app.finalize()
+    used = WAYS[way](url)
     killed = executions = generation = 0
     done = False
     while not done:
@@ -124,7 +137,7 @@ def main(url: str, way: str, count: int, kills: int, seed: int) -> dict[str, int
         pid = os.fork()
         if pid == 0:
             os.close(end)
-            task = make_task(app, WAYS[way](url), count)
+            task = make_task(app, used, count)
             task.pipe = begin
             try:
                 execute(app, task, generation)

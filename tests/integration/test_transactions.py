@@ -45,7 +45,7 @@ def found(url: str) -> Counter[tuple[int, int]]:
     return counted
 
 
-@pytest.mark.parametrize("way", ["session", "django"])
+@pytest.mark.parametrize("way", ["session", "django", "django's store"])
 def test_each_item_takes_effect_exactly_once_however_often_its_process_is_killed(url: str, way: str) -> None:
     options = {"url": url, "way": way, "count": COUNT, "kills": KILLS, "seed": 5}
     done = subprocess.run(

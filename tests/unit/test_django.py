@@ -11,9 +11,9 @@ import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import connections
+from django.db import connections, transaction
 
-from celery_continuations import conf
+from celery_continuations import StoreError, conf
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import Fence, Record, Status, Store, open_store
 from celery_continuations.stores.opening import without_store
@@ -104,3 +104,22 @@ def test_auto_chooses_it_beside_django_db() -> None:
     app = Celery("auto", broker="amqp://", backend="django-db", set_as_current=False)
     assert type(open_store(app, "auto")).__name__ == "DjangoStore"
     assert without_store(app) is None
+
+
+def test_an_item_and_its_cursor_in_one_transaction(database: Path) -> None:
+    from celery_continuations.stores.django import DjangoStore
+
+    connections.settings["other"] = {**connections.settings["default"], "NAME": str(database)}
+    store = DjangoStore("default", "service")
+    connection = connections["default"]
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        within = store.within(connection.connection)
+        assert within.swap("a", None, Record(Fence(1, Status.RUNNING, "w/1/a")))
+        assert within.read("a") is not None
+        raise ZeroDivisionError
+    assert store.read("a") is None
+    connections["other"].ensure_connection()
+    with pytest.raises(StoreError, match="the alias of the database in which the records are, which is 'default'"):
+        store.within(connections["other"].connection)
+    connections["other"].close()
+    del connections["other"], connections.settings["other"]
