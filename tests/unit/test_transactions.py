@@ -17,6 +17,7 @@ from celery_continuations import CheckpointError, ErrorBudgetError, InvalidStepE
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.testing import assert_resumable
 from tests.unit.conftest import Killed, Worker, make_app
 
 
@@ -779,3 +780,52 @@ def test_an_iterator_that_is_kept_is_undone_too(worker: Worker, task: Any, datab
     worker.drain()
     assert database.effects() == [0, 1]
     kept.clear()
+
+
+# -- in tests of users
+
+
+def empty(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(sa.delete(Effect))
+
+
+def test_assert_resumable_finds_each_item_once_with_its_own_transaction(
+    task: Any, database: Database, ways: Any
+) -> None:
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(4), transaction=ways.transaction):
+            ways.add(item)
+        for step in self.step("moves", start=4, transaction=ways.transaction):
+            while step.cursor < 7:
+                ways.add(step.cursor)
+                step.advance()
+
+    assert_resumable(task(run), check=database.effects, setup=lambda: empty(database))
+    assert database.effects() == list(range(7))
+
+
+def test_assert_resumable_finds_an_item_twice_without_one(task: Any, database: Database, ways: Any) -> None:
+    def run(self: Any) -> None:
+        for item in self.iterate("items", range(4)):
+            ways.add(item)
+            if ways.transaction == "effects":
+                continue
+            ways.transaction.commit()
+
+    with pytest.raises(AssertionError):
+        assert_resumable(task(run), check=database.effects, setup=lambda: empty(database))
+
+
+def test_assert_resumable_finds_a_checkpoint_in_a_transaction(task: Any, database: Database) -> None:
+    way = ByDjango(database)
+
+    def run(self: Any) -> None:
+        with transaction.atomic(using="effects"):
+            for item in self.iterate("items", range(4)):
+                way.add(item)
+
+    with pytest.raises(CheckpointError):
+        assert_resumable(task(run), check=database.effects, setup=lambda: empty(database))
+    assert database.effects() == []
+    way.close()
