@@ -20,7 +20,7 @@ try:
     from django.apps import apps
     from django.core.exceptions import ImproperlyConfigured
     from django.db import Error, IntegrityError, connections, transaction
-    from django.db.models import F, FloatField, Func, Q, Value
+    from django.db.models import Exists, F, FloatField, Func, OuterRef, Q, Value
 except ImportError as exc:  # pragma: no cover - tested in a subprocess without Django
     raise StoreError(
         "django", "Django 4.2 or later is missing; run: pip install 'celery-continuations[django]'"
@@ -185,8 +185,9 @@ class DjangoStore(Store):
 
     def retire(self, worker: str) -> None:
         """As of Store."""
-        owned = self._living().filter(worker=worker)
-        self._run(lambda: None if owned.exists() else self._leases().filter(worker=worker).delete())
+        owned = self._living().filter(worker=OuterRef("worker"))
+        idle = self._leases().filter(~Exists(owned), worker=worker)
+        self._run(lambda: idle._raw_delete(self._alias))  # one statement: delete() would look first what there is
 
     def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """As of Store."""

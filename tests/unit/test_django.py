@@ -86,6 +86,31 @@ def test_settings_of_django_arrive() -> None:
     conf.validate(app)
 
 
+@pytest.mark.parametrize("name", conf.SETTINGS)
+def test_each_setting_of_django_arrives(name: str) -> None:
+    app = Celery(set_as_current=False)
+    value = object()
+    app.config_from_object(SimpleNamespace(**{f"CELERY_CONTINUATION_{name.upper()}": value}), namespace="CELERY")
+    assert conf.app_setting(app, name) is value
+
+
+def test_a_worker_s_lease_goes_in_one_statement_and_only_if_it_owns_nothing(database: Path) -> None:
+    from django.test.utils import CaptureQueriesContext
+
+    from celery_continuations.stores.django import DjangoStore
+
+    store = DjangoStore("default", "service")
+    store.renew("w", 10)
+    store.swap("a", None, Record(fence := Fence(1, Status.RUNNING, "w/1/a")))
+    with CaptureQueriesContext(connections["default"]) as queries:
+        store.retire("w")
+    assert len(queries) == 1
+    assert [lease.worker for lease in store.look().leases] == ["w"]
+    store.delete("a", fence)
+    store.retire("w")
+    assert store.look().leases == []
+
+
 @pytest.mark.parametrize(("name", "value"), [("CONTINUATION_MAX_RUNTIME", 0), ("CONTINUATION_MAX_RUNTIMES", 60)])
 def test_wrong_settings_of_django_are_refused(name: str, value: int) -> None:
     app = Celery(set_as_current=False)
