@@ -53,6 +53,12 @@ def _seconds(value: Any) -> bool:
 
 _DOTTED = re.compile(r"\w+(\.\w+)+")
 
+
+def is_path(value: str) -> bool:
+    """Return whether a text could be the dotted path of a function."""
+    return bool(_DOTTED.fullmatch(value))
+
+
 #: Kinds of URL that name a store; those of a database may name a driver as well, as in db+postgresql+psycopg.
 STORE_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "file", "db+sqlite", "db+postgresql", "django")
 
@@ -60,8 +66,10 @@ STORE_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "file", "db+sqli
 def _is_store(value: Any) -> bool:
     if value in ("auto", "message", "memory", "django"):
         return True
-    scheme, separator, _ = value.partition("://") if isinstance(value, str) else ("", "", "")
-    return bool(separator) and (scheme in STORE_SCHEMES or is_database(scheme))
+    if not isinstance(value, str):
+        return False
+    scheme, separator, _ = value.partition("://")
+    return (scheme in STORE_SCHEMES or is_database(scheme)) if separator else is_path(value)
 
 
 def is_database(scheme: str) -> bool:
@@ -92,7 +100,9 @@ SETTINGS: dict[str, Setting] = {
     "store": Setting(
         "auto",
         _is_store,
-        '"auto", "message", "memory", "django" or a URL: ' + ", ".join(f"{s}://…" for s in STORE_SCHEMES),
+        '"auto", "message", "memory", "django", a URL: '
+        + ", ".join(f"{s}://…" for s in STORE_SCHEMES)
+        + ", or the dotted path of a function of app and namespace that returns a store (package.module.function)",
     ),
     "namespace": Setting(None, lambda v: v is None or (isinstance(v, str) and bool(v)), "a non-empty str or None"),
     "checkpoint_interval": Setting(1.0, _number(0), _ZERO_OR_MORE),
@@ -103,7 +113,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "should_interrupt": Setting(
         None,
-        lambda v: v is None or callable(v) or (isinstance(v, str) and bool(_DOTTED.fullmatch(v))),
+        lambda v: v is None or callable(v) or (isinstance(v, str) and is_path(v)),
         "a callable of the task, its dotted path (package.module.function), or None",
     ),
     "max_resumptions": Setting(None, lambda v: v is None or _whole(0)(v), "an int of 0 or more, or None"),
@@ -233,13 +243,20 @@ def predicate(value: Any) -> Any:
     Raises:
         ImproperlyConfigured: when there is none at that path.
     """
-    if not isinstance(value, str):
-        return value
-    module, _, name = value.rpartition(".")
+    return found_at("should_interrupt", value) if isinstance(value, str) else value
+
+
+def found_at(name: str, path: str) -> Any:
+    """Return what is at a dotted path, the value of the setting ``name``.
+
+    Raises:
+        ImproperlyConfigured: when there is nothing.
+    """
+    module, _, attribute = path.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as exc:
-        raise ImproperlyConfigured(f"{PREFIX}should_interrupt = {value!r} leads nowhere: {exc}") from exc
+        raise ImproperlyConfigured(f"{PREFIX}{name} = {path!r} leads nowhere: {exc}") from exc
 
 
 def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from celery_continuations.stores.base import (
     Record,
     Status,
     Store,
+    due_at,
+    each,
+    fits,
+    merge,
 )
 from celery_continuations.stores.opening import open_store
 from celery_continuations.stores.rules import Claim
@@ -29,5 +33,9 @@ __all__ = [
     "Record",
     "Status",
     "Store",
+    "due_at",
+    "each",
+    "fits",
+    "merge",
     "open_store",
 ]

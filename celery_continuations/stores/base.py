@@ -12,12 +12,28 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from celery_continuations.exceptions import StoreError
 
-__all__ = ["CANCEL", "ENDED", "OWNED", "PAUSE", "UNCHANGED", "Fence", "Lease", "Look", "Record", "Status", "Store"]
+__all__ = [
+    "CANCEL",
+    "ENDED",
+    "OWNED",
+    "PAUSE",
+    "UNCHANGED",
+    "Fence",
+    "Lease",
+    "Look",
+    "Record",
+    "Status",
+    "Store",
+    "due_at",
+    "each",
+    "fits",
+    "merge",
+]
 
 #: For ``due_in``: the record stays due when it was.
 UNCHANGED = -1.0
@@ -160,6 +176,33 @@ def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Itera
             found = exc
         if found is not None:
             yield task_id, found
+
+
+def merge(found: Record | None, record: Record, due: float | None) -> Record:
+    """Lay ``record`` over ``found``, as :meth:`Store.swap` does; texts that are None stay as they were."""
+    if found is None:
+        return replace(record, due=due)
+    return replace(
+        found,
+        fence=record.fence,
+        due=due,
+        snapshot=found.snapshot if record.snapshot is None else record.snapshot,
+        message=found.message if record.message is None else record.message,
+        value=found.value if record.value is None else record.value,
+        inbox=found.inbox if record.inbox is None else record.inbox,
+    )
+
+
+def due_at(found: Record | None, due_in: float | None, now: float) -> float | None:
+    """Return when the record becomes due: ``due_in`` as of :meth:`Store.swap`, ``now`` by the store's clock."""
+    if due_in == UNCHANGED:
+        return found.due if found else None
+    return None if due_in is None else now + due_in
+
+
+def fits(found: Record | None, inbox: str | None) -> bool:
+    """Whether the inbox is the one that is expected, as of :meth:`Store.swap`."""
+    return inbox is None or ((found.inbox if found else None) or "") == inbox
 
 
 class Store(abc.ABC):

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Fence, Lease, Look, Record, Store
-from celery_continuations.stores.memory import due_at, fits, merge
+from celery_continuations.stores.base import LIMIT, Fence, Lease, Look, Record, Store, due_at, fits, merge
 
 try:
     import fcntl

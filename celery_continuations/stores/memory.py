@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, UNCHANGED, Fence, Lease, Look, Record, Store
+from celery_continuations.stores.base import LIMIT, Fence, Lease, Look, Record, Store, due_at, fits, merge
 
 __all__ = ["MemoryStore"]
 
@@ -115,30 +114,3 @@ class MemoryStore(Store):
     def _live(self, task_id: str) -> Record | None:
         record, until = self._records.get(task_id, (None, None))
         return None if until is not None and until <= self._clock() else record
-
-
-def merge(found: Record | None, record: Record, due: float | None) -> Record:
-    """Lay ``record`` over ``found``; texts that are None stay as they were."""
-    if found is None:
-        return replace(record, due=due)
-    return replace(
-        found,
-        fence=record.fence,
-        due=due,
-        snapshot=found.snapshot if record.snapshot is None else record.snapshot,
-        message=found.message if record.message is None else record.message,
-        value=found.value if record.value is None else record.value,
-        inbox=found.inbox if record.inbox is None else record.inbox,
-    )
-
-
-def due_at(found: Record | None, due_in: float | None, now: float) -> float | None:
-    """Return when the record becomes due."""
-    if due_in == UNCHANGED:
-        return found.due if found else None
-    return None if due_in is None else now + due_in
-
-
-def fits(found: Record | None, inbox: str | None) -> bool:
-    """Whether the inbox is the one that is expected."""
-    return inbox is None or ((found.inbox if found else None) or "") == inbox

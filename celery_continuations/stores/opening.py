@@ -49,7 +49,8 @@ def open_store(app: Celery, setting: str) -> Store:
         setting: a value of ``continuation_store``.
 
     Raises:
-        ImproperlyConfigured: for a URL of an unknown kind, and for a database in memory.
+        ImproperlyConfigured: for a URL of an unknown kind, for a database in memory, and for a path that leads to
+            no store.
         StoreError: when the store's driver is missing.
     """
     stores = _opened.setdefault(app, {})
@@ -76,6 +77,8 @@ def _open(app: Celery, setting: str) -> Store:
         return MemoryStore()
     if setting == "auto":
         return _auto(app)[0]()
+    if conf.is_path(setting):
+        return _own(app, setting)
     factory_of_url = _by_url(app, setting)
     if factory_of_url is None:
         problem = f"; it takes {conf.SETTINGS['store'].allowed}"
@@ -83,6 +86,15 @@ def _open(app: Celery, setting: str) -> Store:
             problem = f": {_IN_MEMORY}"
         raise ImproperlyConfigured(f"continuation_store = {setting!r} is not allowed{problem}")
     return factory_of_url()
+
+
+def _own(app: Celery, path: str) -> Store:
+    store = conf.found_at("store", path)(app, conf.namespace(app))
+    if not isinstance(store, Store):
+        raise ImproperlyConfigured(
+            f"continuation_store = {path!r} returned {store!r:.80}, which is no celery_continuations.stores.Store"
+        )
+    return store
 
 
 def _auto(app: Celery) -> tuple[Callable[[], Store], str | None]:
