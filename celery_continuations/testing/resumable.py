@@ -95,10 +95,14 @@ _Plan = tuple[_Disturbance, ...]
 
 
 class _Place(NamedTuple):
-    """Where a run can be disturbed."""
+    """Where a run can be disturbed; the cursor is told apart, for that of a new row is another in each run."""
 
     what: str
     is_checkpoint: bool
+    cursor: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}{self.cursor}"
 
 
 @dataclass
@@ -131,7 +135,9 @@ class _Trial(Guide):
                 self.endless = True
                 execution.kill()
         if self._is_first:
-            self.places.append(_Place(f"the checkpoint {_where(run)}", True))
+            step = run.current
+            cursor = "" if step is None else f" at cursor {_short(step.cursor)}"
+            self.places.append(_Place(f"the checkpoint {_where(run)}", True, cursor))
         if not self._plan:
             return None
         kind, place = self._plan[0]
@@ -162,7 +168,7 @@ _REASONS = {INTERRUPT: STOPPING, KILL: LOST}
 def _where(run: Run) -> str:
     step = run.current
     if step is not None:
-        return f"in step {step.name!r} at cursor {_short(step.cursor)}"
+        return f"in step {step.name!r}"
     last = next(reversed(run.snapshot.completed), None)
     return "before the first step" if last is None else f"after step {last!r}"
 
@@ -208,7 +214,7 @@ class _Proof:
         _refuse_incomparable("what check() returns", expected.world)
         again, second = self._run(())
         found = self._compare(expected, again)
-        if not found and first.places != second.places:
+        if not found:
             theirs = differences("places", [one.what for one in first.places], [one.what for one in second.places])
             found = [f"  {line}" for line in theirs]
         if found:
@@ -283,7 +289,7 @@ class _Proof:
     def _headline(self, plan: _Plan, places: list[_Place]) -> str:
         first, *rest = plan
         verb = {INTERRUPT: "interrupted", KILL: "killed"}
-        known = f", {places[first.place - 1].what}" if first.place <= len(places) else ""
+        known = f", {places[first.place - 1]}" if first.place <= len(places) else ""
         text = f"{self._task.name} is not resumable: {verb[first.kind]} at place {first.place} of {len(places)}{known}"
         for one in rest:
             text += f", and {verb[one.kind]} again at the place no. {one.place} after that"

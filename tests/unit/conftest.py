@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from celery.concurrency.solo import TaskPool
 from celery.exceptions import TaskRevokedError
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import create_request_cls
+from django.core.management import call_command
+from django.db import connections
 from kombu.serialization import prepare_accept_content
 
 import tests.unit.django_project  # noqa: F401 - a process has one Django project
@@ -210,3 +213,17 @@ def task(app: Celery) -> Any:
         return app.task(**options)(function)
 
     return make
+
+
+@pytest.fixture
+def django_database(tmp_path: Path) -> Iterator[Path]:
+    """The database of the Django project, in a file of this test."""
+    path = tmp_path / "some progress.db"
+    connection = connections["default"]
+    connection.close()
+    before = connection.settings_dict["NAME"]
+    connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = path
+    call_command("migrate", verbosity=0)
+    yield path
+    connection.close()
+    connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from celery_continuations.sources import keys
 from celery_continuations.testing import assert_resumable, delivered, resumable
 from celery_continuations.testing.differences import differences
 
@@ -403,6 +405,21 @@ def test_a_world_that_is_not_put_back(hold: Any, world: World) -> None:
 
     with pytest.raises(AssertionError, match=r"two undisturbed runs .* differ(.|\n)*\['rows'\]\[1\]: expected nothing"):
         hold(append, setup=None)
+
+
+def test_rows_that_have_other_keys_in_each_run(hold: Any, world: World) -> None:
+    """As those that a database numbers."""
+    numbers = itertools.count()
+
+    def insert() -> None:
+        world.clear()
+        world.table = {next(numbers): name for name in USERS}
+
+    def greet(self: Any) -> None:
+        for key in self.iterate("rows", keys(world.table)):
+            world.table[key] += "!"
+
+    hold(greet, setup=insert, check=lambda: list(world.table.values()), kills=False)
 
 
 def test_a_task_that_takes_another_way_each_time(hold: Any, world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,26 +20,12 @@ from celery_continuations.testing.stores import StoreConformance
 from tests.unit.conftest import make_app
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Path]:
-    """The project's database, in a file of this test."""
-    path = tmp_path / "some progress.db"
-    connection = connections["default"]
-    connection.close()
-    before = connection.settings_dict["NAME"]
-    connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = path
-    call_command("migrate", verbosity=0)
-    yield path
-    connection.close()
-    connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = before
-
-
 class TestDjangoStoreOnSQLite(StoreConformance):
     many = 300
 
     @pytest.fixture(autouse=True)
-    def file(self, database: Path) -> None:
-        self.path = database
+    def file(self, django_database: Path) -> None:
+        self.path = django_database
 
     def make_store(self, namespace: str) -> Store:
         from celery_continuations.stores.django import DjangoStore
@@ -59,7 +44,7 @@ def test_migrations_are_complete() -> None:
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
 
 
-def test_the_admin_lists_tasks_and_changes_nothing(database: Path) -> None:
+def test_the_admin_lists_tasks_and_changes_nothing(django_database: Path) -> None:
     from django.contrib.auth.models import User
     from django.test import Client
 
@@ -94,7 +79,7 @@ def test_each_setting_of_django_arrives(name: str) -> None:
     assert conf.app_setting(app, name) is value
 
 
-def test_a_worker_s_lease_goes_in_one_statement_and_only_if_it_owns_nothing(database: Path) -> None:
+def test_a_worker_s_lease_goes_in_one_statement_and_only_if_it_owns_nothing(django_database: Path) -> None:
     from django.test.utils import CaptureQueriesContext
 
     from celery_continuations.stores.django import DjangoStore
@@ -131,10 +116,10 @@ def test_auto_chooses_it_beside_django_db() -> None:
     assert without_store(app) is None
 
 
-def test_an_item_and_its_cursor_in_one_transaction(database: Path) -> None:
+def test_an_item_and_its_cursor_in_one_transaction(django_database: Path) -> None:
     from celery_continuations.stores.django import DjangoStore
 
-    connections.settings["other"] = {**connections.settings["default"], "NAME": str(database)}
+    connections.settings["other"] = {**connections.settings["default"], "NAME": str(django_database)}
     store = DjangoStore("default", "service")
     connection = connections["default"]
     with pytest.raises(ZeroDivisionError), transaction.atomic():

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import unittest
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,18 +54,22 @@ def test_blocks_are_of_a_known_language(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages_to_run())
-def test_the_examples_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_a_page(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """One after the other, as they are read, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     app = Celery("page", broker="memory://", set_as_current=False)
     names: dict[str, Any] = {"__name__": f"site.{page.stem}", "app": app}
+    if "from django.contrib" in page.read_text():
+        request.getfixturevalue("django_database")
     if name_of(page) == "callbacks.md":
         monkeypatch.setenv("CALLBACK_SECRET", "only a test, of 32 characters or more")
         monkeypatch.setitem(sys.modules, "proj", SimpleNamespace(app=app))
         names.update(ContinuableTask=ContinuableTask, os=os, flask_app=SimpleNamespace(wsgi_app=None))
     for language, block in fences(page):
         if language == "python" and (name_of(page), block.splitlines()[0]) not in NOT_RUN:
-            exec(compile(block, str(page), "exec"), names)
+            exec(compile(block, str(page), "exec", dont_inherit=True), names)
 
 
 def test_what_is_not_run_here_is_there() -> None:
@@ -122,3 +127,13 @@ def test_every_public_module_of_sources_and_testing_has_its_place_in_the_referen
         assert f"automodule:: celery_continuations.sources.{module}\n" in told
     for module in ("", ".sources", ".stores"):
         assert f"automodule:: celery_continuations.testing{module}\n" in told
+
+
+def test_the_test_case_shown_for_django(django_database: Path) -> None:
+    names: dict[str, Any] = {"__name__": "page", "app": Celery("page", broker="memory://", set_as_current=False)}
+    blocks = [block for _, block in fences(DOCS / "django.md") if "TestCase" in block]
+    for block in blocks:
+        exec(compile(block, "django.md", "exec", dont_inherit=True), names)
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(names["DeactivateTest"]).run(result)
+    assert (result.testsRun, result.failures, result.errors) == (1, [], [])
