@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from celery.exceptions import ImproperlyConfigured
+from celery.utils.imports import import_from_cwd
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -254,7 +254,8 @@ def found_at(name: str, path: str) -> Any:
     """
     module, _, attribute = path.rpartition(".")
     try:
-        return getattr(import_module(module), attribute)
+        # As Celery looks for an app: the folder of a project is on no path of the command celery.
+        return getattr(import_from_cwd(module), attribute)
     except (ImportError, AttributeError) as exc:
         raise ImproperlyConfigured(f"{PREFIX}{name} = {path!r} leads nowhere: {exc}") from exc
 

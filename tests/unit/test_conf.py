@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +189,12 @@ def test_tombstones_outlive_every_late_delivery() -> None:
     assert conf.tombstone_seconds(make_app(result_expires=None)) == 86400
     assert conf.tombstone_seconds(make_app(result_expires=timedelta(days=9))) == 9 * 86400
     assert conf.tombstone_seconds(make_app(broker_transport_options={"visibility_timeout": 86400})) == 2 * 86400
+
+
+def test_a_path_is_looked_for_in_the_folder_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Celery does for an app: its command has that folder on no path."""
+    (tmp_path / "only_here.py").write_text("def is_late(task):\n    return 'late'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in ("", os.getcwd())])
+    assert conf.predicate("only_here.is_late")(None) == "late"
+    assert str(tmp_path) not in sys.path
