@@ -1,7 +1,8 @@
 """Lines, CSV rows and JSON lines of a file, by byte offset: row 10,000,000 is as near as row 1.
 
-A cursor is ``(what the file began with, offset)``, so that a file which was replaced or cut off since is
-an error, and not wrong rows.  A file that has grown since is read to its new end.
+A cursor is ``((mark, mark), offset)``: the marks tell what stands at the beginning of the file and not far before the
+row, so that a file which was replaced, changed or cut off since is an error, and not wrong rows.  A file that has grown
+since is read to its new end.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ from celery_continuations.sources.base import register
 
 __all__ = ["csv_rows", "json_lines", "lines"]
 
-# Bytes that are read at a time.
+# Bytes of a chunk, which has the lines that begin in it, and is read at a time.  Chunks lie where they lie wherever
+# reading has begun, for a row has to have the same cursor each time.
 _CHUNK = 1 << 14
 
-# Bytes at the beginning of a file that tell it from another one.
+# Bytes at the beginning of a file, and before a chunk, that tell it from another one.
 _HEAD = 4096
+_NEAR = 256
+
+# From which byte to which, and a digest of what stands there.
+Mark = tuple[int, int, str]
 
 
 class FileSource:
@@ -64,16 +70,15 @@ class FileSource:
     def _chunks(self, cursor: Any) -> Iterator[_Chunk]:
         with open(self.path, "rb") as file:
             self._size = os.fstat(file.fileno()).st_size
-            start = file.read(_HEAD)
-            head = len(start), _digest(start)
+            begin = file.read(_HEAD)
             offset = 0 if cursor is None else self._checked(file, cursor)
-        head = head if cursor is None else cursor[0]
+        head = _mark(begin, len(begin)) if cursor is None else cursor[0][0]
         encoding = self.encoding
         if encoding == "utf-8-sig":
             encoding = "utf-8"
-            offset = offset or (len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+            offset = offset or (len(codecs.BOM_UTF8) if begin.startswith(codecs.BOM_UTF8) else 0)
         chunks = _plain_chunks if encoding in _PLAIN else _any_chunks
-        return (_Chunk(text, ends, head) for text, ends in chunks(self.path, offset, encoding))
+        return (_Chunk(text, ends, (head, near)) for text, ends, near in chunks(self.path, offset, encoding))
 
     def progress(self, cursor: Any) -> tuple[int, int]:
         """Bytes done, and in all."""
@@ -88,13 +93,14 @@ class FileSource:
 
     def _checked(self, file: IO[bytes], cursor: Any) -> int:
         try:
-            (length, digest), offset = cursor
-            file.seek(0)
-            if _digest(file.read(length)) != digest:
+            (head, near), offset = cursor
+            if not _is_there(file, head):
                 raise InvalidStepError(f"{self.path} was replaced since: it no longer begins as it did")
             end, size = offset & _OFFSET, os.fstat(file.fileno()).st_size
             if end > size:
                 raise InvalidStepError(f"{self.path} was cut off since: it ends before byte {end:,}")
+            if not _is_there(file, near):
+                raise InvalidStepError(f"{self.path} was replaced since: before byte {near[1]:,} stands something else")
             if end < size and not self._ends_line(file, end):
                 raise InvalidStepError(
                     f"{self.path} was still being written: the line that ended at byte {end:,} goes on there by now"
@@ -123,17 +129,17 @@ class _Chunk(NamedTuple):
     Attributes:
         text: the lines, with their ends.
         ends: the offset after each.
-        head: what the file began with.
+        marks: of the file's beginning, and of what comes before the chunk.
     """
 
     text: str
     ends: list[int]
-    head: tuple[int, str]
+    marks: tuple[Mark, Mark]
 
     @property
     def places(self) -> Iterator[tuple[Any, int]]:
         """The cursor after each line: not kept, for the garbage collector would have to look at all of them."""
-        return zip(repeat(self.head), self.ends, strict=False)
+        return zip(repeat(self.marks), self.ends, strict=False)
 
     def lines(self) -> list[str]:
         """Return the lines, without their ends."""
@@ -368,19 +374,43 @@ register("django.core.files.base.File", _of_other_file)
 register("django.db.models.fields.files.FieldFile", _of_path)
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _mark(data: bytes, end: int) -> Mark:
+    """Mark ``data``, which ends at byte ``end``."""
+    return end - len(data), end, hashlib.sha256(data).hexdigest()[:16]
 
 
-def _plain_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[str, list[int]]]:
+def _is_there(file: IO[bytes], mark: Mark) -> bool:
+    start, end, _ = mark
+    file.seek(start)
+    return _mark(file.read(end - start), end) == tuple(mark)
+
+
+def _near(file: IO[bytes], offset: int) -> Mark:
+    """Mark what comes before the chunk of a line that begins at ``offset``, and leave the file there."""
+    end = offset - offset % _CHUNK
+    file.seek(max(end - _NEAR, 0))
+    mark = _mark(file.read(min(end, _NEAR)), end)
+    file.seek(offset)
+    return mark
+
+
+def _plain_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[str, list[int], Mark]]:
     with open(path, "rb") as file:
-        file.seek(offset)
-        while raw := file.readlines(_CHUNK):
+        near = _near(file, offset)
+        while raw := _lines_up_to(file, _CHUNK - offset % _CHUNK):
             ends = list(accumulate(map(len, raw), initial=offset))
             offset = ends[-1]
-            yield _decoded(raw, encoding, path, ends), ends[1:]
+            yield _decoded(raw, encoding, path, ends), ends[1:], near
             if not raw[-1].endswith(b"\n"):
                 return  # it was the end: what is written there meanwhile is the rest of this line
+            near = _near(file, offset)
+
+
+def _lines_up_to(file: IO[bytes], size: int) -> list[bytes]:
+    """Return the lines that begin in the next so many bytes."""
+    if size == 1:
+        return list(filter(None, [file.readline()]))
+    return file.readlines(size - 1)  # those whose sizes do not exceed this, and one more
 
 
 def _decoded(raw: list[bytes], encoding: str, path: Path, ends: list[int]) -> str:
@@ -402,9 +432,13 @@ def _can(decode: Callable[[str], str], encoding: str) -> bool:
     return True
 
 
-def _any_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[str, list[int]]]:
+def _any_chunks(path: Path, offset: int, encoding: str) -> Iterator[tuple[str, list[int], Mark]]:
     """One line at a time, with Python's own note of where it ends, which holds the decoder's state."""
-    with open(path, encoding=encoding, newline="\n") as file:
+    with open(path, encoding=encoding, newline="\n") as file, open(path, "rb") as raw:
         file.seek(offset)
+        near = _near(raw, offset & _OFFSET)
         while text := file.readline():
-            yield text, [file.tell()]
+            offset = file.tell()
+            yield text, [offset], near
+            if (offset & _OFFSET) - near[1] >= _CHUNK:
+                near = _near(raw, offset & _OFFSET)

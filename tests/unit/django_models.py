@@ -56,6 +56,9 @@ class Book(models.Model):
         app_label = "rows"
         constraints = [
             models.UniqueConstraint(fields=["author", "number"], name="author_number"),
+            models.UniqueConstraint(
+                fields=["number", "shelf"], name="number_shelf_at_the_end", deferrable=models.Deferrable.DEFERRED
+            ),
             models.UniqueConstraint(fields=["shelf"], condition=models.Q(note="alone"), name="shelf_of_some"),
         ]
 

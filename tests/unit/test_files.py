@@ -18,7 +18,18 @@ from celery_continuations import InvalidStepError
 from celery_continuations.core import codec
 from celery_continuations.sources import csv_rows, files, json_lines, lines
 
-ENCODINGS = ["utf-8", "latin-1", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7", "shift_jis", "cp037"]
+ENCODINGS = [
+    "utf-8",
+    "latin-1",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-32",
+    "utf-7",
+    "shift_jis",
+    "cp037",
+    "iso2022_jp",
+]
 TEXT = st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=12)
 
 
@@ -38,7 +49,7 @@ def resumes_everywhere(source: Any, expected: list[Any]) -> None:
     pairs = list(source.read(None))
     assert [item for item, _ in pairs] == expected
     for place, (_, cursor) in enumerate(pairs, 1):
-        assert read(source, codec.loads(codec.dumps(cursor))) == expected[place:]
+        assert list(source.read(codec.loads(codec.dumps(cursor)))) == pairs[place:]
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,6 +118,37 @@ def test_json_lines_resume_at_every_position(values: list[Any]) -> None:
         resumes_everywhere(json_lines(file), values)
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_either_order_of_bytes_with_a_mark(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes("\ufeffone\ntwo\n\nthree\nfo".encode(f"utf-16-{order}"))
+    resumes_everywhere(lines(path, "utf-16"), ["one", "two", "", "three", "fo"])
+
+
+def test_a_quoted_carriage_return(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(b'1,"a\rb\nc\r\nd"\n2,"\r"\n')
+    resumes_everywhere(csv_rows(path, header=False), [["1", "a\rb\nc\r\nd"], ["2", "\r"]])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso2022_jp"])
+def test_progress_is_in_bytes(tmp_path: Path, encoding: str) -> None:
+    """Also where a cursor has more in it than an offset, and where the file has grown since it was opened."""
+    path = tmp_path / "rows"
+    text = "あ\n" if encoding == "iso2022_jp" else "one\n"
+    path.write_text(f"{text}two\n", encoding=encoding)
+    size, source = path.stat().st_size, lines(path, encoding)
+    pairs = source.read(None)
+    cursors = [next(pairs)[1] for _ in range(2)]
+    assert source.progress(None) == (0, size)
+    assert source.progress(cursors[0]) == (len(text.encode(encoding)), size)
+    assert source.progress(cursors[1]) == (size, size)
+    with path.open("ab") as file:
+        file.write(b"\n\0" if encoding == "utf-16" else b"\n")
+    grown = path.stat().st_size
+    assert source.progress(next(pairs)[1]) == (grown, grown)
+
+
 def test_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_text("".join(f"{number},{'x' * 50}\n" for number in range(5000)))
@@ -119,10 +161,11 @@ def test_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
 def test_a_file_that_grows(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("one\ntwo\n")
-    *_, (_, cursor) = lines(path).read(None)
+    first, second = lines(path).read(None)
     with path.open("a") as file:
         file.write("three\n")
-    assert read(lines(path), cursor) == ["three"]
+    assert read(lines(path), second[1]) == ["three"]
+    assert next(lines(path).read(first[1])) == second  # with the same cursor, of which keys of idempotency are made
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "shift_jis", "cp037"])
@@ -182,6 +225,21 @@ def test_a_file_that_was_replaced(tmp_path: Path) -> None:
     path.write_text("uno\ndos\ntres\n")
     with pytest.raises(InvalidStepError, match="was replaced since"):
         lines(path).read(cursor)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_file_that_was_replaced_by_one_with_the_same_beginning(tmp_path: Path, encoding: str) -> None:
+    """As a table that is exported anew each night: rows of one length, one of which is gone."""
+    path = tmp_path / "rows.csv"
+    rows = [f"{number:05},some text that makes it longer" for number in range(3000)]
+    path.write_text("\n".join(rows), encoding=encoding)
+    pairs = list(lines(path, encoding).read(None))
+    cursors = [cursor for _, cursor in pairs]
+    path.write_text("\n".join(rows[:200] + rows[201:]), encoding=encoding)
+    assert read(lines(path, encoding), cursors[99])[0] == rows[100]
+    for place in (1500, 2900):
+        with pytest.raises(InvalidStepError, match=r"was replaced since: before byte [\d,]+ stands something else"):
+            lines(path, encoding).read(cursors[place])
 
 
 def test_a_file_that_was_cut_off(tmp_path: Path) -> None:

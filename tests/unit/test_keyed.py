@@ -145,6 +145,7 @@ def test_a_queryset_that_is_ordered_by_a_unique_key(books: Any, order: tuple[Any
         (("author",), "'author' is no column of its table; write author_id for its key"),
         (("author_id", "shelf"), "rows can share the same place"),
         (("shelf",), "rows can share the same place"),
+        (("number", "shelf"), "rows can share the same place"),
         (("author__name", "id"), "'author__name' is no column of its table"),
         (("note", "id"), "note can be NULL"),
         (("?",), "is no column of its table"),

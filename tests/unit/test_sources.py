@@ -521,6 +521,13 @@ def test_keys_without_an_order() -> None:
 # -- combinators
 
 
+def test_what_a_dict_shows_is_no_set() -> None:
+    """Its keys and items are in the order in which they came."""
+    both = {"b": 1, "a": 2}
+    assert [item for item, _ in opening(both.keys())().read(1)] == ["a"]
+    assert [item for item, _ in opening(both.items())().read(None)] == [("b", 1), ("a", 2)]
+
+
 def test_an_outer_item_that_is_gone(worker: Any, task: Any) -> None:
     users = {"ann": 3, "bob": 2, "eve": 4}
     seen: list[Any] = []
