@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.report import Figure, Row
 from benchmarks.timing import interleave
@@ -130,6 +130,9 @@ def _new_run() -> Run:
 class Quiet:
     """A host that keeps nothing; its attention is asked for at the first checkpoint only."""
 
+    def guard(self, step: str | None, own: Any) -> None:
+        """There are no transactions."""
+
     def attend(self, run: Run) -> str | None:
         """What is measured here is the checkpoint that has nothing to do."""
         assert run.attention
@@ -144,3 +147,11 @@ class Quiet:
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Nobody listens."""
+
+    def back_off(self, run: Run, seconds: float) -> NoReturn:
+        """No source here is throttled."""
+        raise NotImplementedError
+
+    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+        """No item here fails."""
+        raise NotImplementedError

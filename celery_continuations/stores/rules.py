@@ -366,7 +366,10 @@ def _swap_own(
     if store.swap(task_id, fence, record, due_in=due_in, expires_in=expires_in, inbox=inbox):
         return record.fence
     found = store.read(task_id)
-    if found is None or found.fence == record.fence:  # Rule 14: there is nothing to take over from anybody
+    if found is None:  # Rule 14: there is nothing to take over from anybody
+        return record.fence
+    # A sweep leaves the same fence, and another snapshot.
+    if found.fence == record.fence and record.snapshot in (None, found.snapshot):
         return record.fence
     same = found.fence._replace(status=fence.status)
     if not heeds_wishes:

@@ -120,8 +120,8 @@ BREAKS: tuple[Break, ...] = (
         budget=Budget(errors=1),
     ),
     Break(
-        14, rules, "_swap_own", "if found is None or found.fence == record.fence:",
-        "if found is None:\n        return None\n    if found.fence == record.fence:", scenarios.Losing,
+        14, rules, "_swap_own", "over from anybody\n        return record.fence", "over\n        return None",
+        scenarios.Losing,
         budget=Budget(errors=1),
     ),
     Break(
@@ -183,6 +183,11 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "an own write whose answer was lost is no other's", rules, "_swap_own", "found.fence == record.fence", "False",
         budget=Budget(errors=1), verdict=REDUNDANT, why="the sweep finds the record queued, a patience later",
+    ),
+    Break(
+        "what a sweep has written is no own write", rules, "_swap_own", "and record.snapshot in (None, found.snapshot)",
+        "", scenarios.Seldom, budget=Budget(freezes=1), is_provable=False, verdict=REDUNDANT,
+        why="what a frozen execution had not saved may be done again; it hands over beside the sweep's message",
     ),
     Break(
         "an own claim whose answer was lost is no other's", rules, _CLAIM, 'if known.wishing("").owner == owner:',

@@ -144,6 +144,16 @@ def test_rule_23_what_an_owner_saves_until_its_record_is_taken_is_not_lost(store
     assert Snapshot.loads(str(record(store).snapshot)).losses == (1, 0)
 
 
+def test_rule_8_who_was_taken_for_dead_leaves_nothing(store: MemoryStore) -> None:
+    """It was frozen past its lease, and is told to stop when it wakes: the record is queued, but not by itself."""
+    fence = running(store)
+    assert recover(store, Death.CRASHED)
+    recovered = record(store)
+    assert rules.interrupt(store, "id", fence, "newer", due_in=0) is None
+    assert save(store, "id", fence, "newer") is None
+    assert record(store) == recovered
+
+
 def test_rule_5_a_dead_owner_may_have_stored_its_result(store: MemoryStore, clock: Clock) -> None:
     running(store)
     seen: list[str | None] = []
