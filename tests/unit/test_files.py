@@ -66,12 +66,13 @@ def test_lines_resume_at_every_position(texts: list[str], end: str, ends: bool, 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=6), min_size=2, max_size=2),
+        st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=6), min_size=2, max_size=2),
         max_size=8,
     ),
     st.sampled_from(["utf-8", "utf-16"]),
 )
 def test_csv_rows_resume_at_every_position(rows: list[list[str]], encoding: str) -> None:
+    """Without NUL, which Python's csv takes from 3.11 on."""
     written = io.StringIO(newline="")
     csv.writer(written).writerows([["one", "two"], *rows])
     with file_of(written.getvalue().encode(encoding)) as file:
