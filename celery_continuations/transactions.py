@@ -237,6 +237,8 @@ def _open_in_sqlalchemy(own: Unit | None) -> Iterator[str]:
     if orm is None or not hasattr(orm, "Session"):  # it is being imported just now
         return
     _listen()
+    if not _sessions.begun:
+        return  # the usual case, for which going through a WeakSet takes long
     for session in list(_sessions.begun):
         if isinstance(own, SessionUnit) and own.session is session:
             continue

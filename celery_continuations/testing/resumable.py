@@ -78,6 +78,7 @@ def assert_resumable(
       check()[2]: expected 'eve', found nothing
     This run alone: assert_resumable(send, ['ann', 'bob', 'eve'], check=..., setup=..., only="interrupt@1")
     """
+    __tracebackhide__ = True  # what pytest shows of a failure begins in the test
     _Proof(task, args, kwargs or {}, check, setup).hold(kills, pairs, only)
 
 
@@ -196,6 +197,7 @@ class _Proof:
 
     def hold(self, kills: bool, pairs: int, only: str | None) -> None:
         """Do all the runs, or the only one."""
+        __tracebackhide__ = True
         chosen = None if only is None else _parse(only)
         expected, places = self._undisturbed()
         if chosen is not None:
@@ -248,6 +250,7 @@ class _Proof:
                 yield plan
 
     def _disturbed(self, plan: _Plan, expected: _Outcome, places: list[_Place]) -> None:
+        __tracebackhide__ = True
         found, trial = self._run(plan, limit=_TIMES * len(places) + _MORE)
         lines = ["  it does not end"] if trial.endless else self._compare(expected, found)
         if lines:

@@ -48,10 +48,11 @@ def test_the_admin_lists_tasks_and_changes_nothing(django_database: Path) -> Non
     from django.contrib.auth.models import User
     from django.test import Client
 
+    from celery_continuations.contrib.django.models import RecordRow
     from celery_continuations.stores.django import DjangoStore
 
     store = DjangoStore("default", "service")
-    snapshot = Snapshot(current=("import rows", 5), progress=(5, 20)).dumps()
+    snapshot = Snapshot(current=("import rows", 5), progress=(5, 20), saved={"key": "secret"}).dumps()
     store.swap("sound-id", None, Record(Fence(3, Status.RUNNING, "w/1/a"), snapshot), due_in=100)
     store.swap("broken-id", None, Record(Fence(1, Status.QUEUED), "{"))
     with connections["default"].cursor() as cursor:
@@ -62,6 +63,16 @@ def test_the_admin_lists_tasks_and_changes_nothing(django_database: Path) -> Non
     for text in ("sound-id", "running", "import rows", "25%", "broken-id", "unreadable: &#x27;nonsense&#x27;"):
         assert text in page
     assert client.get("/admin/celery_continuations/recordrow/add/").status_code == 403
+
+    found = client.get("/admin/celery_continuations/recordrow/?q=sound").content.decode()
+    assert "sound-id" in found
+    assert "broken-id" not in found
+    for task_id, shown in (("sound-id", "import rows"), ("broken-id", "unreadable: &#x27;nonsense&#x27;")):
+        row = RecordRow.objects.get(task_id=task_id)
+        one = client.get(f"/admin/celery_continuations/recordrow/{row.pk}/change/").content.decode()
+        assert shown in one
+        assert "secret" not in one
+        assert "Save" not in one
 
 
 def test_settings_of_django_arrive() -> None:

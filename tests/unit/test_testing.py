@@ -657,6 +657,28 @@ def test_the_fixtures(pytester: Any) -> None:
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_failure_is_shown_where_the_test_is(pytester: Any) -> None:
+    pytester.makepyfile("""
+        from celery import Celery
+        from celery_continuations import ContinuableTask
+
+        app = Celery(set_as_current=False)
+        numbers = []
+
+        @app.task(base=ContinuableTask, bind=True)
+        def append(self):
+            self.step("append", numbers.append, 1)
+
+        def test_append(assert_resumable):
+            assert_resumable(append, setup=numbers.clear, check=lambda: numbers)
+    """)
+    done = python_pytest(pytester.path)
+    assert ".append is not resumable: killed" in done.stdout, (
+        done.stdout
+    )
+    assert "resumable.py:" not in done.stdout
+
+
 def test_the_plug_in_imports_nothing(pytester: Any) -> None:
     pytester.makepyfile("""
         import sys

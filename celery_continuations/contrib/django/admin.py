@@ -22,6 +22,7 @@ class RecordAdmin(admin.ModelAdmin):
     """Where each task is; of a record that cannot be read, its id and why."""
 
     list_display = ("task_id", "task", "status", "generation", "step", "progress", "due_at")
+    fields = list_display  # and not the message and the snapshot, which have the task's arguments and values
     search_fields = ("task_id",)
     ordering = ("-id",)
 
