@@ -673,9 +673,7 @@ def test_a_failure_is_shown_where_the_test_is(pytester: Any) -> None:
             assert_resumable(append, setup=numbers.clear, check=lambda: numbers)
     """)
     done = python_pytest(pytester.path)
-    assert ".append is not resumable: killed" in done.stdout, (
-        done.stdout
-    )
+    assert ".append is not resumable: killed" in done.stdout, done.stdout
     assert "resumable.py:" not in done.stdout
 
 
