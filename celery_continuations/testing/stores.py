@@ -261,6 +261,13 @@ class StoreConformance:
         assert self.store.swap("read", None, Record(_RUNNING, None, "new"))
         assert self._read("read") == Record(_RUNNING, None, "new")
 
+    def test_a_record_that_is_to_expire_is_there(self) -> None:
+        """Until then a late message finds it, and nothing is written in its place."""
+        fence = Fence(3, Status.DONE)
+        self.store.swap("id", None, Record(fence, "kept"), expires_in=1000)
+        assert not self.store.swap("id", None, Record(_RUNNING, "late"))
+        assert self._read("id") == Record(fence, "kept")
+
     def test_an_expired_record_is_not_due(self) -> None:
         """There is nothing left to do."""
         for task_id, expires_in in (("expires", _SOON), ("stays", None)):

@@ -14,7 +14,7 @@ from django.db import connections, transaction
 
 from celery_continuations import StoreError, conf
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import Fence, Record, Status, Store, open_store
+from celery_continuations.stores import PAUSE, Fence, Record, Status, Store, open_store
 from celery_continuations.stores.opening import without_store
 from celery_continuations.testing.stores import StoreConformance
 from tests.unit.conftest import make_app
@@ -55,19 +55,21 @@ def test_the_admin_lists_tasks_and_changes_nothing(django_database: Path) -> Non
     snapshot = Snapshot(current=("import rows", 5), progress=(5, 20), saved={"key": "secret"}).dumps()
     store.swap("sound-id", None, Record(Fence(3, Status.RUNNING, "w/1/a"), snapshot), due_in=100)
     store.swap("broken-id", None, Record(Fence(1, Status.QUEUED), "{"))
+    store.swap("paused-id", None, Record(Fence(1, Status.RUNNING, "w/1/b").wishing(PAUSE)))
     with connections["default"].cursor() as cursor:
         cursor.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = 'broken-id'")
     client = Client()
     client.force_login(User.objects.create_superuser("ann"))
     page = client.get("/admin/celery_continuations/recordrow/").content.decode()
-    for text in ("sound-id", "running", "import rows", "25%", "broken-id", "unreadable: &#x27;nonsense&#x27;"):
+    broken = "unreadable: &#x27;nonsense&#x27;"
+    for text in ("sound-id", "running", "import rows", "25%", "broken-id", broken, "running, to pause"):
         assert text in page
     assert client.get("/admin/celery_continuations/recordrow/add/").status_code == 403
 
     found = client.get("/admin/celery_continuations/recordrow/?q=sound").content.decode()
     assert "sound-id" in found
     assert "broken-id" not in found
-    for task_id, shown in (("sound-id", "import rows"), ("broken-id", "unreadable: &#x27;nonsense&#x27;")):
+    for task_id, shown in (("sound-id", "import rows"), ("broken-id", broken)):
         row = RecordRow.objects.get(task_id=task_id)
         one = client.get(f"/admin/celery_continuations/recordrow/{row.pk}/change/").content.decode()
         assert shown in one
@@ -144,3 +146,15 @@ def test_an_item_and_its_cursor_in_one_transaction(django_database: Path) -> Non
         store.within(connections["other"].connection)
     connections["other"].close()
     del connections["other"], connections.settings["other"]
+
+
+def test_a_store_that_is_closed_leaves_an_open_transaction_alone(django_database: Path) -> None:
+    from celery_continuations.stores.django import DjangoStore
+
+    store = DjangoStore("default", "service")
+    with transaction.atomic():
+        store.swap("a", None, Record(Fence(1, Status.RUNNING, "w/1/a")))
+        store.close()
+    assert store.read("a") is not None
+    store.close()
+    assert connections["default"].connection is None

@@ -556,10 +556,16 @@ def test_r35_r36_a_checkpoint_inside_of_an_atomic_block(task: Any, database: Dat
         with transaction.atomic(using="effects"):
             self.wait_for("approval")
 
+    def beside(self: Any) -> None:
+        for step in self.step("items", start=0, transaction="effects"):
+            with transaction.atomic():
+                step.advance()
+
     assert (refused(task, inside).step, refused(task, between).step) == ("items", None)
     assert (refused(task, first).step, refused(task, waiting).step) == (None, None)
     assert "the Django connection 'effects'" in str(refused(task, inside))
     assert "within that of transaction=" in str(refused(task, twice))
+    assert "the Django connection 'default'" in str(refused(task, beside))
     task(outside)()
     way.close()
 
