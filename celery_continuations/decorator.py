@@ -35,9 +35,11 @@ def continuable(target: Any = None, /, **settings: Any) -> Any:
     >>> @continuable(max_resumptions=100)
     ... @app.task(bind=True)
     ... def import_rows(self, rows):
-    ...     return [row for row in self.iterate("import", rows)]
+    ...     for row in self.iterate("import", rows):
+    ...         print(row)
     >>> import_rows([1, 2])
-    [1, 2]
+    1
+    2
     >>> import_rows.continuation_max_resumptions
     100
     """

@@ -177,7 +177,7 @@ class AppTask(Task):  # type: ignore[misc]
         ...     for step in self.step("count", start=0):
         ...         while step.cursor < pages:
         ...             step.advance()
-        ...     return rate * step.cursor
+        ...     return rate * pages
         >>> total(3)
         6
         """
@@ -233,10 +233,13 @@ class AppTask(Task):  # type: ignore[misc]
 
         >>> from celery import Celery
         >>> app = Celery(set_as_current=False)
+        >>> sizes = []
         >>> @app.task(base=ContinuableTask, bind=True)
-        ... def sizes(self):
-        ...     return [len(rows) for rows in self.iterate("import", range(10), batch=4)]
-        >>> sizes()
+        ... def write(self):
+        ...     for rows in self.iterate("import", range(10), batch=4):
+        ...         sizes.append(len(rows))
+        >>> write()
+        >>> sizes
         [4, 4, 2]
         >>> @app.task(base=ContinuableTask, bind=True)
         ... def parse(self, texts):

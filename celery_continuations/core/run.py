@@ -259,9 +259,11 @@ class Run:
 
     def key(self) -> str:
         """The idempotency key of this place."""
-        if self._open is not None:
-            return self._open.key
-        return key_of(self.id, None, len(self._seen))
+        step = self._open
+        # A step that was left counts as complete, as it will be once the task has resumed behind it.
+        if step is None or (step.left and (step.outcome.kind == "error" or sys.exc_info()[1] is step.handling)):
+            return key_of(self.id, None, len(self._seen))
+        return step.key
 
     # -- what steps call
 

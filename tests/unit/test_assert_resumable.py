@@ -110,6 +110,30 @@ def test_keys_of_idempotency(hold: Any, world: World) -> None:
     hold(pay, USERS)
 
 
+def test_keys_behind_what_was_left(hold: Any, world: World) -> None:
+    """By break, or by an error that is caught: the key is the same after a resumption, and past a checkpoint."""
+
+    def charge(self: Any) -> None:
+        for number in self.iterate("find", [1, 2, 3]):
+            if number == 2:
+                break
+        before = self.continuation.key
+        self.checkpoint()
+        assert self.continuation.key == before
+        try:
+            self.step("fails", fails)
+        except ValueError:
+            world.table[self.continuation.key] = "used"
+        world.table[self.continuation.key] = "used"
+        self.step("charge", world.table.__setitem__, self.continuation.key, "used")
+
+    def fails() -> None:
+        raise ValueError
+
+    hold(charge)
+    assert len(world.table) == 1
+
+
 def test_isolated_steps_and_retries(hold: Any, world: World) -> None:
     def body(self: Any) -> int:
         for step in self.step("alone", start=0, isolated=True):
