@@ -162,6 +162,7 @@ class Execution:
         self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
         _hear_postrun()
         if claim.value is not None and self.request.chord and self._ended(None) is not None:
+            self._put_off_if_claimed(seams.chord_claim_left(self.task.backend, self.request.group))
             # The chord is to count it; the callbacks were dispatched before the result was stored.
             self.request.callbacks = self.request.chain = None
         try:
@@ -181,6 +182,23 @@ class Execution:
             self._teller.resumed(self.run, claim.lost)
             self._warn_of_slow_queue()
         return self.run
+
+    def _put_off_if_claimed(self, seconds: float) -> None:
+        """Whoever is to call the chord's body may be the execution that was lost: nobody else can, until then.
+
+        Raises:
+            Interrupt: where that is some seconds away.
+        """
+        if not seconds:
+            return
+        assert self._claim is not None and self._fence is not None
+        snapshot = self._claim.snapshot or Snapshot().dumps()
+        fence = rules.interrupt(self._store, self.request.id, self._fence, snapshot, seconds)
+        why = f"the chord's body is another's to call, for {seconds} s"
+        if fence is not None and fence.status == Status.QUEUED:
+            self._teller.log(logging.INFO, "given_back", "given back: %s", why)
+            self._publish(generation=fence.generation, snapshot=snapshot, options={"countdown": seconds})
+        self._refuse(why)
 
     def _hand_back_if_changed(self, error: InvalidStepError) -> None:
         """The code at hand does not fit the snapshot: for the grace other workers may have code that does.

@@ -22,6 +22,7 @@ from kombu.serialization import registry
 __all__ = [
     "FinishedTask",
     "around_soft_shutdown",
+    "chord_claim_left",
     "counts_in_chords_once",
     "forget_cached",
     "forget_consumer_cancellation",
@@ -118,6 +119,20 @@ def counts_in_chords_once(backend: Any) -> bool:
     it is told otherwise (celery/backends/redis.py).
     """
     return bool(getattr(backend, "_chord_zset", False))
+
+
+def chord_claim_left(backend: Any, group: str) -> float:
+    """Seconds for which one process alone may call a chord's body, be that process dead; 0 where there is none.
+
+    Why: from 5.7 on the Redis backend lets whoever counts the last member claim the body, for at least 5 s, and who
+    counts that member again meanwhile calls nothing (CHORD_PART_RETURN_LUA in celery/backends/redis.py).
+    """
+    if not counts_in_chords_once(backend):
+        return 0.0
+    key = backend.get_key_for_group(group, ".c")
+    if backend.client.get(key) in (None, b"done", "done"):
+        return 0.0
+    return max(0, int(backend.client.pttl(key))) / 1000
 
 
 def terminate_signal() -> int:

@@ -336,6 +336,7 @@ if app.conf.get("test_point"):
     points(rules, "wait", "leaving", "left")
     points(Backend, "mark_as_done", "dispatched", "stored")
     points(RedisBackend, "on_chord_part_return", "uncounted")
+    points(RedisBackend, "_unpack_chord_result", "unpublished")
 
 
 if app.conf.get("test_patience"):

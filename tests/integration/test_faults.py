@@ -78,6 +78,20 @@ def test_c5_killed_at_a_point(cluster: Any, point: str, callbacks: int, whom: st
     assert len(called(cluster, "called")) <= 1 + callbacks
 
 
+@pytest.mark.parametrize("whom", ["child", "worker"])
+def test_c5_killed_between_the_chords_count_and_its_body(cluster: Any, whom: str) -> None:
+    cluster.worker("-c", "1", test_point=("unpublished", whom), **SOON)
+    header = [cluster.sig("plain", 1), cluster.sig("steps", COUNT)]  # which is counted last
+    result = chord(header, cluster.sig("total"), app=cluster.client).apply_async()
+    cluster.trace.await_items(1, "point")
+    if whom == "worker":
+        cluster.worker("-c", "1", **SOON)
+    assert result.get(timeout=60) == COUNT + 1
+    assert repeated(cluster.trace.items(), COUNT) == 0
+    assert cluster.trace.lines("failure") == []
+    assert len(called(cluster, "total")) == 1
+
+
 @pytest.mark.parametrize("point", ["saved", "published", "finishing"])
 def test_c5_the_main_process_is_killed_at_a_point(cluster: Any, point: str) -> None:
     conf = {**SOON, "continuation_max_runtime": None if point == "finishing" else 0.5}
