@@ -134,6 +134,17 @@ def test_errors_that_are_not_resumed(worker: Any, task: Any, error: Exception) -
     assert result.state == states.FAILURE
 
 
+def test_being_out_of_memory_is_not_resumed(worker: Any, task: Any) -> None:
+    def run(self: Any) -> None:
+        self.step("one", int)
+        raise MemoryError
+
+    task(run).delay()
+    with pytest.raises(MemoryError):  # Celery lets it end the process
+        worker.deliver()
+    assert worker.queued() == 0
+
+
 def test_r29_resume_errors_after_advancing_off(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         self.step("one", int)
