@@ -152,6 +152,9 @@ class Quiet:
         """No source here is throttled."""
         raise NotImplementedError
 
+    def unchecked(self, run: Run, step: Step) -> None:
+        """Nobody looks at what is saved."""
+
     def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
         """No item here fails."""
         raise NotImplementedError

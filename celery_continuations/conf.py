@@ -87,6 +87,12 @@ def _is_secret(value: Any) -> bool:
     return isinstance(value, str) and len(value) >= SHORTEST_SECRET
 
 
+def _are_renamings(value: Mapping[Any, Any]) -> bool:
+    new = [name for name in value.values() if name is not None]
+    are_names = all(isinstance(name, str) and name for name in (*value, *new))
+    return are_names and len(set(new)) == len(new) and not set(new) & set(value)
+
+
 _ZERO_OR_MORE = "a number of seconds, 0 or more"
 
 #: RabbitMQ's default, in seconds: a message unacknowledged for longer closes its channel.
@@ -126,6 +132,13 @@ SETTINGS: dict[str, Setting] = {
     "max_crashes": Setting(5, _whole(1), "an int of 1 or more"),
     "change_grace": Setting(600, lambda v: _seconds(v) or v == 0, "a number of seconds, 0 or more, or a timedelta"),
     "on_change": Setting("fail", lambda v: v in ("fail", "restart"), '"fail" or "restart"'),
+    "version": Setting(1, _whole(1), "an int of 1 or more"),
+    "renamed_steps": Setting(
+        {},
+        lambda v: isinstance(v, Mapping) and _are_renamings(v),
+        "a dict of a task's step names, old to new, or to None for a step that is gone; no new name may be an old one, "
+        "or stand twice",
+    ),
     "grace_period": Setting(
         None, lambda v: v is None or _number(0, above=True)(v), "a number of seconds above 0, or None"
     ),
@@ -157,6 +170,9 @@ _OF_THE_APP = (
     "callback_expires",
     "callback_max_body",
 )
+
+# Of a task alone.
+_OF_THE_TASK = ("version", "renamed_steps")
 
 # What the resumed message takes of continuation_resume_options; anything else would change the task.
 RESUME_OPTIONS = frozenset(("queue", "exchange", "routing_key", "priority", "countdown"))
@@ -211,10 +227,12 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
     """
     for name, one in SETTINGS.items():
         full = PREFIX + name
+        if task is None and name in _OF_THE_TASK:
+            continue
         value = app.conf.get(full, one.default) if task is None else getattr(task, full, one.default)
         # a function as class attribute becomes a method, which is still callable
         _check(full, value, one, "" if task is None else f" of task {task.name}")
-    names, known, where = app.conf, SETTINGS, ""
+    names, known, where = app.conf, {name: one for name, one in SETTINGS.items() if name not in _OF_THE_TASK}, ""
     if task is not None:
         names, known, where = dir(task), _of_tasks(), f" of a task, as {task.name} has it"
     # With Django they are CELERY_CONTINUATION_… in its settings.

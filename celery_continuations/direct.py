@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_continuations import seams, transactions
+from celery_continuations import conf, seams, transactions
 from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
@@ -62,9 +62,11 @@ class DirectExecution:
 
     is_direct = True
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, task: Any) -> None:
         self.in_body = False
-        self.run = Run(request.id or str(uuid.uuid4()), Snapshot(executions=1), self, interruptible=False)
+        self.called_with: tuple[Any, Any] = ((), {})
+        snapshot = Snapshot(executions=1, task_version=conf.setting(task, "version"))
+        self.run = Run(request.id or str(uuid.uuid4()), snapshot, self, interruptible=False)
         setattr(request, ATTRIBUTE, self)
 
     def begin(self) -> Run:
@@ -126,6 +128,9 @@ class DirectExecution:
     def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
         """Nobody listens."""
         return is_of_item(error)
+
+    def unchecked(self, run: Run, step: Step) -> None:
+        """There is no other execution whose items could differ."""
 
     def failed(self, error: Exception) -> None:
         """Errors are raised as they are."""

@@ -22,6 +22,7 @@ __all__ = [
     "RememberedError",
     "ResumeLimitError",
     "SnapshotTooLargeError",
+    "SourceChangedError",
     "StoreError",
     "UnadvanceableCursorError",
     "UnserializableValueError",
@@ -277,6 +278,39 @@ class SnapshotTooLargeError(ContinuationError):
         return (
             f"the snapshot has {self.size:,} bytes, continuation_max_snapshot allows {self.limit:,}; "
             f"its largest part is {self.largest}. Keep big data elsewhere and save a reference to it"
+        )
+
+
+class SourceChangedError(ContinuationError):
+    """What a loop iterates over is not what it was when an earlier execution of the task left it.
+
+    Going on would leave items out, or do them twice.  The task fails, and its record is kept; ``autoretry_for`` does
+    not retry it.
+
+    Attributes:
+        step: name of the loop.
+        task_id: of the task.
+        problem: what has changed.
+        advice: what to write in the task's code instead.
+
+    >>> print(SourceChangedError("send", "7f3a", "it has 3 items, and 5 were done", "Write a queryset."))
+    step 'send': it has 3 items, and 5 were done
+    Write a queryset.
+    Then: celery -A proj continuations retry 7f3a --step send (again from its beginning), or retry 7f3a --accept-source (on from its place in the source as it is now).
+    """  # noqa: E501
+
+    def __init__(self, step: str, task_id: str, problem: str, advice: str) -> None:
+        super().__init__(step, task_id, problem, advice)
+        self.step = step
+        self.task_id = task_id
+        self.problem = problem
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step!r}: {self.problem}\n{self.advice}\nThen: celery -A proj continuations retry {self.task_id} "
+            f"--step {self.step} (again from its beginning), or retry {self.task_id} --accept-source (on from its place "
+            "in the source as it is now)."
         )
 
 

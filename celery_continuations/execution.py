@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import time
@@ -18,9 +19,10 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import conf, seams, transactions
 from celery_continuations.core import codec
-from celery_continuations.core.inbox import Inbox
+from celery_continuations.core.evolution import adapt, old_names
+from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
+from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting, with_misfit
 from celery_continuations.core.step import Step, Wait
 from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item
 from celery_continuations.exceptions import (
@@ -81,6 +83,22 @@ _PUBLISH_DELAY, _PUBLISH_DELAY_MAX = 0.2, 5.0
 # Names of the tasks of this process that have been told of as slow to come to a checkpoint.
 _slow: set[str] = set()
 
+# The same of tasks with a loop whose source is not checked.
+_unchecked: set[str] = set()
+
+
+class Final(BaseException):
+    """Carries an error that no retry can help past ``autoretry_for``, from the task's body to its boundary.
+
+    Attributes:
+        error: the error.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 
 class Execution:
     """The host of a run in a worker.
@@ -91,6 +109,7 @@ class Execution:
 
     Attributes:
         in_body: whether the task's own code is running.
+        called_with: the arguments that its function was given.
         run: the run, once the task is claimed.
         retry_options: what ``self.retry()`` wants of the next message, once it was called.
     """
@@ -101,6 +120,7 @@ class Execution:
         self.task = task
         self.request = request
         self.in_body = False
+        self.called_with: tuple[Any, Any] = ((), {})
         self.run: Run | None = None
         self.retry_options: dict[str, Any] | None = None
         self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}
@@ -166,12 +186,12 @@ class Execution:
             # The chord is to count it; the callbacks were dispatched before the result was stored.
             self.request.callbacks = self.request.chain = None
         try:
-            snapshot = Snapshot() if claim.snapshot is None else Snapshot.loads(claim.snapshot)
+            snapshot = self._begun_with(claim.snapshot)
         except InvalidStepError as exc:
             self._hand_back_if_changed(exc)
-            raise
+            raise Final(exc) from None
         snapshot.executions += 1
-        snapshot.waiting = None
+        snapshot.waiting = snapshot.misfit = None
         self._ran_before = snapshot.run_time
         self.run = Run(self.request.id, snapshot, self)
         self._largest = conf.setting(self.task, "max_snapshot")
@@ -182,6 +202,19 @@ class Execution:
             self._teller.resumed(self.run, claim.lost)
             self._warn_of_slow_queue()
         return self.run
+
+    def _begun_with(self, text: str | None) -> Snapshot:
+        """Return what to go on from, adapted to the current code.
+
+        Raises:
+            InvalidStepError: when it is of newer code, or of a newer release of this library.
+        """
+        version = conf.setting(self.task, "version")
+        if text is None:
+            return Snapshot(task_version=version)
+        snapshot = Snapshot.loads(text)
+        adapt(snapshot, version, conf.setting(self.task, "renamed_steps"))
+        return snapshot
 
     def _put_off_if_claimed(self, seconds: float) -> None:
         """Whoever is to call the chord's body may be the execution that was lost: nobody else can, until then.
@@ -209,12 +242,16 @@ class Execution:
         assert self._claim is not None
         now = time.time()
         since = float(getattr(self.request, CHANGED, None) or now)
-        snapshot, countdown = self._claim.snapshot, HAND_BACK_DELAY
+        snapshot, countdown = self._claim.snapshot or self._begun_with(None).dumps(), HAND_BACK_DELAY
         if now - since >= conf.seconds(conf.setting(self.task, "change_grace")):
             if conf.setting(self.task, "on_change") != "restart":
                 return
-            snapshot, countdown = Snapshot().dumps(), 0.0
-        self._teller.log(logging.WARNING, "changed", "goes back: this worker's code does not fit it: %s", error)
+            snapshot, countdown = self._begun_with(None).dumps(), 0.0
+        else:
+            snapshot = with_misfit(snapshot, str(error))
+        self._teller.log(
+            logging.WARNING, "changed", "requeued: this worker's code cannot resume its snapshot: %s", error
+        )
         self._handback = {"snapshot": snapshot, "options": {"countdown": countdown, "headers": {CHANGED: since}}}
         raise Interrupt(None, None, CODE_CHANGED)
 
@@ -497,11 +534,15 @@ class Execution:
         if not self._store.keeps:
             return None
         assert self._fence is not None
+        # What was delivered under a name that the wait had before counts as well.
+        names = [name, *old_names(name, conf.setting(self.task, "renamed_steps"))]
         try:
             if not close:
                 record = self._store.read(self.request.id)
-                return Inbox.loads(record.inbox).get(name) if record else None
-            outcome = outside.close_wait(self._store, self.request.id, self._fence, name)
+                inbox = Inbox.loads(record.inbox if record else None)
+                return next((inbox[one] for one in names if one in inbox), None)
+            outcomes = [outside.close_wait(self._store, self.request.id, self._fence, one) for one in names]
+            outcome = next((one for one in outcomes if one != TIMED_OUT), TIMED_OUT)
         except StoreError as exc:
             self._warn_not_saved(f"the end of wait {name!r}", exc)
             self.leave(Waiting("time", time.time() + _CLAIM_COUNTDOWN), "the store is away")
@@ -574,6 +615,19 @@ class Execution:
         )
         return True
 
+    def unchecked(self, run: Run, step: Step) -> None:
+        """Tell once per process that a loop's items cannot be told apart."""
+        if self.task.name not in _unchecked:
+            _unchecked.add(self.task.name)
+            self._teller.log(
+                logging.INFO,
+                "source_unchecked",
+                "step %s reads items that have nothing to tell them apart: a change of its source is only noticed when it "
+                "becomes shorter; give iterate identity=, or a source that is read by key",
+                step.name,
+                step=step.name,
+            )
+
     # -- leaving
 
     def failed(self, error: Exception) -> None:
@@ -583,8 +637,16 @@ class Execution:
             Interrupt: when the task is to resume.
         """
         run = self.run
+        if run is not None and run.misfit is None and self.resumed and self._does_not_bind(error):
+            run.misfit = InvalidStepError(
+                f"its arguments do not fit {self.task.name}{inspect.signature(self.task.run)}: {error}", recorded=True
+            )
+            error = run.misfit
         if run is not None and run.misfit is not None:
             self._hand_back_if_changed(run.misfit)
+        if run is not None and error in (run.misfit, run.changed):
+            run.failed(error)
+            raise Final(error)
         if run is None or run.interrupted is not None or seams.is_predicate(error):
             return
         run.failed(error)
@@ -610,6 +672,8 @@ class Execution:
         if run.misfit is not None:
             self._hand_back_if_changed(run.misfit)
             raise run.misfit
+        if run.changed is not None:
+            raise run.changed
         if run.interrupted is not None:
             raise run.interrupted
         if self.retry_options is not None:
@@ -620,6 +684,16 @@ class Execution:
             if run.misfit is not None:
                 self._hand_back_if_changed(run.misfit)
             raise
+
+    def _does_not_bind(self, error: Exception) -> bool:
+        """Whether the body never ran because the function does not take these arguments."""
+        if type(error) is not TypeError or error.__traceback__ is None:
+            return False
+        try:
+            inspect.signature(self.task.run).bind(*self.called_with[0], **self.called_with[1])
+        except TypeError:
+            return True
+        return False
 
     def finish(self, value: Any) -> None:
         """Write down the return value before Celery passes it on.
@@ -653,6 +727,8 @@ class Execution:
             Ignore: when another execution has taken over, or this one never began.
             ResumeLimitError: when the task was resumed too often.
         """
+        if isinstance(error, Final):
+            error = error.error
         if self.run is not None:
             self.run.abandon()
         if self._handback is not None and self._fence is not None:

@@ -76,9 +76,9 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
         """End the task in the state REVOKED; see :func:`celery_continuations.steering.cancel`."""
         steering.cancel(self.id, app=self.app, store=self._store)
 
-    def retry(self, step: str | None = None) -> None:
+    def retry(self, step: str | None = None, *, accept_source: bool = False) -> None:
         """Take up a failed task; see :func:`celery_continuations.steering.retry`."""
-        steering.retry(self.id, step, app=self.app, store=self._store)
+        steering.retry(self.id, step, accept_source=accept_source, app=self.app, store=self._store)
         seams.forget_cached(self)
 
     # -- what is known of it

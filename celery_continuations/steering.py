@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from celery import current_app, states
+from celery import Task, current_app, states
 from celery.app.task import Context
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_continuations import conf, seams
+from celery_continuations.core.evolution import old_names
 from celery_continuations.core.snapshot import Outcome
 from celery_continuations.exceptions import InvalidStepError, StoreError
-from celery_continuations.republish import context_of, publish_kept
+from celery_continuations.republish import context_of, publish_kept, task_name
 from celery_continuations.stores import Record, Store, open_store, outside
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
         ended=_ended(app, task_id),
         largest=conf.app_setting(app, "max_snapshot"),
         kept_for=float(conf.seconds(conf.app_setting(app, "keep_failed"))),
+        earlier_names=lambda record: _earlier_names(app, record, name),
     )
     _log(task_id, "delivered", f"{name!r} was delivered")
     _publish(app, record)
@@ -145,12 +147,21 @@ def revoke(app: Celery, task_id: str, record: Record | None) -> None:
         dispatcher.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
 
 
-def retry(task_id: str, step: str | None = None, *, app: Celery | None = None, store: str | None = None) -> None:
-    """Take up a failed task: from the step that failed, or from ``step``, which is forgotten with all after it.
+def retry(
+    task_id: str,
+    step: str | None = None,
+    *,
+    accept_source: bool = False,
+    app: Celery | None = None,
+    store: str | None = None,
+) -> None:
+    """Take up a failed task: where it failed, or at the beginning of ``step``, which is forgotten with all after it.
 
     Args:
         task_id: the task.
-        step: a step that was begun.
+        step: a step that was begun, or completed.
+        accept_source: whether the loop that failed goes on from its place in its source as that is now, after a
+            :class:`SourceChangedError`; items may be left out, or done twice.
         app: the task's app; without it the current one.
         store: the task's setting ``continuation_store``; without it the app's.
 
@@ -161,11 +172,12 @@ def retry(task_id: str, step: str | None = None, *, app: Celery | None = None, s
     """
     app = app or current_app._get_current_object()
     opened = _store(app, store)
-    outside.check_retry(opened, task_id, step)
+    outside.check_retry(opened, task_id, step, accept_source)
     # Before the record is reopened: an execution asks the result backend whether the task has ended.
     app.backend.store_result(task_id, None, states.PENDING)
-    record = outside.retry(opened, task_id, step)
-    _log(task_id, "retried", "is taken up again" + (f", from step {step!r}" if step else ""))
+    record = outside.retry(opened, task_id, step, accept_source)
+    what = f", from step {step!r}" if step else ", with its source as it is now" if accept_source else ""
+    _log(task_id, "retried", f"is taken up again{what}")
     _publish(app, record)
 
 
@@ -178,6 +190,12 @@ def _store(app: Celery, setting: str | None) -> Store:
             "db+postgresql://, db+sqlite:/// or file:// URL",
         )
     return store
+
+
+def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:
+    """Return the names that a wait had before, where the task's code is known here."""
+    task = app.tasks.get(task_name(record.message)) if record.message else None
+    return old_names(name, conf.setting(task, "renamed_steps")) if isinstance(task, Task) else []
 
 
 def _ended(app: Celery, task_id: str) -> outside.Ended:

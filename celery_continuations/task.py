@@ -21,7 +21,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 from weakref import WeakSet
 
 from celery import Celery, Task
@@ -31,12 +31,13 @@ from celery_continuations import conf, waiting
 from celery_continuations.core import codec
 from celery_continuations.core.run import Continuation, Run, check_name
 from celery_continuations.core.snapshot import Saved
-from celery_continuations.core.step import Iteration
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of, rehearsed
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution import Execution
 from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.sources import opener
+from celery_continuations.sources.base import AUTO
 from celery_continuations.transactions import unit_of
 from celery_continuations.waiting import RAISE, tell_parent
 from celery_continuations.worker.hearing import Hearing
@@ -74,7 +75,7 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
         return call(*args, **kwargs)
     execution = rehearsed(task, request) if request.is_eager else Execution(task, request)
     if execution is None:
-        DirectExecution(request)
+        DirectExecution(request, task)
         return call(*args, **kwargs)
     try:
         if task.claims_at_start or execution.resumed:
@@ -107,8 +108,9 @@ def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     if execution is not None and execution.in_body:
         return run(*args, **kwargs)
     if execution is None:
-        execution = DirectExecution(request)
+        execution = DirectExecution(request, task)
     execution.in_body = True
+    execution.called_with = (args, kwargs)
     try:
         value = run(*args, **kwargs)
     except Exception as error:
@@ -116,6 +118,7 @@ def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
         raise
     finally:
         execution.in_body = False
+        execution.called_with = ((), {})
     if isinstance(execution, DirectExecution):
         execution.returned()
     return value
@@ -200,9 +203,10 @@ class AppTask(Task):  # type: ignore[misc]
         start: Any = None,
         isolated: bool = False,
         batch: int | None = None,
-        total: int | None = None,
+        total: int | Literal["count"] | None = None,
         on_error: int | None = None,
         transaction: Any = None,
+        identity: Callable[[Any], Any] | None = AUTO,
     ) -> Iteration:
         """Loop over ``source``, with a checkpoint after each item.
 
@@ -211,25 +215,30 @@ class AppTask(Task):  # type: ignore[misc]
             source: a sequence, range or iterable; a source; a path (its CSV rows where it ends in ``.csv``, its
                 JSON values where it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading
                 (its lines, from its beginning); what else is known to :func:`sources.register`; or a function that
-                returns one of these and is called only if the step is still to be done. An iterator or generator
-                has to be made anew by the task's code in each execution, from its beginning: as many items as were
-                done are left out then.
+                returns one of these and is called only if the step is still to be done.  What has no key to find its
+                place by is read by position: a resumption leaves out as many items as were done, and compares the last
+                of them with what was saved of it.
             start: where to start; for positions an int.
             isolated: run the step in an execution of its own.
             batch: yield lists of up to so many items.
-            total: number of items, for progress, where the source does not tell.
+            total: number of items, for progress, where the source does not tell; ``"count"`` to have a queryset or select
+                counted once.
             on_error: how many items may fail that are tried within ``with rows.attempt():``, see
                 :meth:`Iteration.attempt`; they are put aside, for ``rows.failed``.
             transaction: a SQLAlchemy Session, or the alias of a Django database, e.g. ``"default"``, of the database
                 that is also ``continuation_store``: what the body does in it is committed after each item, together
                 with the cursor, so that each item takes effect exactly once.  The body must not commit.  What is
                 left by break or an error is rolled back.
+            identity: for items read by position: a function of an item that returns what tells it from others, where
+                items look different in each execution; None to compare nothing.  Without it that is the key of a model
+                instance, the ``id`` of an item, or all of it.
 
         Returns:
             An iterable, to be used once, with ``cursor``, ``total``, ``resumed`` and ``failed``.
 
         Raises:
             InvalidStepError: when the step must not come here, or the source is a set or a string.
+            SourceChangedError: when a resumption finds that the source is not what it was.
 
         >>> from celery import Celery
         >>> app = Celery(set_as_current=False)
@@ -254,7 +263,7 @@ class AppTask(Task):  # type: ignore[misc]
         check_name(name)
         run = self._run(name)
         unit = unit_of(name, transaction)
-        opened = opener(name, source, batch, total)
+        opened = opener(name, source, batch, total, identity)
         return run.iterate(name, opened, start=start, isolated=isolated, on_error=on_error, unit=unit)
 
     def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:

@@ -79,7 +79,7 @@ def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | N
             return WaitTimeout(f"nothing was delivered to {name!r} in time")
         return Outcome.of_value(default, f"the default of wait {name!r}")
 
-    return run.wait(name, look)
+    return run.wait(name, "wait_for", look)
 
 
 def sleep(run: Run, waiter: Waiter, name: str, until: float | timedelta | datetime, app: Any) -> None:
@@ -95,7 +95,7 @@ def sleep(run: Run, waiter: Waiter, name: str, until: float | timedelta | dateti
             waiter.leave(Waiting("time", fixed), f"sleeping in {name!r}")
         return Outcome()
 
-    run.wait(name, look)
+    run.wait(name, "sleep", look)
 
 
 def wait_until(
@@ -122,7 +122,7 @@ def wait_until(
         again = waiter.now() + pause
         waiter.leave(Waiting("time", again if until is None else min(again, until)), f"waiting until {name!r}")
 
-    return run.wait(name, look)
+    return run.wait(name, "wait_until", look)
 
 
 def resume_in(run: Run, waiter: Waiter, delay: float | timedelta) -> NoReturn:
@@ -151,7 +151,7 @@ def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, paren
             waiter.leave(Waiting("result", waiter.now() + again, pending), f"waiting for the results of {name!r}")
         return children.collect(ids)
 
-    return run.wait(name, look)
+    return run.wait(name, "wait_for_results", look)
 
 
 class _Children:

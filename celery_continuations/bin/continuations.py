@@ -71,6 +71,7 @@ def _print(found: list[dict[str, Any]], lines: Iterable[str], as_json: bool) -> 
 @click.option("--task", "pattern", metavar="GLOB", help="Only tasks of such a name, e.g. 'proj.*'.")
 @click.option("--older", type=shown.Duration(), help="Only those that began longer ago: 90s, 5m, 2h, 3d.")
 @click.option("--younger", type=shown.Duration(), help="Only those that began since then.")
+@click.option("--version", type=int, help="Only tasks that were begun by this continuation_version.")
 @click.option("--all", "everything", is_flag=True, help="Also those that are done or cancelled.")
 @_as_json
 def list_(
@@ -79,6 +80,7 @@ def list_(
     pattern: str | None,
     older: float | None,
     younger: float | None,
+    version: int | None,
     everything: bool,
     as_json: bool,
 ) -> None:
@@ -89,6 +91,8 @@ def list_(
         if one["error"]:
             return True  # nothing is known of it but that it needs somebody
         if one["state"] not in wanted or (pattern and not fnmatch.fnmatchcase(one["task"] or "", pattern)):
+            return False
+        if version is not None and one["version"] != version:
             return False
         if older is younger is None:
             return True
@@ -208,11 +212,18 @@ def cancel(ctx: click.Context, task_ids: tuple[str, ...], yes: bool, as_json: bo
 
 @_command
 @_ids
-@click.option("--step", help="Go on from this step, instead of the one that failed.")
+@click.option("--step", help="Begin this step again, and all after it, instead of going on where it failed.")
+@click.option("--accept-source", is_flag=True, help="Go on in a loop's source as it is now, though it has changed.")
 @_as_json
-def retry(ctx: click.Context, task_ids: tuple[str, ...], step: str | None, as_json: bool) -> None:
+def retry(ctx: click.Context, task_ids: tuple[str, ...], step: str | None, accept_source: bool, as_json: bool) -> None:
     """Take up failed tasks."""
-    _steer(ctx, task_ids, as_json, steering.retry, step)
+    if step is not None and accept_source:
+        raise click.UsageError("--step begins a loop again, which accepts its source anyway: give one of the two")
+
+    def retry_one(task_id: str, **options: Any) -> None:
+        steering.retry(task_id, step, accept_source=accept_source, **options)
+
+    _steer(ctx, task_ids, as_json, retry_one)
 
 
 @_command

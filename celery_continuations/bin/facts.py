@@ -84,6 +84,8 @@ def brief(task_id: str, record: Record) -> dict[str, Any]:
         "percent": progress.percent,
         "waiting": waits._asdict() if waits else None,
         "began": message.began if message else None,
+        "version": snapshot.task_version,
+        "misfit": snapshot.misfit,
         "error": None,
     }
 
@@ -110,6 +112,7 @@ def whole(task_id: str, record: Record) -> dict[str, Any]:
         "left_at": snapshot.left_at or None,
         "losses": {"alone": snapshot.losses[0], "shared": snapshot.losses[1]},
         "steps": [{"name": name, "kind": one.kind} for name, one in snapshot.completed.items()],
+        "kind": snapshot.kind,
         "saved": {name: codec.encode(value) for name, value in snapshot.saved.items()},
         "errors": snapshot.errors,
         "inbox": [{"name": name, "kind": one.kind} for name, one in Inbox.loads(record.inbox).items()],
@@ -123,7 +126,7 @@ def key(facts: dict[str, Any]) -> float:
 
 def nothing(task_id: str, state: str | None) -> dict[str, Any]:
     """Return the facts of a task of which no more is known than a state."""
-    names = ("task", "wish", "step", "cursor", "done", "total", "percent", "waiting", "began", "error")
+    names = ("task", "wish", "step", "cursor", "done", "total", "percent", "waiting", "began", "version", "misfit", "error")
     return {"id": task_id, **dict.fromkeys(names), "state": state, "completed": 0}
 
 

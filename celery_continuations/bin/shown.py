@@ -97,7 +97,9 @@ def place(facts: dict[str, Any]) -> str:
     words = []
     if facts["wish"]:
         words.append(f"to {facts['wish']}")
-    if facts["waiting"]:
+    if facts["misfit"]:
+        words.append(f"needs other code: {facts['misfit']}")
+    elif facts["waiting"]:
         words.append(_wait(facts["waiting"]))
     elif facts["step"]:
         words.append(f"{facts['step']} {_progress(facts)}".strip())
@@ -199,6 +201,10 @@ def _pairs(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if facts["reason"]:
         left = f", {_moment(facts['left_at'])}" if facts["left_at"] else ""
         yield "last left", facts["reason"] + left
+    if facts["version"] != 1:
+        yield "version", f"begun by version {facts['version']} of the task's code"
+    if facts["misfit"]:
+        yield "code", f"a worker's code could not resume it: {facts['misfit']}"
     if facts["due"] is not None:
         yield "due", _moment(facts["due"])
     for one in facts["steps"]:

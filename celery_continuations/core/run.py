@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from celery_continuations.core.snapshot import Outcome, Saved, Snapshot
-from celery_continuations.core.step import Iteration, Opened, Over, Step, Unit, Wait, key_of
+from celery_continuations.core.evolution import NO_LOOPS, described
+from celery_continuations.core.iteration import Iteration, Opened
+from celery_continuations.core.snapshot import UNKNOWN_KIND, Outcome, Saved, Snapshot
+from celery_continuations.core.step import Begun, Over, Step, Unit, Wait, key_of
 from celery_continuations.exceptions import (
     ErrorBudgetError,
     Interrupt,
     InvalidStepError,
+    SourceChangedError,
     UnserializableValueError,
 )
 
@@ -52,6 +55,9 @@ class Host(Protocol):
     def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
         """Return whether the error is of the item in hand alone, and tell of it if so."""
 
+    def unchecked(self, run: Run, step: Step) -> None:
+        """The items of a loop cannot be told apart, so that a change of its source goes unnoticed."""
+
 
 class Run:
     """Steps in order, each once, and checkpoints between and within them.
@@ -66,6 +72,7 @@ class Run:
         attention: the one attribute that every checkpoint reads; set it to have ``host.attend`` called.
         interrupted: the interruption under way, or None.
         misfit: why the code does not fit the snapshot, once that has been found.
+        changed: how the source of a loop has changed, once that has been found.
         unit: the task's own work that the next save is to be part of, or None.
     """
 
@@ -81,6 +88,7 @@ class Run:
         "_seen",
         "_thread",
         "attention",
+        "changed",
         "id",
         "interrupted",
         "interruptible",
@@ -96,6 +104,7 @@ class Run:
         self.interrupted: Interrupt | None = None
         self.interruptible = interruptible
         self.misfit: InvalidStepError | None = None
+        self.changed: SourceChangedError | None = None
         self.unit: Any = None
         self._host = host
         self._thread = threading.get_ident()
@@ -123,7 +132,7 @@ class Run:
     ) -> Any:
         """Run ``func`` once and return its value, or return a step to loop over once."""
         self._declare(name)
-        step = Step(self, name, start, isolated, unit)
+        step = Step(self, name, start, isolated, unit, "block" if func is None else "call")
         if func is None:
             self._declared = step
             return step
@@ -145,10 +154,13 @@ class Run:
         self._declared = step
         return step
 
-    def wait(self, name: str, look: Callable[[Step], Outcome | Exception]) -> Any:
-        """A step whose outcome ``look`` finds, or leaves for; an error that it returns is an outcome too."""
+    def wait(self, name: str, kind: str, look: Callable[[Step], Outcome | Exception]) -> Any:
+        """A step whose outcome ``look`` finds, or leaves for; an error that it returns is an outcome too.
+
+        Its kind is the name of the task's method.
+        """
         self._declare(name)
-        step = Wait(self, name)
+        step = Wait(self, name, kind=kind)
         if not self._begin(step):
             return self.snapshot.completed[name].replay(name)
         found = look(step)
@@ -185,15 +197,15 @@ class Run:
         if self._open is not None:
             self._open.leave()
             self.complete(self._open)
+        if self.changed is not None:
+            raise self.changed
         if len(self._seen) < len(self._recorded):
             missed = self._recorded[len(self._seen)]
-            self.misfit = InvalidStepError(
+            self._refuse_code(
                 f"the task ended before step {missed!r}, which an earlier execution had reached; "
                 "the order of steps may depend on the arguments and on remembered values only",
                 expected=missed,
-                recorded=True,
             )
-            raise self.misfit
 
     # -- what the host calls
 
@@ -234,7 +246,8 @@ class Run:
                 names = list(self.snapshot.completed)
                 for later in names[names.index(name) :]:
                     del self.snapshot.completed[later]
-                self.snapshot.current = (name, None)
+                self.snapshot.leave_step()
+                self.snapshot.current, self.snapshot.kind = (name, None), "call"
                 self._open = None
 
     def interrupt(self, reason: str) -> NoReturn:
@@ -253,8 +266,10 @@ class Run:
         """Return the snapshot, brought up to date."""
         step = self._open
         if step is not None:
-            self.snapshot.current = (step.name, step.encoded_cursor())
-            self.snapshot.progress = step.progress()
+            left, snapshot = step.to_resume(), self.snapshot
+            snapshot.current = (step.name, left.cursor)
+            snapshot.kind, snapshot.mark, snapshot.progress = left.kind, left.mark, left.progress
+            snapshot.begun_as, snapshot.uses = left.begun_as, left.uses
         return self.snapshot
 
     def key(self) -> str:
@@ -292,12 +307,13 @@ class Run:
         self._open = None
         step.run = Over(self.id, step.name)
         if step.aside:
-            step.outcome, self.snapshot.aside = Outcome("done", step.aside), []
+            step.outcome = Outcome("done", step.aside)
         self._completed_here += 1
         self._after_isolated = step.isolated
         self.snapshot.completed[step.name] = step.outcome
-        self.snapshot.current = None
-        self.snapshot.progress = (None, None)
+        if step.kind != "call":
+            self.snapshot.kinds[step.name] = step.kind
+        self.snapshot.leave_step()
         self._host.notify("step_completed", self, step)
         if self.interrupted is None:
             try:
@@ -311,6 +327,32 @@ class Run:
         if self.interrupted is not None:
             raise self.interrupted
         self._host.back_off(self, seconds)
+
+    def refuse_source(self, step: Step, problem: str, advice: str) -> NoReturn:
+        """The source of the step's loop is not what it was.
+
+        Raises:
+            SourceChangedError: always; and again at each later step, should something catch it.
+        """
+        self.changed = SourceChangedError(step.name, self.id, problem, advice)
+        raise self.changed
+
+    def refuse_kind(self, step: Step, saved: str, found: str) -> NoReturn:
+        """The saved cursor of the step's loop means something else than the source's.
+
+        Raises:
+            InvalidStepError: always; the code does not fit the snapshot.
+        """
+        self._refuse_code(
+            f"step {step.name!r} is {described(found)} here, and was begun as {described(saved)}, where its cursor "
+            "means something else; give the new loop another name, or let the tasks that are under way end first",
+            found=step.name,
+            expected=step.name,
+        )
+
+    def unchecked(self, step: Step) -> None:
+        """The items of the step's loop cannot be told apart."""
+        self._host.unchecked(self, step)
 
     def put_aside(self, step: Iteration, error: Exception) -> bool:
         """Note that the item in hand failed, unless the error means more than that.
@@ -342,6 +384,8 @@ class Run:
     def _reopen(self, step: Step) -> None:
         """The last of the step's own work could not be committed: it is not complete."""
         del self.snapshot.completed[step.name]
+        self.snapshot.kinds.pop(step.name, None)
+        self.snapshot.aside = step.aside
         self._completed_here -= 1
         self._open = step
         step.run = self
@@ -376,6 +420,8 @@ class Run:
         check_name(name)
         if self.interrupted is not None:
             raise self.interrupted
+        if self.changed is not None:
+            raise self.changed
         self._refuse_unused()
         self._settle_before(name)
         if self._open is not None:
@@ -390,14 +436,12 @@ class Run:
         place = len(self._seen)
         if place < len(self._recorded) and self._recorded[place] != name:
             expected = self._recorded[place]
-            self.misfit = InvalidStepError(
+            self._refuse_code(
                 f"step {name!r} was started where an earlier execution had step {expected!r}; the order of "
                 "steps may depend on the arguments and on remembered values only",
                 found=name,
                 expected=expected,
-                recorded=True,
             )
-            raise self.misfit
         if place >= len(self._recorded) and name in self.snapshot.completed:
             raise InvalidStepError(f"step {name!r} was started twice", found=name)
         self._seen.append(name)
@@ -411,8 +455,24 @@ class Run:
                 found=unused.name,
             )
 
+    def _refuse_code(self, problem: str, *, found: str | None = None, expected: str | None = None) -> NoReturn:
+        """The code does not fit the snapshot: other code, older or newer, may."""
+        self.misfit = InvalidStepError(problem, found=found, expected=expected, recorded=True)
+        raise self.misfit
+
+    def _refuse_other_kind(self, step: Step, saved: str) -> None:
+        """Refuse a step that an earlier execution has begun or completed as one of another kind."""
+        if saved not in (step.kind, UNKNOWN_KIND):
+            self._refuse_code(
+                f"step {step.name!r} is {described(step.kind)} here, and an earlier execution had it as "
+                f"{described(saved)}; give the new step another name",
+                found=step.name,
+                expected=step.name,
+            )
+
     def _begin(self, step: Step) -> bool:
         if step.name in self.snapshot.completed:
+            self._refuse_other_kind(step, self.snapshot.kind_of(step.name))
             if isinstance(step, Iteration):
                 step.aside = self.snapshot.completed[step.name].data or []
             self._host.notify("step_skipped", self, step)
@@ -425,11 +485,15 @@ class Run:
         else:
             self._host.guard(None, None)
         self._ran = self.attention = True
-        current = self.snapshot.current
-        step.aside = self.snapshot.aside
-        if current is not None:
-            self._forget_aside(current[1])
-            step.enter(current[1], resumed=True)
+        snapshot = self.snapshot
+        step.aside = snapshot.aside
+        if snapshot.current is not None:
+            cursor = snapshot.current[1]
+            if cursor is not None and snapshot.kind is not None:
+                is_loop = snapshot.kind not in NO_LOOPS
+                self._refuse_other_kind(step, step.kind if is_loop and step.kind == "loop" else snapshot.kind)
+            self._forget_aside(cursor)
+            step.enter(_begun(snapshot))
         else:
             step.enter()
         step.handling = sys.exc_info()[1]
@@ -470,6 +534,15 @@ class Run:
         self.complete(step)
 
 
+def _begun(snapshot: Snapshot) -> Begun:
+    """Return what an earlier execution left of the current step: without a cursor nothing of it is done."""
+    assert snapshot.current is not None
+    cursor, progress, begun_as = snapshot.current[1], snapshot.progress, snapshot.begun_as
+    if cursor is None:
+        return Begun(None, progress=progress, begun_as=begun_as)
+    return Begun(cursor, snapshot.kind, snapshot.mark, progress, begun_as, snapshot.uses)
+
+
 def check_name(name: Any) -> None:
     """Refuse what is no name of a step."""
     if type(name) is not str or not name:
@@ -495,6 +568,11 @@ class Continuation:
     def current(self) -> Step | None:
         """The step in hand, or None."""
         return self._run.current
+
+    @property
+    def version(self) -> int:
+        """The ``continuation_version`` of the code that the task began with; 1 where none was set."""
+        return self._run.snapshot.task_version
 
     @property
     def executions(self) -> int:

@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 from celery_continuations.core import codec
 from celery_continuations.exceptions import InvalidStepError, RememberedError, UnserializableValueError
 
-__all__ = ["LOST", "Outcome", "Saved", "Snapshot", "Waiting"]
+__all__ = ["ACCEPTED", "LOST", "UNKNOWN_KIND", "Outcome", "Saved", "Snapshot", "Waiting", "with_misfit"]
 
-VERSION = 1
+#: The newest format known here, and the oldest that can say the same: see :meth:`Snapshot.dumps`.
+VERSION, _FIRST_VERSION = 2, 1
+
+#: In place of a mark: an operator has accepted the source as it is now.
+ACCEPTED = "accepted"
+
+#: The kind of a step that version 0.1 completed, which did not save kinds.
+UNKNOWN_KIND = "?"
 
 #: The reason of a resumption for which nobody left: the execution was lost.
 LOST = "lost"
@@ -142,6 +149,14 @@ class Snapshot:
         waiting: what the step in hand waits for, see :class:`Waiting`, or None.
         gap: the longest time seen between two checkpoints, in seconds; 0 up to a second.
         aside: items of the step in hand that failed: ``[encoded cursor, error]`` of each.
+        kind: what the current step is, and of a loop what its cursor means; None where that is not known.
+        mark: how the source of the current loop was found to be: JSON, read by the source that made it;
+            :data:`ACCEPTED` once an operator has accepted the source as it is; None where nothing is known.
+        kinds: the kind of each completed step, ``"call"`` left out.
+        begun_as: the name that the current step had when it began, where it was renamed since.
+        task_version: the ``continuation_version`` that the task began with.
+        misfit: why a worker's code could not resume this snapshot, the last time that one could not.
+        uses: the format version that the current step needs.
     """
 
     completed: dict[str, Outcome] = field(default_factory=dict)
@@ -160,6 +175,13 @@ class Snapshot:
     waiting: Waiting | None = None
     gap: float = 0.0
     aside: list[list[Any]] = field(default_factory=list)
+    kind: str | None = None
+    mark: Any = None
+    kinds: dict[str, str] = field(default_factory=dict)
+    begun_as: str | None = None
+    task_version: int = 1
+    misfit: str | None = None
+    uses: int = _FIRST_VERSION
 
     @property
     def steps(self) -> list[str]:
@@ -183,8 +205,21 @@ class Snapshot:
         self.losses = (self.losses[0] + alone, self.losses[1] + shared)
         self.lost_at = place
 
+    def kind_of(self, name: str) -> str:
+        """Return the kind of a completed step."""
+        return self.kinds.get(name, "call")
+
+    def leave_step(self) -> None:
+        """Forget the current step, with all that is kept of it alone."""
+        self.current, self.kind, self.mark, self.begun_as = None, None, None, None
+        self.progress, self.aside, self.uses = (None, None), [], _FIRST_VERSION
+
     def dumps(self) -> str:
-        """Write the snapshot as JSON text."""
+        """Write the snapshot as JSON text.
+
+        Its format version is the lowest whose readers understand it, so that an older release can go on with what
+        uses nothing that it does not know.
+        """
         data: dict[str, Any] = {
             "completed": [[name, one.kind, one.data] for name, one in self.completed.items()],
             "saved": {key: codec.encode(value, f"saved[{key!r}]") for key, value in self.saved.items()},
@@ -193,7 +228,8 @@ class Snapshot:
             data[name] = getattr(self, name)
         # What is as in a new snapshot is left out: many a snapshot is a step and a cursor.
         kept = {name: value for name, value in data.items() if value != _NEW[name]}
-        return json.dumps({"version": VERSION, **kept}, separators=(",", ":"))
+        version = max(self.uses, VERSION if self.task_version > 1 else _FIRST_VERSION)
+        return json.dumps({"version": version, **kept}, separators=(",", ":"))
 
     @classmethod
     def loads(cls, text: str) -> Snapshot:
@@ -213,10 +249,12 @@ class Snapshot:
             data = json.loads(text)
             if type(data["version"]) is int and data["version"] > VERSION:
                 raise InvalidStepError(
-                    f"the snapshot is of version {data['version']}, known here is {VERSION}", recorded=True
+                    f"snapshot version {data['version']} is newer than the supported version {VERSION}; it takes "
+                    "a later release of celery-continuations",
+                    recorded=True,
                 )
-            if data["version"] != VERSION:
-                raise ValueError(f"version {data['version']!r}, known is {VERSION}")
+            if type(data["version"]) is not int or data["version"] < _FIRST_VERSION:
+                raise ValueError(f"version {data['version']!r}, expected {_FIRST_VERSION} to {VERSION}")
             data = {**_NEW, **data}
             saved = Saved()
             for key, value in data["saved"].items():
@@ -238,6 +276,13 @@ class Snapshot:
                 waiting=None if data["waiting"] is None else Waiting(*data["waiting"]),
                 gap=data["gap"],
                 aside=list(data["aside"]),
+                kind=data["kind"],
+                mark=data["mark"],
+                kinds=_kinds(data),
+                begun_as=data["begun_as"],
+                task_version=data["task_version"],
+                misfit=data["misfit"],
+                uses=data["uses"],
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as exc:
             raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
@@ -256,6 +301,27 @@ class Snapshot:
 _PLAIN = (
     "current", "executions", "resumptions", "counted", "run_time", "reason",
     "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap", "aside",
+    "kind", "mark", "kinds", "begun_as", "task_version", "misfit", "uses",
 )  # fmt: skip
 
-_NEW: dict[str, Any] = {"completed": [], "saved": {}, **{name: getattr(Snapshot(), name) for name in _PLAIN}}
+_NEW: dict[str, Any] = {
+    "completed": [],
+    "saved": {},
+    **{name: getattr(Snapshot(), name) for name in _PLAIN},
+    "kinds": None,  # always written: without it a snapshot is of version 0.1
+}
+
+
+def _kinds(data: dict[str, Any]) -> dict[str, str]:
+    if data["kinds"] is None:
+        return {name: UNKNOWN_KIND for name, *_ in data["completed"]}
+    return dict(data["kinds"])
+
+
+def with_misfit(text: str, problem: str) -> str:
+    """Note in a snapshot's text why it could not be resumed; all else stays, also what is not known here.
+
+    >>> Snapshot.loads(with_misfit(Snapshot(executions=3).dumps(), "step 'a' is unknown")).misfit
+    "step 'a' is unknown"
+    """
+    return json.dumps({**json.loads(text), "misfit": problem}, separators=(",", ":"))

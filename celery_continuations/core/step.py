@@ -6,48 +6,33 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta
-from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from celery_continuations.core import codec
 from celery_continuations.core.snapshot import Outcome
 from celery_continuations.exceptions import InvalidStepError, UnadvanceableCursorError
 
-__all__ = ["Iteration", "Opened", "Pairs", "Step", "Throttled", "Unit", "Wait", "key_of"]
-
-#: Items of a source, each with the cursor that comes after it.
-Pairs = Iterator[tuple[Any, Any]]
-
-
-class Opened(NamedTuple):
-    """A source that was opened.
-
-    Attributes:
-        read: yields pairs from a cursor on.
-        progress: what is done at a cursor, and what there is in all, where known.
-        total: what there is in all, where the caller knows and the source does not.
-    """
-
-    read: Callable[[Any], Pairs]
-    progress: Callable[[Any], tuple[int | None, int | None]]
-    total: int | None
-
-
-class Throttled(BaseException):
-    """Raised by a source that must not be read now.
-
-    Attributes:
-        seconds: after which to ask it again.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
-
+__all__ = ["Begun", "Checkpoints", "Step", "Unit", "Wait", "key_of"]
 
 # Types whose every value can be saved: a datetime's zone may be one that cannot.
 _COPY_FREE = codec.IMMUTABLE - {datetime, time}
 _UNMOVED = object()
+
+
+class Begun(NamedTuple):
+    """What an earlier execution left of the current step.
+
+    Attributes:
+        cursor: encoded.
+        kind, mark, progress, begun_as, uses: as in :class:`Snapshot`.
+    """
+
+    cursor: Any
+    kind: str | None = None
+    mark: Any = None
+    progress: tuple[int | None, int | None] = (None, None)
+    begun_as: str | None = None
+    uses: int = 1
 
 
 class Checkpoints(Protocol):
@@ -71,8 +56,17 @@ class Checkpoints(Protocol):
     def back_off(self, seconds: float) -> NoReturn:
         """Give the worker back for so long."""
 
-    def put_aside(self, step: Iteration, error: Exception) -> bool:
+    def put_aside(self, step: Any, error: Exception) -> bool:
         """Note that the item in hand failed; False when that is not all that the error means."""
+
+    def refuse_source(self, step: Step, problem: str, advice: str) -> NoReturn:
+        """The source of the step's loop is not what it was."""
+
+    def refuse_kind(self, step: Step, saved: str, found: str) -> NoReturn:
+        """The saved cursor of the step's loop means something else than the source's."""
+
+    def unchecked(self, step: Step) -> None:
+        """The items of the step's loop cannot be told apart."""
 
 
 class Unit(Protocol):
@@ -110,9 +104,20 @@ class Over:
         """Refuse to go on with a loop that is over."""
         raise InvalidStepError(f"step {self._name!r} is complete; its loop went on after it", self._name)
 
-    def put_aside(self, step: Iteration, error: Exception) -> bool:
+    def put_aside(self, step: Any, error: Exception) -> bool:
         """There is no item in hand."""
         return False
+
+    def refuse_source(self, step: Step, problem: str, advice: str) -> NoReturn:
+        """Refuse to go on with a loop that is over."""
+        self.back_off(0)
+
+    def refuse_kind(self, step: Step, saved: str, found: str) -> NoReturn:
+        """Refuse to go on with a loop that is over."""
+        self.back_off(0)
+
+    def unchecked(self, step: Step) -> None:
+        """Nothing more is saved of it."""
 
 
 class Step:
@@ -122,15 +127,18 @@ class Step:
         name: its name.
         cursor: where to start next; everything before it is done.
         resumed: True when an earlier execution had begun it.
+        kind: which kind of step it is, as saved: ``"block"``, ``"call"``, ``"loop"``, or the method of a wait.
     """
 
     __slots__ = (
         "_initial",
         "aside",
+        "begun_as",
         "cursor",
         "handling",
         "isolated",
         "kept",
+        "kind",
         "left",
         "name",
         "outcome",
@@ -140,9 +148,17 @@ class Step:
     )
 
     def __init__(
-        self, run: Checkpoints, name: str, start: Any = None, isolated: bool = False, unit: Unit | None = None
+        self,
+        run: Checkpoints,
+        name: str,
+        start: Any = None,
+        isolated: bool = False,
+        unit: Unit | None = None,
+        kind: str = "block",
     ) -> None:
         self.run = run
+        self.kind = kind
+        self.begun_as: str | None = None  # its name then, where it was renamed since
         self.name = name
         self.cursor = codec.copy(start, f"the start of step {name!r}")
         self.isolated = isolated
@@ -155,11 +171,12 @@ class Step:
         self.kept: Any = None  # the cursor that was committed with the unit's work
         self._initial: Any = _UNMOVED
 
-    def enter(self, resume_at: Any = None, resumed: bool = False) -> None:
-        """Begin the step in this execution; ``resume_at`` is the encoded cursor saved of it."""
-        self.resumed = resumed
-        if resumed:
-            self.cursor = codec.decode(resume_at, f"the cursor of step {self.name!r}")
+    def enter(self, begun: Begun | None = None) -> None:
+        """Begin the step in this execution, where an earlier one has ``begun`` it from what that left."""
+        self.resumed = begun is not None
+        if begun is not None:
+            self.cursor = codec.decode(begun.cursor, f"the cursor of step {self.name!r}")
+            self.begun_as = begun.begun_as
         self._initial = self.kept = self.cursor
 
     def leave(self) -> None:
@@ -178,7 +195,7 @@ class Step:
     @property
     def key(self) -> str:
         """An idempotency key: the same wherever this step is repeated at this cursor, and nowhere else."""
-        return key_of(self.run.id, self.name, self.encoded_cursor())
+        return key_of(self.run.id, self.begun_as or self.name, self.encoded_cursor())
 
     def encoded_cursor(self) -> Any:
         """The cursor as it is saved."""
@@ -187,6 +204,10 @@ class Step:
     def progress(self) -> tuple[int | None, int | None]:
         """Items done and items in all, where known."""
         return (None, None)
+
+    def to_resume(self) -> Begun:
+        """Return what the next execution has to know of this step."""
+        return Begun(self.encoded_cursor(), self.kind, begun_as=self.begun_as)
 
     def set(self, cursor: Any) -> None:
         """Move the cursor: everything before it is done.  A checkpoint.
@@ -264,123 +285,8 @@ class Step:
         return f"<{type(self).__name__} {self.name!r} at {self.cursor!r}>"
 
 
-class Iteration(Step):
-    """A step that is a loop: iterate over it once, for items or batches of items.
-
-    Attributes:
-        budget: how many items may fail, or None where none is put aside.
-    """
-
-    __slots__ = ("_open", "_opened", "budget")
-
-    def __init__(
-        self,
-        run: Checkpoints,
-        name: str,
-        open_source: Callable[[], Opened],
-        start: Any = None,
-        isolated: bool = False,
-        on_error: int | None = None,
-        unit: Unit | None = None,
-    ) -> None:
-        super().__init__(run, name, start, isolated, unit)
-        if on_error is not None and (type(on_error) is not int or on_error < 0):
-            raise InvalidStepError(
-                f"step {name!r}: on_error must be the number of items that may fail, 0 or more, not {on_error!r}",
-                found=name,
-            )
-        self.budget = on_error
-        self._open = open_source
-        self._opened: Opened | None = None
-
-    def progress(self) -> tuple[int | None, int | None]:
-        """What is done and what there is in all, where known."""
-        if self._opened is None:
-            done = 0 if self.cursor is None else self.cursor
-            return (done if type(done) is int else None, None)
-        done, total = self._opened.progress(self.cursor)
-        return done, self._opened.total if total is None else total
-
-    @property
-    def total(self) -> int | None:
-        """How much there is in all, where known."""
-        return self.progress()[1]
-
-    def attempt(self) -> Attempt:
-        """Put the item in hand aside if it fails: ``with rows.attempt(): load(row)``.
-
-        An exception that leaves the block is noted with the cursor of the item, and the loop goes on. It leaves the
-        block all the same where it is not of the item alone: an interruption, a soft time limit, ``self.retry()``,
-        an error of this package.
-
-        Raises:
-            ErrorBudgetError: at the end of the block, when more items have failed than ``on_error`` allows.
-            InvalidStepError: when ``iterate`` was given no ``on_error``.
-        """
-        if self.budget is None:
-            raise InvalidStepError(
-                f"step {self.name!r}: attempt() needs the number of items that may fail; write "
-                f"self.iterate({self.name!r}, ..., on_error=10)",
-                found=self.name,
-            )
-        return Attempt(self)
-
-    @property
-    def failed(self) -> list[tuple[Any, str]]:
-        """Items put aside, in this execution and before: the cursor where each begins, and its error."""
-        return [(codec.decode(cursor, f"a cursor of step {self.name!r}"), text) for cursor, text in self.aside]
-
-    def __iter__(self) -> Iterator[Any]:
-        run = self.run
-        if not run.enter(self):
-            return
-        try:
-            try:
-                opened = self._open()
-                pairs = opened.read(self.cursor)
-                self._opened = opened
-                if self.unit is not None:
-                    pairs = _begun(self.unit, pairs)
-                # The hot path: one store and one attribute read for each item, and nothing else.
-                for item, after in pairs:
-                    yield item
-                    self.cursor = after
-                    if run.attention:
-                        run.moved()
-            except Throttled as throttled:
-                run.back_off(throttled.seconds)
-        except BaseException:
-            # As in Step; or an error of the source itself, or of a save
-            self.leave()
-            raise
-        run.complete(self)
-
-
-class Attempt:
-    """See :meth:`Iteration.attempt`."""
-
-    __slots__ = ("_iteration",)
-
-    def __init__(self, iteration: Iteration) -> None:
-        self._iteration = iteration
-
-    def __enter__(self) -> None:
-        """There is nothing to begin."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
-        """Put the item aside if it has failed."""
-        return isinstance(error, Exception) and self._iteration.run.put_aside(self._iteration, error)
-
-
-def _begun(unit: Unit, pairs: Pairs) -> Pairs:
-    """The unit begins with each item, and not before the source has been read for it."""
-    for pair in pairs:
-        unit.begin()
-        yield pair
-
-
 class Wait(Step):
-    """A step whose outcome comes from outside.  Its cursor, what it has fixed at its first call, is for nobody else."""
+    """A step whose outcome comes from outside.  Its cursor is what its first call has fixed."""
 
     __slots__ = ()
 

@@ -5,17 +5,21 @@ A source yields ``(item, cursor after this item)`` from any cursor on.
 
 from typing import Any
 
-from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import Source, opener, opening, register
+from celery_continuations.sources.base import Source, opener, opening, recognise, register
 from celery_continuations.sources.combinators import batched, nested, throttled
 from celery_continuations.sources.files import csv_rows, json_lines, lines
+from celery_continuations.sources.instances import instances
+from celery_continuations.sources.ordered import keyed, keyed_pages
 from celery_continuations.sources.paged import keys, pages
+from celery_continuations.sources.queries import REFUSED, refusing, requeried
 
 __all__ = [
     "Source",
     "batched",
     "csv_rows",
     "json_lines",
+    "keyed",
+    "keyed_pages",
     "keys",
     "lines",
     "nested",
@@ -39,15 +43,11 @@ def _of_select(select: Any) -> Source:
     return from_select(select)
 
 
-def _of_session(session: Any) -> Source:
-    raise InvalidStepError(
-        f"a {type(session).__name__} yields what it has in hand, in no order; iterate over select_rows(session, select)"
-    )
-
-
 register("django.db.models.query.QuerySet", _of_queryset)
 register("django.db.models.manager.BaseManager", _of_queryset)
 register("sqlalchemy.sql.base.Executable", _of_select)  # those that cannot be read by key are refused with the reason
 register("sqlalchemy.orm.query.Query", _of_select)
-register("sqlalchemy.orm.session.Session", _of_session)
-register("sqlalchemy.orm.scoping.scoped_session", _of_session)
+for name, advice in REFUSED.items():
+    register(name, refusing(advice))
+recognise(requeried)
+recognise(instances)

@@ -2,61 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, Set
-from itertools import chain, count, islice
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, ItemsView, KeysView, Set
+from itertools import chain, islice
+from typing import Any, Protocol, cast, runtime_checkable
 
 from celery_continuations.core import codec
-from celery_continuations.core.step import Opened, Throttled
+from celery_continuations.core.iteration import NOTHING, Keep, Opened, OtherKind, Pairs, Print, Throttled
 from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.fingerprint import NONE
+from celery_continuations.sources.positions import AUTO, Positions
 
-__all__ = ["Pairs", "Source", "batches", "opener", "opening", "progress_of", "register"]
-
-Pairs = Iterator[tuple[Any, Any]]
+__all__ = [
+    "AUTO",
+    "BaseReader",
+    "Batched",
+    "Pairs",
+    "Source",
+    "batches",
+    "check_size",
+    "opener",
+    "opening",
+    "recognise",
+    "register",
+    "step_error",
+]
 
 
 @runtime_checkable
 class Source(Protocol):
     """Something that can be read from any of its cursors on.
 
-    Progress comes of ``source.progress(cursor)``, where there is such a method, which returns what is done and what
-    there is in all, in the same unit, each None where it is not cheap to know; else of ``len(source)``, with cursors
-    that are ints.
+    Progress comes from ``source.progress(cursor)``, where there is such a method, which returns what is done and what
+    there is in all, in the same unit, each None where it is not cheap to know; else from ``len(source)``, with cursors
+    that are ints; else the loop counts the items.  ``source.count()``, where there is such a method, returns the number
+    of items for ``iterate(..., total="count")``.  ``source.kind`` is a short text that says what its cursors mean, saved
+    with them; without it the name of its class.
     """
 
     def read(self, cursor: Any) -> Pairs:
         """Yield ``(item, cursor after this item)`` from ``cursor`` on; None is the beginning."""
 
 
-class Positions:
-    """A sequence, range or iterable, by position.
+class BaseReader:
+    """What the library's own sources have in common; see :class:`celery_continuations.core.iteration.Reader`.
 
-    >>> list(Positions("a b c".split(), "letters").read(1))
-    [('b', 2), ('c', 3)]
+    Attributes:
+        step: name of the loop, for messages.
     """
 
-    def __init__(self, items: Any, step: str | None) -> None:
-        self._items = items
-        self._step = step
-        self._total = len(items) if hasattr(items, "__len__") else None
+    kind: str | None = None
+    checks = False
+    uses = 1
+    is_batched = False
+    step: str | None = None
 
     def read(self, cursor: Any) -> Pairs:
-        """Yield items with the position after each."""
-        start = 0 if cursor is None else cursor
-        if type(start) is not int or start < 0:
-            raise _error(self._step, f"iterates by position and cannot start at {cursor!r}")
-        items = self._items
-        if isinstance(items, (list, tuple)) or not isinstance(items, Sequence):
-            rest: Any = islice(items, start, None)
-        elif isinstance(items, range):
-            rest = items[start:]
-        else:
-            rest = map(items.__getitem__, range(start, len(items)))
-        return zip(rest, count(start + 1))  # pairs made in C: the loop over them stays cheap
+        """Yield items with the cursor after each; see :class:`Source`."""
+        raise NotImplementedError
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read from a cursor on, which finds its place by itself.
+
+        Raises:
+            OtherKind: for the cursor of another kind of source.
+        """
+        self.refuse_other(kind)
+        return _checked(self.read(cursor), self.step)
+
+    def refuse_other(self, kind: str | None) -> None:
+        """Refuse the cursor of another kind of source."""
+        if kind not in (None, self.kind):
+            raise OtherKind(str(kind), str(self.kind))
+
+    def identify(self, identity: Any) -> None:
+        """Take what tells an item from others; there is nothing to switch off where cursors find their place."""
+        if identity is not None:
+            raise step_error(
+                self.step,
+                f"was given identity=, which is for loops by position; this one is by {self.kind}, and needs none",
+            )
+
+    def keep_of(self, item: Any) -> Keep:
+        """Keep nothing."""
+        return NOTHING
+
+    def taken(self, cursor: Any, kept: Any) -> Print:
+        """Return no fingerprint."""
+        return NONE
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Save nothing beside a cursor."""
+        return None
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Items done, and in all where they can be counted."""
-        return _counted(cursor), self._total
+        """Know nothing of it: the loop counts the items."""
+        return None, None
+
+    def count(self) -> int:
+        """Refuse to count the items.
+
+        Raises:
+            InvalidStepError: always; sources that can be counted override it.
+        """
+        raise step_error(
+            self.step,
+            f"was given total='count', and a source by {self.kind} cannot be counted; write total= with the number of "
+            "items, where you know it",
+        )
+
+
+class _Foreign(BaseReader):
+    """A source of the user's own."""
+
+    def __init__(self, source: Any, step: str | None) -> None:
+        self._source = source
+        self.step = step
+        self.kind = getattr(source, "kind", None) or f"source {type(source).__qualname__}"
+
+    def read(self, cursor: Any) -> Pairs:
+        return cast(Pairs, self._source.read(cursor))
+
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
+        if hasattr(self._source, "progress"):
+            return cast("tuple[int | None, int | None]", self._source.progress(cursor))
+        if not hasattr(self._source, "__len__"):
+            return None, None  # an int may be a key, which counts nothing
+        done = 0 if cursor is None else cursor
+        return (done if type(done) is int else None), len(self._source)
+
+    def count(self) -> int:
+        return int(self._source.count()) if hasattr(self._source, "count") else super().count()
 
 
 _makers: dict[type | str, Callable[[Any], Source]] = {}
@@ -80,62 +155,123 @@ def register(kind: type | str, make: Callable[[Any], Source]) -> None:
     _makers[kind] = make
 
 
-def opening(value: Any, step: str | None = None) -> Callable[[], Source]:
-    """Check what was given as a source, and return a function that makes it one.
+def opening(value: Any, step: str | None = None, identity: Any = AUTO) -> Callable[[], Any]:
+    """Check what was given as a source, and return a function that makes a reader of it.
 
     Args:
         value: a source, something registered, a sequence or iterable, or a function that returns one of these,
             which is called at each opening.
         step: the name of the step, for messages.
+        identity: what tells an item from others, where they are read by position.
 
     Raises:
         InvalidStepError: for what cannot be iterated in a repeatable order.
     """
     if _maker_of(value) is None and callable(value) and not _is_source(value):
-        return lambda: _made(value(), step)
+        return lambda: _made(value(), step, identity)
     _refuse(value, step)
-    return lambda: _made(value, step)
+    return lambda: _made(value, step, identity)
 
 
-def opener(name: str, source: Any, batch: int | None = None, total: int | None = None) -> Callable[[], Opened]:
+def opener(
+    name: str, source: Any, batch: int | None = None, total: int | str | None = None, identity: Any = AUTO
+) -> Callable[[], Opened]:
     """Check ``source`` and return a function that opens it.
 
     Args:
         name: of the step, for messages.
-        source: as of :func:`opening`.
+        source: see :func:`opening`.
         batch: items to a list; None for single items.
-        total: number of items, where the caller knows and the source does not.
+        total: number of items, where the caller knows and the source does not; ``"count"`` to count them.
+        identity: see :func:`opening`.
 
     Returns:
         A function that gives the source as a run uses it.
 
     Raises:
-        InvalidStepError: for what cannot be iterated in a repeatable order, and for a bad ``batch``.
+        InvalidStepError: for what cannot be iterated in a repeatable order, and for a bad ``batch``, ``total`` or
+            ``identity``.
     """
     if batch is not None:
         check_size(batch, f"step {name!r}: batch", name)
-    make = opening(source, name)
+    if total is not None and total != "count" and (type(total) is not int or total < 0):
+        raise step_error(name, f"was given total={total!r}; it takes a number of items, 0 or more, or 'count'")
+    if identity is not None and not callable(identity) and identity is not AUTO:
+        raise step_error(name, f"was given identity={identity!r}; it takes a function of an item, or None")
+    make = opening(source, name, identity)
 
     def open_source() -> Opened:
-        found = make()
-        read = found.read if isinstance(found, Positions) else _checked(found.read, name)
-        if batch is None:
-            return Opened(read, progress_of(found), total)
-        return Opened(lambda cursor: batches(read(cursor), batch), progress_of(found), total)
+        reader = make()
+        return Opened(reader if batch is None else Batched(reader, batch), total)
 
     return open_source
 
 
-def progress_of(source: Source) -> Callable[[Any], tuple[int | None, int | None]]:
-    """Return the function that tells how much of a source is done at a cursor, and how much there is."""
-    known: Any = source
-    if hasattr(known, "progress"):
-        progress: Callable[[Any], tuple[int | None, int | None]] = known.progress
-        return progress
-    if not hasattr(known, "__len__"):
-        return lambda _: (None, None)  # an int may be a key, which counts nothing
-    total = len(known)
-    return lambda cursor: (_counted(cursor), total)
+class Batched(BaseReader):
+    """Lists of items of another reader."""
+
+    is_batched = True
+
+    def __init__(self, reader: Any, size: int) -> None:
+        self._reader = reader
+        self._size = size
+
+    def read(self, cursor: Any) -> Pairs:
+        """Yield lists, each with the cursor after its last item."""
+        return batches(iter(self._reader.read(cursor)), self._size)
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read lists from a cursor on, which is one of the other reader."""
+        return batches(self._reader.resume(cursor, kind, mark), self._size)
+
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        """That of the other reader: batches may get another size while tasks are under way."""
+        return cast("str | None", self._reader.kind)
+
+    @property
+    def checks(self) -> bool:  # type: ignore[override]
+        """Whether the other reader does."""
+        return bool(self._reader.checks)
+
+    @property
+    def uses(self) -> int:  # type: ignore[override]
+        """What the other reader does."""
+        return int(self._reader.uses)
+
+    def identify(self, identity: Any) -> None:
+        """Pass it to the other reader."""
+        self._reader.identify(identity)
+
+    def keep_of(self, item: Any) -> Keep:
+        """Keep of a batch what is to be kept of its last item."""
+        _, same, copied, make = keep = self._reader.keep_of(item[-1])
+        if keep == NOTHING:
+            return NOTHING
+
+        def keep_last(batch: Any) -> Any:
+            last = batch[-1]
+            if same or make is None:
+                return last
+            return last.copy() if last.__class__ is copied else make(last)
+
+        return Keep(make=keep_last)
+
+    def taken(self, cursor: Any, kept: Any) -> Any:
+        """Return the fingerprint of the last item of a batch."""
+        return self._reader.taken(cursor, kept)
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Save what the other reader saves."""
+        return self._reader.mark(cursor, kept)
+
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
+        """Count items, not batches."""
+        return cast("tuple[int | None, int | None]", self._reader.progress(cursor))
+
+    def count(self) -> int:
+        """Count items, not batches."""
+        return int(self._reader.count())
 
 
 def batches(pairs: Pairs, size: int) -> Pairs:
@@ -160,36 +296,52 @@ def check_size(size: Any, what: str, step: str | None = None) -> None:
         raise InvalidStepError(f"{what} must be an int of 1 or more, not {size!r}", found=step)
 
 
-def _counted(cursor: Any) -> int | None:
-    done = 0 if cursor is None else cursor
-    return done if type(done) is int else None
-
-
-def _checked(read: Callable[[Any], Pairs], name: str) -> Callable[[Any], Pairs]:
+def _checked(pairs: Pairs, name: str | None) -> Pairs:
     """Look at a source's first cursor: one that cannot be saved is refused now, and not when the worker stops."""
-
-    def checked(cursor: Any) -> Pairs:
-        pairs = iter(read(cursor))
-        for pair in islice(pairs, 1):
-            if not isinstance(pair, tuple) or len(pair) != 2:
-                raise _error(name, f"has a source that yields {pair!r:.80}, and not (item, cursor after it)")
-            codec.encode(pair[1], f"the cursor of step {name!r}")
-            return chain([pair], pairs)
-        return pairs
-
-    return checked
+    pairs = iter(pairs)
+    for pair in islice(pairs, 1):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise step_error(name, f"has a source that yields {pair!r:.80}, and not (item, cursor after it)")
+        codec.encode(pair[1], "a cursor" if name is None else f"the cursor of step {name!r}")
+        return chain([pair], pairs)
+    return pairs
 
 
-def _made(value: Any, step: str | None) -> Source:
+def _made(value: Any, step: str | None, identity: Any) -> Any:
+    reader = _reader_of(value, step)
+    reader.step = step
+    if identity is not AUTO:
+        reader.identify(identity)
+    return reader
+
+
+def _reader_of(value: Any, step: str | None) -> Any:
     make = _maker_of(value)
-    if make is not None:
-        return make(value)
-    _refuse(value, step)
-    source: Source = value if _is_source(value) else Positions(value, step)
-    return source
+    if make is None:
+        _refuse(value, step)
+        if not _is_source(value):
+            return _by_position(value, step)
+    source = value if make is None else make(value)
+    return source if isinstance(source, BaseReader) else _Foreign(source, step)
 
 
-def _maker_of(value: Any) -> Callable[[Any], Source] | None:
+def _by_position(value: Any, step: str | None) -> Any:
+    for recognise in _recognisers:
+        reader = recognise(value)
+        if reader is not None:
+            return reader
+    return Positions(value, step)
+
+
+_recognisers: list[Callable[[Any], Any]] = []
+
+
+def recognise(recogniser: Callable[[Any], Any]) -> None:
+    """Have a function look at each iterable before it is read by position; it returns a reader, or None."""
+    _recognisers.append(recogniser)
+
+
+def _maker_of(value: Any) -> Callable[[Any], Any] | None:
     """Return what is registered for the class nearest to that of ``value``."""
     for kind in type(value).__mro__:
         make = _makers.get(kind) or _makers.get(f"{kind.__module__}.{kind.__qualname__}")
@@ -210,11 +362,14 @@ def _refuse(source: Any, step: str | None) -> None:
         problem = "a string is iterated character by character, which is rarely meant; pass a list of them if it is"
     elif isinstance(source, Set) and not isinstance(source, (KeysView, ItemsView)):
         problem = "a set has no order to resume in; pass sorted(...) of it"
+    elif hasattr(source, "__aiter__"):
+        problem = "it is asynchronous; pass what can be iterated without await, a queryset itself for instance"
     elif not _is_source(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         problem = "it is not iterable"
     if problem is not None:
-        raise _error(step, f"cannot iterate over a {type(source).__name__}: {problem}")
+        raise step_error(step, f"cannot iterate over a {type(source).__name__}: {problem}")
 
 
-def _error(step: str | None, problem: str) -> InvalidStepError:
+def step_error(step: str | None, problem: str) -> InvalidStepError:
+    """Return the error for what a loop was given."""
     return InvalidStepError(f"{'a source' if step is None else f'step {step!r}'} {problem}", found=step)

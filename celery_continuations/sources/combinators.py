@@ -6,43 +6,38 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
-from celery_continuations.core.step import Throttled
+from celery_continuations.core.iteration import Keep, Print, SourceChanged, Throttled
+from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import Pairs, Source, batches, check_size, opening, progress_of
+from celery_continuations.sources.base import BaseReader, Batched, Pairs, Source, check_size, opening
+from celery_continuations.sources.fingerprint import NONE, print_of
 
 __all__ = ["batched", "nested", "throttled"]
 
 
-class _Around:
-    """A source whose cursors are those of another, which is opened when it is first needed."""
+class _Late:
+    """Another source, which is opened when it is first needed."""
 
     def __init__(self, source: Any) -> None:
         self._open = opening(source)
+        self._identity: tuple[Any, ...] = ()
+
+    def identify(self, identity: Any) -> None:
+        """Pass it on, once the source is open."""
+        self._identity = (identity,)
 
     @cached_property
-    def source(self) -> Source:
-        """The other."""
-        return self._open()
+    def reader(self) -> Any:
+        """The other source."""
+        reader = self._open()
+        for identity in self._identity:
+            reader.identify(identity)
+        return reader
 
-    @cached_property
-    def _progress(self) -> Callable[[Any], tuple[int | None, int | None]]:
-        return progress_of(self.source)
-
-    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """As of the other."""
-        return self._progress(cursor)
-
-
-class _Batched(_Around):
-    def __init__(self, source: Any, size: int) -> None:
-        super().__init__(source)
-        self._size = size
-
-    def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
-        return batches(iter(self.source.read(cursor)), self._size)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader, name)
 
 
 def batched(source: Any, n: int) -> Source:
@@ -58,37 +53,150 @@ def batched(source: Any, n: int) -> Source:
     [(['a', 'b'], 2), (['c'], 3)]
     """
     check_size(n, "the size of a batch")
-    return _Batched(source, n)
+    return Batched(_Late(source), n)
 
 
-class _Nested:
-    """A cursor is ``(outer cursor before the outer item, outer cursor after it, inner cursor)``."""
+class _Taken(NamedTuple):
+    """The fingerprint of an item within others, and the whole mark."""
+
+    digest: str | None
+    mark: Any
+
+
+class _Nested(BaseReader):
+    """A cursor is ``(outer cursor before the outer item, outer cursor after it, inner cursor)``.
+
+    A mark has the kind of each level that was open, the length and fingerprint of each outer item in which the loop
+    was, and what the innermost source saves itself.
+    """
 
     def __init__(self, outer: Any, inner: tuple[Callable[..., Any], ...]) -> None:
-        self._outermost = _Around(outer)
-        self._levels: tuple[Callable[..., Any], ...] = (lambda: self._outermost.source, *inner)
+        self._outermost = _Late(outer)
+        self._levels: tuple[Callable[..., Any], ...] = (lambda: self._outermost.reader, *inner)
+        self.kind = f"place in {len(self._levels)} nested sources"
+        self.checks = True
+        self._kinds: list[str | None] = [None] * len(self._levels)
+        self._outer: list[Any] = [None] * len(inner)
+        self._innermost: Any = None
+        self._kept: Any = None
+
+    def identify(self, identity: Any) -> None:
+        """Switch the checks off."""
+        if identity is not None:
+            raise InvalidStepError(
+                "nested sources have no single item to tell apart: identity= takes None there, to switch the check off",
+                found=self.step,
+            )
+        self.checks = False
 
     def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
-        return self._walk((), cursor)
+        """Yield tuples from a cursor on."""
+        return self.resume(cursor, None, ACCEPTED)
 
-    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Of the outermost source."""
-        return self._outermost.progress(None if cursor is None else cursor[0])
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Yield tuples from a cursor on, if the items in which the loop was are the same."""
+        self.refuse_other(kind)
+        return self._walk((), cursor, mark)
 
-    def _walk(self, above: tuple[Any, ...], cursor: Any) -> Pairs:
-        source = opening(self._levels[len(above)](*above))()
-        if len(above) == len(self._levels) - 1:
-            for item, after in source.read(cursor):
-                yield (*above, item), after
+    def _walk(self, above: tuple[Any, ...], cursor: Any, mark: Any) -> Pairs:
+        level = len(above)
+        reader = opening(self._levels[level](*above))()
+        saved = mark["kinds"][level] if isinstance(mark, dict) else None
+        if level == len(self._levels) - 1:
+            yield from self._innermost_items(above, reader, cursor, saved, mark)
             return
         before, expected, within = (None, None, None) if cursor is None else _place(cursor)
-        for item, after in source.read(before):
-            # Where the outer item that was in hand is gone, its place would be one in another.
-            start = within if after == expected else None
-            for items, place in self._walk((*above, item), start):
+        pairs = reader.resume(before, saved, ACCEPTED)
+        is_resumed = cursor is not None
+        for item, after in pairs:
+            found = self._enter(level, reader, item)
+            start, left = None, None
+            # Where the outer item that was current is gone, its place would be one in another.
+            if is_resumed and after == expected:
+                self._compare(level, found, mark)
+                start, left = within, mark
+            is_resumed = False
+            for items, place in self._walk((*above, item), start, left):
                 yield items, (before, after, place)
             before = after
+        if is_resumed and self.checks and reader.checks:
+            raise SourceChanged(f"the outer item in which it was, after {before!r}, is gone", _ADVICE)
+
+    def _enter(self, level: int, reader: Any, item: Any) -> Any:
+        """Note in which outer item the loop is, before anything can change it."""
+        self._kinds[level] = reader.kind
+        checks = self.checks and reader.checks
+        self._outer[level] = [reader.progress(None)[1], *(print_of(item) if checks else NONE)]
+        return self._outer[level]
+
+    def _compare(self, level: int, found: Any, mark: Any) -> None:
+        if not isinstance(mark, dict) or mark["outer"][level] is None or not self.checks:
+            return
+        length, digest, before = mark["outer"][level]
+        if digest is None:
+            if length is not None and found[0] is not None and found[0] < length:
+                raise SourceChanged(f"its outer source had {length:,} items and has {found[0]:,} now", _ADVICE)
+        elif found[1] != digest:
+            shown = f": then {before}, now {found[2]}" if before and found[2] else ""
+            raise SourceChanged(f"the outer item in which it was is another one now{shown}", _ADVICE)
+
+    def _innermost_items(self, above: Any, reader: Any, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        level = len(above)
+        self._kinds[level], self._innermost = reader.kind or kind, reader
+        if not self.checks:
+            reader_mark: Any = ACCEPTED
+        else:
+            reader_mark = mark["inner"] if isinstance(mark, dict) else mark
+        keep: Keep | None = None
+        for item, after in reader.resume(cursor, kind, reader_mark):
+            self._kinds[level] = reader.kind
+            if keep is None and reader.checks and self.checks:
+                keep = reader.keep_of(item)
+            self._kept = (tuple(self._kinds), tuple(self._outer), reader, _kept(keep, item))
+            yield (*above, item), after
+
+    def keep_of(self, item: Any) -> Keep:
+        """Keep what was noted when the item was read."""
+        return Keep(make=lambda _: self._kept)
+
+    def taken(self, cursor: Any, kept: Any) -> Any:
+        """Return the fingerprint of the item before a cursor."""
+        if kept is None or isinstance(kept, _Taken):
+            return kept or NONE
+        kinds, outer, reader, inner = kept
+        for _ in outer:
+            cursor = cursor[2]
+        mark = reader.mark(cursor, inner) if self.checks else None
+        has_all = all(one[1] is not None for one in outer) and (
+            not reader.checks or reader.taken(cursor, inner).digest is not None
+        )
+        return _Taken("all" if has_all else None, {"kinds": kinds, "outer": outer, "inner": mark})
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Save the kinds and fingerprints of all levels."""
+        taken = self.taken(cursor, kept)
+        return taken.mark if isinstance(taken, _Taken) else None
+
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
+        """Count the items of the outermost source, where it counts them itself."""
+        found: tuple[int | None, int | None] = self._outermost.reader.progress(None if cursor is None else cursor[0])
+        return found
+
+
+_ADVICE = (
+    "Each level of nested sources that is read by position needs the same items in each execution; read it by key: a "
+    "queryset, a select, keyed(rows, key=...)."
+)
+
+
+def _kept(keep: Keep | None, item: Any) -> Any:
+    if keep is None:
+        return None
+    if keep.same:
+        return item
+    if item.__class__ is keep.copied:
+        return item.copy()
+    return keep.make(item) if keep.make is not None else NONE
 
 
 def _place(cursor: Any) -> tuple[Any, Any, Any]:
@@ -125,25 +233,78 @@ def nested(outer: Any, *inner: Callable[..., Any]) -> Source:
     return _Nested(outer, inner)
 
 
-class _Throttled(_Around):
+class _Throttled(BaseReader):
     def __init__(self, source: Any, condition: Callable[[], Any], seconds: float) -> None:
-        super().__init__(source)
+        self._late = _Late(source)
         self._condition = condition
         self._seconds = seconds
+        self._is_open = False
 
     def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
+        """Yield items while the condition allows it."""
+        return self.resume(cursor, None, ACCEPTED)
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read from a cursor on while the condition allows it; nothing is opened before it does."""
         pairs: Pairs | None = None
         while True:
             if self._condition():
                 raise Throttled(self._seconds)
             if pairs is None:
-                pairs = iter(self.source.read(cursor))
+                self._is_open = True
+                pairs = iter(self._late.reader.resume(cursor, kind, mark))
             try:
                 pair = next(pairs)
             except StopIteration:
                 return
             yield pair
+
+    def identify(self, identity: Any) -> None:
+        """Pass it to the other source."""
+        self._late.identify(identity)
+
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        """That of the other source, once it is open."""
+        return self._late.reader.kind if self._is_open else None
+
+    @property
+    def checks(self) -> bool:  # type: ignore[override]
+        """Whether the other source does."""
+        return bool(self._late.reader.checks)
+
+    @property
+    def uses(self) -> int:  # type: ignore[override]
+        """What the other source does."""
+        return int(self._late.reader.uses) if self._is_open else 1
+
+    @property
+    def is_batched(self) -> bool:  # type: ignore[override]
+        """Whether the other source is."""
+        return bool(self._late.reader.is_batched)
+
+    def keep_of(self, item: Any) -> Keep:
+        """Choose as the other source does."""
+        keep: Keep = self._late.reader.keep_of(item)
+        return keep
+
+    def taken(self, cursor: Any, kept: Any) -> Print:
+        """Take what the other source takes."""
+        taken: Print = self._late.reader.taken(cursor, kept)
+        return taken
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Save what the other source saves."""
+        return self._late.reader.mark(cursor, kept)
+
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
+        """Count as the other source does."""
+        found: tuple[int | None, int | None] = self._late.reader.progress(cursor)
+        return found
+
+    def count(self) -> int:
+        """Count as the other source does."""
+        return int(self._late.reader.count())
 
 
 def throttled(source: Any, condition: Callable[[], Any], backoff: float | timedelta) -> Source:

@@ -20,7 +20,7 @@ from django.db.models.query import (
     ValuesListIterable,
 )
 
-from celery_continuations.core.step import Pairs
+from celery_continuations.core.iteration import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, KeyedSource, after
 
@@ -69,6 +69,14 @@ class _QueryRows(KeyedSource):
         if cursor is not None:
             self.check(cursor)
         return chain.from_iterable(self._chunks(cursor))
+
+    def named_after(self) -> str:
+        """Return the label of the model."""
+        return _name(self._query)
+
+    def count(self) -> int:
+        """Count the rows, with a query."""
+        return int(self._query.count())
 
     def _chunks(self, cursor: Any) -> Iterator[Pairs]:
         # One row more than is asked for: its key could be that of the last one.

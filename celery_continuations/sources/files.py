@@ -18,9 +18,10 @@ from itertools import accumulate, chain, compress, repeat
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
-from celery_continuations.core.step import Pairs
+from celery_continuations.core.iteration import Pairs, SourceChanged
+from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import register
+from celery_continuations.sources.base import BaseReader, register
 
 __all__ = ["csv_rows", "json_lines", "lines"]
 
@@ -36,7 +37,7 @@ _NEAR = 256
 Mark = tuple[int, int, str]
 
 
-class FileSource:
+class FileSource(BaseReader):
     """What the three have in common: opening, and finding the place.
 
     Args:
@@ -63,15 +64,39 @@ class FileSource:
             raise InvalidStepError(f"{self.path} cannot be read: its encoding {encoding!r} is unknown") from exc
         self._size: int | None = None
 
-    def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
-        return self._rows(self._chunks(cursor))
+    kind = "bytes"
 
-    def _chunks(self, cursor: Any) -> Iterator[_Chunk]:
+    def read(self, cursor: Any) -> Pairs:
+        """Yield items with the place after each.
+
+        Raises:
+            InvalidStepError: when the file is not the one that the cursor was made in.
+        """
+        try:
+            return self._read(cursor, None)
+        except SourceChanged as changed:
+            raise InvalidStepError(f"{changed.problem}. {changed.advice}") from None
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read from a place on, if what comes before it is what was read."""
+        self.refuse_other(kind)
+        return self._read(cursor, mark)
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Mark what comes right before a cursor."""
+        end = cursor[1] & _OFFSET
+        with open(self.path, "rb") as file:
+            file.seek(max(end - _NEAR, 0))
+            return list(_mark(file.read(min(end, _NEAR)), end))
+
+    def _read(self, cursor: Any, mark: Any) -> Pairs:
+        return self._rows(self._chunks(cursor, mark))
+
+    def _chunks(self, cursor: Any, mark: Any) -> Iterator[_Chunk]:
         with open(self.path, "rb") as file:
             self._size = os.fstat(file.fileno()).st_size
             begin = file.read(_HEAD)
-            offset = 0 if cursor is None else self._checked(file, cursor)
+            offset = 0 if cursor is None else self._checked(file, cursor, mark)
         head = _mark(begin, len(begin)) if cursor is None else cursor[0][0]
         encoding = self.encoding
         if encoding == "utf-8-sig":
@@ -80,7 +105,7 @@ class FileSource:
         chunks = _plain_chunks if encoding in _PLAIN else _any_chunks
         return (_Chunk(text, ends, (head, near)) for text, ends, near in chunks(self.path, offset, encoding))
 
-    def progress(self, cursor: Any) -> tuple[int, int]:
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
         """Bytes done, and in all."""
         if self._size is None:
             self._size = self.path.stat().st_size
@@ -91,23 +116,32 @@ class FileSource:
     def _rows(self, chunks: Iterator[_Chunk]) -> Pairs:
         raise NotImplementedError
 
-    def _checked(self, file: IO[bytes], cursor: Any) -> int:
+    def _checked(self, file: IO[bytes], cursor: Any, mark: Any) -> int:
         try:
             (head, near), offset = cursor
-            if not _is_there(file, head):
-                raise InvalidStepError(f"{self.path} was replaced since: it no longer begins as it did")
             end, size = offset & _OFFSET, os.fstat(file.fileno()).st_size
             if end > size:
-                raise InvalidStepError(f"{self.path} was cut off since: it ends before byte {end:,}")
-            if not _is_there(file, near):
-                raise InvalidStepError(f"{self.path} was replaced since: before byte {near[1]:,} stands something else")
+                raise SourceChanged(f"{self.path} was cut off since: it ends before byte {end:,}", _ADVICE)
+            if mark != ACCEPTED:
+                self._compare(file, head, near, mark)
             if end < size and not self._ends_line(file, end):
-                raise InvalidStepError(
-                    f"{self.path} was still being written: the line that ended at byte {end:,} goes on there by now"
+                raise SourceChanged(
+                    f"{self.path} has changed since: the line that ended at byte {end:,} does not end there now; it was "
+                    "still being written, or something before it was changed",
+                    _ADVICE,
                 )
         except (TypeError, ValueError) as exc:
             raise InvalidStepError(f"a file cannot be read from {cursor!r}: that is no place in one") from exc
         return int(offset)
+
+    def _compare(self, file: IO[bytes], head: Mark, near: Mark, mark: Any) -> None:
+        if not _is_there(file, head):
+            raise SourceChanged(f"{self.path} was replaced since: it no longer begins as it did", _ADVICE)
+        for one in (near, mark):
+            if one is not None and not _is_there(file, one):
+                raise SourceChanged(
+                    f"{self.path} was replaced since: before byte {one[1]:,} stands something else", _ADVICE
+                )
 
     def _ends_line(self, file: IO[bytes], end: int) -> bool:
         width = len(self._line_feed)
@@ -116,6 +150,8 @@ class FileSource:
 
 
 _OFFSET = (1 << 64) - 1
+
+_ADVICE = "A file needs to stay as it is while it is read, but may grow: write a new one beside it instead."
 
 # Where a line feed is a byte of its own, and can be no part of another character, bytes can be cut into lines.
 _PLAIN = frozenset(("utf-8", "ascii", "iso8859-1", "iso8859-15", "koi8-r", "cp1250", "cp1251", "cp1252"))
@@ -177,16 +213,15 @@ class _CsvRows(FileSource):
         # Without these in a chunk each line is a row.
         self._joining = [mark for mark in (dialect.quotechar, dialect.escapechar) if mark]
 
-    def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
+    def _read(self, cursor: Any, mark: Any) -> Pairs:
         if not self._header:
-            return super().read(cursor)
-        # The names are read anew each time: they are where the file begins.
-        first = next(super().read(None), None)
+            return super()._read(cursor, mark)
+        # The names are read each time: they are where the file begins.
+        first = next(super()._read(None, None), None)
         if first is None:
             return iter(())
         names, after = first
-        return self._rows(self._chunks(after if cursor is None else cursor), names)
+        return self._rows(self._chunks(after if cursor is None else cursor, mark), names)
 
     def _rows(self, chunks: Iterator[_Chunk], names: list[str] | None = None) -> Pairs:
         return chain.from_iterable(self._rows_of(chunk, chunks, names) for chunk in chunks)

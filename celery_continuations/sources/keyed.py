@@ -13,10 +13,11 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from celery_continuations.core.step import Pairs
+from celery_continuations.core.iteration import Pairs
 from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.base import BaseReader
 
-__all__ = ["Column", "KeyedSource", "after", "following"]
+__all__ = ["Column", "KeyedSource", "after", "following", "saveable"]
 
 Condition = TypeVar("Condition")
 
@@ -29,7 +30,7 @@ class Column(NamedTuple):
     descending: bool
 
 
-class KeyedSource:
+class KeyedSource(BaseReader):
     """What querysets and selects have in common: chunks, and what is a cursor.
 
     Args:
@@ -48,9 +49,18 @@ class KeyedSource:
         """As of Source."""
         raise NotImplementedError
 
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """The key: a cursor means nothing by any other."""
+        return f"key {self.named_after()}({', '.join(f'{_sign(one)}{one.name}' for one in self.key)})"
+
+    def named_after(self) -> str:
+        """Return the name of what the rows are of, where the columns do not say it."""
+        return ""
+
     def settled(self, keys: list[Any], last: Any) -> list[Any]:
         """Return keys as they can be saved; where two rows have the same, or one has that of ``last``, raise."""
-        keys = _saveable(keys, several=len(self.key) > 1)
+        keys = saveable(keys, several=len(self.key) > 1)
         for first, second in pairwise(chain([last], keys)):
             if first == second:
                 raise self.repeated(first)
@@ -75,6 +85,10 @@ class KeyedSource:
     def _names(self) -> str:
         names = [column.name for column in self.key]
         return names[0] if len(names) == 1 else f"({', '.join(names)})"
+
+
+def _sign(column: Column) -> str:
+    return "-" if column.descending else ""
 
 
 def after(
@@ -129,7 +143,7 @@ def following(key: Sequence[Column]) -> bool | None:
 _PLAIN = frozenset((bool, int, float, str, Decimal, date, timedelta, UUID, bytes))
 
 
-def _saveable(keys: list[Any], several: bool) -> list[Any]:
+def saveable(keys: list[Any], several: bool) -> list[Any]:
     """Return the keys in types that can be saved; most often they are of such types."""
     kinds = set(map(type, chain.from_iterable(keys) if several else keys))
     if kinds <= _PLAIN:

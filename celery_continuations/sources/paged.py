@@ -8,27 +8,72 @@ from typing import Any
 
 from celery_continuations.core import codec
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import Pairs, Source
+from celery_continuations.core.iteration import Keep, Print, SourceChanged
+from celery_continuations.core.snapshot import ACCEPTED
+from celery_continuations.sources.base import BaseReader, Pairs, Source
+from celery_continuations.sources.positions import Prints
 
 __all__ = ["keys", "pages"]
 
 Page = tuple[Iterable[Any], Any]
 
 
-class _Pages:
-    """A cursor is ``(token of the page, items of it that are done)``."""
+# Pages whose number of items is remembered, for the mark of a cursor between two of them.
+_REMEMBERED = 100
+
+
+class _Pages(BaseReader):
+    """A cursor is ``(token of the page, items of it that are done)``.
+
+    A mark has the token of the page of the last item, how many of its items were done, and the fingerprint.
+    """
+
+    kind = "page"
 
     def __init__(self, function: Callable[[Any], Page]) -> None:
         self._function = function
+        self._prints = Prints()
+        self._before: dict[Any, tuple[Any, int]] = {}  # token and size of the page before, by token
+
+    @property
+    def checks(self) -> bool:  # type: ignore[override]
+        """Whether items are compared with those of earlier executions."""
+        return self._prints.identity is not None
+
+    def identify(self, identity: Any) -> None:
+        """Tell items apart by what this function returns, or not at all."""
+        self._prints = Prints(identity)
 
     def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
-        token, done = (None, 0) if cursor is None else _place(cursor)
-        return self._items(token, done)
+        """Yield items with the token of their page, and how many of it are done."""
+        return self.resume(cursor, None, ACCEPTED)
 
-    def _items(self, token: Any, done: int) -> Pairs:
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read from a cursor on, if the item before it is the one that was done."""
+        self.refuse_other(kind)
+        token, done = (None, 0) if cursor is None else _place(cursor)
+        page = None
+        if mark != ACCEPTED and self.checks:
+            if done:
+                page = self._page(token)
+                self._compare(page[0], token, done, mark)
+            elif mark is not None:
+                before = codec.decode(mark[0], "a token")
+                items, following = self._page(before)
+                self._compare(items, before, mark[1], mark)
+                if following != token:
+                    raise SourceChanged(f"page {before!r} is followed by {following!r} now, and not {token!r}", _ADVICE)
+                self._before[token] = (before, mark[1])
+        return self._items(token, done, page)
+
+    def _items(self, token: Any, done: int, page: tuple[list[Any], Any] | None) -> Pairs:
         while True:
-            items, following = self._page(token)
+            items, following = page or self._page(token)
+            page = None
+            if following is not None:
+                self._before[following] = (token, len(items))
+                if len(self._before) > _REMEMBERED:
+                    del self._before[next(iter(self._before))]
             last = len(items) - 1
             for index in range(done, len(items)):
                 # After its last item a page need not be asked again: the next one is.
@@ -51,6 +96,46 @@ class _Pages:
             raise InvalidStepError(f"the page of token {token!r} is followed by itself; return None at the end")
         return list(items), following
 
+    def _compare(self, items: list[Any], token: Any, done: int, mark: Any) -> None:
+        if len(items) < done:
+            raise SourceChanged(f"{done} items of page {token!r} were done, and it has {len(items)} now", _ADVICE)
+        _, _, digest, before = mark if mark is not None else (None, None, None, None)
+        if digest is None:
+            return
+        now = self._prints.of(items[done - 1])
+        if now.digest != digest:
+            shown = f": then {before}, now {now.shown}" if before and now.shown else ""
+            raise SourceChanged(f"item {done} of page {token!r} was done and is another one now{shown}", _ADVICE)
+
+    def keep_of(self, item: Any) -> Keep:
+        """Choose how to keep items like this one."""
+        return self._prints.keep_of(item)
+
+    def taken(self, cursor: Any, kept: Any) -> Print:
+        """Return the fingerprint of the item before a cursor."""
+        return self._prints.taken(kept)
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Return the page of the last item, its number there, and its fingerprint."""
+        token, done = cursor
+        if done == 0:
+            # A token that is a number, of a page or of an item, says nothing of the data: the page before is asked
+            # for again. Any other is taken for a place in the data.
+            if not _is_number(token) or token not in self._before:
+                return None
+            token, done = self._before[token]
+        return [codec.encode(token), done, *self._prints.taken(kept)]
+
+
+def _is_number(token: Any) -> bool:
+    return type(token) is int or (type(token) is str and token.isdecimal() and len(token) < 10)
+
+
+_ADVICE = (
+    "A page needs the same items when it is asked for again. Where the data has a unique key, write "
+    "keyed_pages(fetch, key=...), which asks for what comes after the last one."
+)
+
 
 def _place(cursor: Any) -> tuple[Any, int]:
     if type(cursor) is not tuple or len(cursor) != 2 or type(cursor[1]) is not int or cursor[1] < 0:
@@ -61,8 +146,9 @@ def _place(cursor: Any) -> tuple[Any, int]:
 def pages(function: Callable[[Any], Page]) -> Source:
     """Return the items of an API that gives them in pages.
 
-    A task that resumes asks for the page again in which it was, and leaves out as many items as it has done; where
-    a page may come with other items the second time, those may be missed, or come twice.
+    A task that resumes asks for the page again in which it was, and leaves out as many items as it has done, if the
+    last of them is still the same one.  Between two pages it goes on with the next token; where that is a number, of a
+    page or of an item, it first asks for the page before and compares its last item.
 
     Args:
         function: from the token of a page, None for the first, to a tuple of its items and the token of the next,
@@ -80,8 +166,10 @@ def pages(function: Callable[[Any], Page]) -> Source:
     return _Pages(function)
 
 
-class _Keys:
+class _Keys(BaseReader):
     """A cursor is the last key done."""
+
+    kind = "key of a mapping"
 
     def __init__(self, mapping: Mapping[Any, Any]) -> None:
         try:
@@ -96,7 +184,7 @@ class _Keys:
         rest = self._keys[self._place(cursor) :]
         return zip(rest, rest, strict=True)
 
-    def progress(self, cursor: Any) -> tuple[int, int]:
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
         """Keys done, and in all."""
         return self._place(cursor), len(self._keys)
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
-from celery_continuations.core.step import Pairs
+from celery_continuations.core.iteration import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, KeyedSource, after, following
 
@@ -114,6 +114,12 @@ class _SelectRows(KeyedSource):
         if cursor is not None:
             self.check(cursor)
         return self._pairs(cursor)
+
+    def count(self) -> int:
+        """Count the rows, with a query."""
+        with self._opened() as session:
+            rows = self._select.order_by(None).subquery()
+            return int(session.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one())
 
     def _pairs(self, cursor: Any) -> Pairs:
         with self._opened() as session:

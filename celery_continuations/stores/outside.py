@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from celery_continuations.core.evolution import NO_LOOPS
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
-from celery_continuations.core.snapshot import Outcome, Snapshot
+from celery_continuations.core.snapshot import ACCEPTED, Outcome, Snapshot
 from celery_continuations.exceptions import DeliveryError
 from celery_continuations.stores import rules
 from celery_continuations.stores.base import CANCEL, PAUSE, UNCHANGED, Fence, Record, Status, Store
@@ -31,7 +32,15 @@ _OVER = {
 
 
 def deliver(
-    store: Store, task_id: str, name: str, outcome: Outcome, *, ended: Ended, largest: int, kept_for: float
+    store: Store,
+    task_id: str,
+    name: str,
+    outcome: Outcome,
+    *,
+    ended: Ended,
+    largest: int,
+    kept_for: float,
+    earlier_names: Callable[[Record], list[str]] = lambda _: [],
 ) -> Record | None:
     """Keep a payload for the wait of that name, and end the wait.
 
@@ -43,6 +52,8 @@ def deliver(
         ended: returns the state of a task without a record, if it has ended.
         largest: how many bytes all that is delivered to a task may have.
         kept_for: seconds for which it is kept for a task that does not start.
+        earlier_names: returns the names that the wait had in older code: a task that waits under one of them gets
+            the payload under that, which its code knows.
 
     Returns:
         The record, for its message to be published, where that waited for it.
@@ -54,6 +65,7 @@ def deliver(
         record = store.read(task_id)
         inbox = Inbox.loads(record.inbox if record else None)
         _refuse_over(task_id, record, ended)
+        name = next((one for one in earlier_names(record) if _waits_for(record, one)), name) if record else name
         if name in inbox:
             _refuse_another(task_id, name, inbox[name], outcome)
             return None
@@ -190,24 +202,25 @@ def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool
                 return True
 
 
-def check_retry(store: Store, task_id: str, step: str | None) -> None:
+def check_retry(store: Store, task_id: str, step: str | None, accept_source: bool = False) -> None:
     """Raise what :func:`retry` would, and change nothing."""
-    _reopened(store.read(task_id), task_id, step)
+    _reopened(store.read(task_id), task_id, step, accept_source)
 
 
-def retry(store: Store, task_id: str, step: str | None = None) -> Record:
+def retry(store: Store, task_id: str, step: str | None = None, accept_source: bool = False) -> Record:
     """Take up a failed task; return its record, for its message to be published.
 
     Args:
         store: where the record is.
         task_id: the task.
-        step: to go on from, instead of the one that failed.
+        step: to begin again at, instead of going on in the one that failed.
+        accept_source: whether the loop that failed goes on in its source as that is now.
 
     Raises:
         DeliveryError: when it has not failed, when its record is gone, or has no such step.
     """
     record = store.read(task_id)
-    queued = _reopened(record, task_id, step)
+    queued = _reopened(record, task_id, step, accept_source)
     assert record is not None
     # Rule 22: a failed task is taken up by one.
     if not store.swap(task_id, record.fence, queued, due_in=rules.PATIENCE):
@@ -215,12 +228,14 @@ def retry(store: Store, task_id: str, step: str | None = None) -> Record:
     return record
 
 
-def _reopened(record: Record | None, task_id: str, step: str | None) -> Record:
+def _reopened(record: Record | None, task_id: str, step: str | None, accept_source: bool) -> Record:
     if record is None or record.fence.status != Status.FAILED or not record.message:
         status = "there is no record of it" if record is None else f"it is {record.fence.status}"
         raise DeliveryError(task_id, f"only a failed task can be retried; {status}")
     snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
     dropped = _go_back(task_id, snapshot, step)
+    if accept_source:
+        _accept_source(task_id, snapshot)
     inbox = Inbox.loads(record.inbox)
     for name in dropped:
         if inbox.get(name) == TIMED_OUT:
@@ -230,7 +245,7 @@ def _reopened(record: Record | None, task_id: str, step: str | None) -> Record:
 
 def _go_back(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
     """Forget what came of a step and of those after it; return their names."""
-    snapshot.losses, snapshot.lost_at, snapshot.waiting = (0, 0), None, None
+    snapshot.losses, snapshot.lost_at, snapshot.waiting, snapshot.misfit = (0, 0), None, None, None
     if step is None:
         return [snapshot.current[0]] if snapshot.current else []
     names = snapshot.steps
@@ -238,11 +253,19 @@ def _go_back(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
         known = ", ".join(map(repr, names)) or "none yet"
         raise DeliveryError(task_id, f"it has no step {step!r} that was begun; its steps are: {known}")
     dropped = names[names.index(step) :]
-    if snapshot.current is None or snapshot.current[0] != step:
-        snapshot.current, snapshot.progress = None, (None, None)
+    snapshot.leave_step()
     for name in dropped:
         snapshot.completed.pop(name, None)
+        snapshot.kinds.pop(name, None)
     return dropped
+
+
+def _accept_source(task_id: str, snapshot: Snapshot) -> None:
+    """Have the loop that failed compare nothing when it goes on."""
+    if snapshot.current is None or snapshot.current[1] is None or snapshot.kind in NO_LOOPS:
+        where = "it has no current step" if snapshot.current is None else f"step {snapshot.current[0]!r} has none"
+        raise DeliveryError(task_id, f"there is no source to accept: {where}; only a loop that was begun has one")
+    snapshot.mark = ACCEPTED
 
 
 def _waits_for(record: Record, key: str) -> bool:

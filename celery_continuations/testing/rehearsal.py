@@ -17,6 +17,7 @@ from kombu.exceptions import EncodeError
 
 from celery_continuations import conf, direct
 from celery_continuations.core import codec
+from celery_continuations.core.evolution import adapt
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Saved, Snapshot, Waiting
@@ -180,7 +181,11 @@ class Rehearsal:
 
     def begin(self) -> Snapshot:
         """Return what an execution starts with."""
+        version = conf.setting(self.task, "version")
+        if self._text is None:
+            return Snapshot(executions=1, task_version=version)
         snapshot = self.snapshot
+        adapt(snapshot, version, conf.setting(self.task, "renamed_steps"))
         snapshot.executions += 1
         snapshot.waiting = None
         return snapshot
@@ -281,6 +286,9 @@ class _Execution(Execution):
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Nobody listens."""
+
+    def unchecked(self, run: Run, step: Step) -> None:
+        """The outcomes of the runs show what changes."""
 
     def kill(self) -> NoReturn:
         """Die here: nothing is saved any more.

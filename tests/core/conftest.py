@@ -16,7 +16,8 @@ for module in ("celery", "kombu", "billiard"):
 
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.core.step import Iteration, Step
+from celery_continuations.core.iteration import Iteration
+from celery_continuations.core.step import Step
 from celery_continuations.exceptions import ContinuationError, Interrupt
 from celery_continuations.sources import opener
 

@@ -27,7 +27,7 @@ def resumes_everywhere(table: Any, kind: str, data: st.DataObject) -> None:
     expected = sorted(keys, reverse=descending)
 
     def read(cursor: Any) -> list[tuple[list[Any], Any]]:
-        step_read = opener("rows", table.source(chunk, descending=descending), batch)().read
+        step_read = opener("rows", table.source(chunk, descending=descending), batch)().reader.read
         pairs = [(items if batch else [items], after) for items, after in step_read(cursor)]
         return [([table.key_of(item) for item in items], after) for items, after in pairs]
 

@@ -83,7 +83,7 @@ def test_c19_old_code_hands_the_task_back_and_new_code_goes_on(
     assert record(result.id).fence.status == Status.QUEUED
     assert Snapshot.loads(record(result.id).snapshot).steps == ["one", "two"]
     assert "between" not in deploy.ran
-    assert "goes back: this worker's code does not fit it" in caplog.text
+    assert "requeued: this worker's code cannot resume its snapshot" in caplog.text
     bring_new_code()
     worker.drain()
     assert (result.get(), deploy.ran.count("two 1"), deploy.ran.count("one")) == ("new", 1, 1)

@@ -174,7 +174,7 @@ def test_r41_the_event_of_a_step_that_is_resumed(worker: Any, task: Any, seen: S
     task(rows(worker)).delay()
     worker.drain()
     resumed = seen.fields("step-started")[2]
-    assert resumed == {"step": "import", "cursor": 3, "resumed": True, "resumptions": 1, "done": 3, "total": None}
+    assert resumed == {"step": "import", "cursor": 3, "resumed": True, "resumptions": 1, "done": 3, "total": 5}
 
 
 def test_r42_the_event_of_a_completed_step(worker: Any, task: Any, seen: Seen) -> None:

@@ -173,7 +173,7 @@ def test_a_file_that_was_still_being_written(tmp_path: Path, encoding: str, end:
     if end:
         assert read(lines(path, encoding), cursor) == ["", "o", "three"]
     else:
-        with pytest.raises(InvalidStepError, match=r"the line that ended at byte [\d,]+ goes on there by now"):
+        with pytest.raises(InvalidStepError, match=r"the line that ended at byte [\d,]+ does not end there now"):
             read(lines(path, encoding), cursor)
 
 

@@ -72,7 +72,7 @@ def test_s1_rows_without_an_order_come_in_batches(make: Any, session: orm.Sessio
     table = make("int", session) if make is SQLAlchemyTable else make("int")
     table.clear()
     table.insert([7, 3, 9, 1, 0, 2, 8, 4, 6, 5])
-    read, _, total = opener("rows", table.source(4), batch=3)()
+    read, total = opener("rows", table.source(4), batch=3)().reader.read, None
     batches = [[row.key for row in rows] for rows, _ in read(None)]
     assert batches == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert total is None  # counting a table takes as long as reading it
@@ -538,7 +538,7 @@ def test_what_is_no_session(engine: sa.Engine, poems: orm.Session) -> None:
         with pytest.raises(InvalidStepError, match="sessions takes a function that returns a session"):
             sessions(wrong)
     for session in (poems, orm.scoped_session(lambda: poems)):
-        with pytest.raises(InvalidStepError, match=r"ession yields what it has in hand, in no order; iterate over sel"):
+        with pytest.raises(InvalidStepError, match=r"ession yields what it holds, in no order; iterate over sel"):
             opening(session)()
 
 
@@ -588,7 +588,7 @@ def test_a_commit_of_each_row_costs_one_query(poems: orm.Session, statements: li
 
 
 def test_a_commit_of_each_batch_costs_one_query(poems: orm.Session, statements: list[str]) -> None:
-    read, _, _ = opener("poems", select_rows(poems, sa.select(Poem)), batch=3)()
+    read = opener("poems", select_rows(poems, sa.select(Poem)), batch=3)().reader.read
     for batch, _ in read(None):
         for poem in batch:
             poem.note = "seen"

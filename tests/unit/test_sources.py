@@ -547,8 +547,8 @@ def test_an_outer_item_that_is_gone(worker: Any, task: Any) -> None:
 
 def test_progress_of_combined_sources() -> None:
     def progress(source: Any) -> list[Any]:
-        opened = base.opener("loop", source)()
-        return [opened.progress(cursor) for _, cursor in opened.read(None)]
+        reader = base.opener("loop", source)().reader
+        return [reader.progress(cursor) for _, cursor in reader.read(None)]
 
     assert progress(batched(range(5), 2)) == [(2, 5), (4, 5), (5, 5)]
     assert progress(nested(["ab", "cd"], lambda text: list(text))) == [(0, 2), (0, 2), (1, 2), (1, 2)]

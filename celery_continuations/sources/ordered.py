@@ -1,0 +1,158 @@
+"""Rows that come in the order of a unique key, from wherever: resumed after the last key that is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from celery_continuations.core import codec
+from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.base import BaseReader, Pairs, Source
+
+__all__ = ["keyed", "keyed_pages"]
+
+Row = TypeVar("Row")
+Key = TypeVar("Key")
+
+_NOTHING: Any = object()
+
+
+def _key_of(key: Any) -> Callable[[Any], Any]:
+    """Return a function from a row to its key."""
+    if callable(key):
+        return key  # type: ignore[no-any-return]
+    if not isinstance(key, (str, int)) or isinstance(key, bool):
+        raise InvalidStepError(f"key={key!r} is not a key; give the name or the index of a column, or a function of a row")
+
+    def column(row: Any) -> Any:
+        if isinstance(key, str) and not isinstance(row, Mapping) and hasattr(row, key):
+            return getattr(row, key)
+        try:
+            return row[key]
+        except (KeyError, IndexError, TypeError) as exc:
+            raise InvalidStepError(f"the row {row!r:.200} has no {key!r}, which is to be its key") from exc
+
+    return column
+
+
+def _kind(key: Any, descending: bool = False) -> str:
+    return f"key {'-' if descending else ''}{'of a function' if callable(key) else key}"
+
+
+class _Keyed(BaseReader):
+    """A cursor is the key of the last row done."""
+
+    def __init__(self, rows: Any, key: Any, descending: bool) -> None:
+        self._rows = rows
+        self._key_of = _key_of(key)
+        self._descending = descending
+        self._total = len(rows) if hasattr(rows, "__len__") else None
+        self.kind = _kind(key, descending)
+
+    def read(self, cursor: Any) -> Pairs:
+        """Yield the rows after a key, and check the order of all."""
+        last, before = _NOTHING, None
+        for number, row in enumerate(self._rows() if callable(self._rows) else self._rows, 1):
+            key = self._key_of(row)
+            if last is not _NOTHING and not self._follows(last, key):
+                raise InvalidStepError(
+                    f"rows are not in {'descending' if self._descending else 'ascending'} order of a unique key: row "
+                    f"{number:,} has {key!r} after {last!r} ({before!r:.200} and {row!r:.200}); sort them by it, or give "
+                    "a key that no two rows share",
+                    found=self.step,
+                )
+            if last is _NOTHING and key is None:
+                raise InvalidStepError(f"the row {row!r:.200} has no key: None has no order", found=self.step)
+            last, before = key, row
+            if cursor is None or self._follows(cursor, key):
+                yield row, key
+
+    def _follows(self, first: Any, second: Any) -> bool:
+        try:
+            return bool(second < first if self._descending else second > first)
+        except TypeError as exc:
+            raise InvalidStepError(f"the keys {first!r} and {second!r} have no order: {exc}", found=self.step) from exc
+
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
+        """Know how many rows there are in all, where they have a length."""
+        return None, self._total
+
+
+def keyed(rows: Any, key: Any, descending: bool = False) -> Source:
+    """Return rows that come in strictly ascending order of a unique key, resuming after the last key that is done.
+
+    Rows that are deleted or inserted between two executions do no harm; those inserted before the place reached are
+    not visited.  The order is checked as the rows are read.
+
+    Args:
+        rows: an iterable, or a function that returns one.
+        key: the name or index of a column, or a function from a row to its key: a number, text, date, UUID, or a tuple
+            of these.
+        descending: whether the keys descend.
+
+    Raises:
+        InvalidStepError: while the loop runs, for two rows that are not in this order, with both.
+
+    >>> rows = [{"id": 3}, {"id": 7}, {"id": 8}]
+    >>> list(keyed(rows, key="id").read(3))
+    [({'id': 7}, 7), ({'id': 8}, 8)]
+    >>> list(keyed(["b", "a"], key=str.lower).read(None))
+    Traceback (most recent call last):
+        ...
+    celery_continuations.exceptions.InvalidStepError: rows are not in ascending order of a unique key: row 2 has 'a' after 'b' ('b' and 'a'); sort them by it, or give a key that no two rows share
+    """  # noqa: E501
+    if isinstance(rows, (str, bytes)) or not (callable(rows) or hasattr(rows, "__iter__")):
+        raise InvalidStepError(f"keyed takes an iterable of rows, or a function that returns one, not {rows!r:.80}")
+    return _Keyed(rows, key, descending)
+
+
+class _KeyedPages(BaseReader):
+    """A cursor is the key of the last row done."""
+
+    def __init__(self, fetch: Callable[[Any], Iterable[Any]], key: Any) -> None:
+        self._fetch = fetch
+        self._key_of = _key_of(key)
+        self.kind = _kind(key)
+
+    def read(self, cursor: Any) -> Pairs:
+        """Yield rows, a page after the other, until one is empty."""
+        last = cursor
+        while True:
+            rows = list(self._fetch(last))
+            if not rows:
+                return
+            for row in rows:
+                key = self._key_of(row)
+                if key is None or key == last:
+                    problem = "has no key" if key is None else f"has the key {key!r} of the row before it"
+                    raise InvalidStepError(
+                        f"the row {row!r:.200} {problem}; return the rows that come after the key, without it, each "
+                        "with a key of its own",
+                        found=self.step,
+                    )
+                codec.encode(key, "a key of keyed_pages")
+                last = key
+                yield row, key
+
+
+def keyed_pages(fetch: Callable[[Key | None], Iterable[Row]], *, key: Any) -> Source:
+    """Return rows from a function that fetches the next ones after a key, until it returns none.
+
+    For databases without an ORM, and for APIs that take the last id.  Between two calls nothing is open.
+
+    Args:
+        fetch: called with the key of the last row that is done, None at the beginning; returns the rows that come next,
+            in the order of their key.
+        key: the name or index of a column, or a function from a row to its key.
+
+    >>> users = [(1, "ann"), (2, "bob"), (5, "eve")]
+    >>> def users_after(last):
+    ...     return [user for user in users if user[0] > (last or 0)][:2]
+    >>> list(keyed_pages(users_after, key=0).read(None))
+    [((1, 'ann'), 1), ((2, 'bob'), 2), ((5, 'eve'), 5)]
+    >>> list(keyed_pages(users_after, key=0).read(2))
+    [((5, 'eve'), 5)]
+    """
+    if not callable(fetch):
+        raise InvalidStepError(f"keyed_pages takes a function from the last key to the next rows, not {fetch!r:.80}")
+    return _KeyedPages(fetch, key)

@@ -1,0 +1,264 @@
+"""Sequences and iterables, read by position and checked at each resumption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+from celery_continuations.core.iteration import Keep, OtherKind, Pairs, Print, SourceChanged
+from celery_continuations.core.snapshot import ACCEPTED
+from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.fingerprint import (
+    NONE,
+    Identity,
+    identity_of,
+    is_immutable,
+    print_of,
+    scalar_parts,
+    shown,
+)
+
+__all__ = ["AUTO", "Identify", "Positions", "Prints"]
+
+Identify = Callable[[Any], Any]
+
+#: Tell items apart by what they are; see :mod:`celery_continuations.sources.fingerprint`.
+AUTO: Any = object()
+
+# Items that are looked through for the one that was done last, to say where it is now.
+_LOOKED_THROUGH = 100_000
+
+
+class Prints:
+    """Takes the fingerprints of the items of one loop.
+
+    Args:
+        identity: what tells an item from others, as a function of it; None to tell none; :data:`AUTO`.
+
+    Attributes:
+        keep: how the items are kept until their fingerprint is taken.
+    """
+
+    def __init__(self, identity: Identify | None = AUTO) -> None:
+        self.identity = identity
+        self.keep = Keep()
+
+    def of(self, item: Any) -> Print:
+        """Return the fingerprint of an item."""
+        if self.identity is None:
+            return NONE
+        if self.identity is AUTO:
+            return print_of(item)
+        value = self.identity(item)
+        text = shown(value)
+        return Print(print_of(value).digest, None if text is None else f"id {text}")
+
+    def keep_of(self, item: Any, by_position: bool = False) -> Keep:
+        """Choose how to keep items like this one."""
+        self.keep = self._choose(item, by_position)
+        return self.keep
+
+    def _choose(self, item: Any, by_position: bool) -> Keep:
+        if self.identity is None:
+            return Keep()
+        if self.identity is not AUTO:
+            return Keep(make=self.of)
+        if is_immutable(item):
+            return Keep(by_position, same=True)
+        found = identity_of(item)
+        if found is not None:
+            return Keep(make=_id_or_print if type(item) is dict and found.of == "id" else _identity_or_print)
+        if type(item) in (dict, list) and scalar_parts(item):
+            return Keep(copied=type(item), make=print_of)
+        return Keep(make=print_of if print_of(item) != NONE else None)
+
+    def taken(self, kept: Any) -> Print:
+        """Return the fingerprint of what was kept of an item."""
+        if isinstance(kept, Print):
+            return kept
+        if self.keep.same:
+            return print_of(kept) if is_immutable(kept) else NONE
+        if self.keep.copied is not None and type(kept) is self.keep.copied:
+            return print_of(kept) if scalar_parts(kept) else NONE
+        if self.keep.make is _id_or_print:
+            return print_of(Identity("id", kept))
+        return print_of(kept) if isinstance(kept, Identity) else NONE
+
+
+def _id_or_print(item: Any) -> Any:
+    """Return the id of a dict alone: the cheapest that tells it from others."""
+    try:
+        value = item["id"]
+    except (KeyError, TypeError, IndexError):
+        return print_of(item)
+    return value if value.__class__ is int or value.__class__ is str else print_of(item)
+
+
+def _identity_or_print(item: Any) -> Any:
+    return identity_of(item) or print_of(item)
+
+
+class Positions:
+    """A sequence, range or iterable, by position.
+
+    A save keeps how many items there were, and the fingerprint of the last one that was done, which a resumption
+    compares with the item that is there.
+
+    >>> list(Positions("a b c".split(), "letters").read(1))
+    [('b', 2), ('c', 3)]
+    """
+
+    kind: str | None = "position"
+    uses = 1
+    is_batched = False
+    step: str | None
+
+    def __init__(self, items: Any, step: str | None = None) -> None:
+        self._items = items
+        self.step = step
+        self._total = len(items) if hasattr(items, "__len__") else None
+        self._prints = Prints()
+
+    @property
+    def checks(self) -> bool:
+        """Whether items are compared with those of earlier executions."""
+        return self._prints.identity is not None
+
+    def identify(self, identity: Identify | None) -> None:
+        """Tell items apart by what this function returns, or not at all."""
+        self._prints = Prints(identity)
+
+    def read(self, cursor: Any) -> Pairs:
+        """Yield items with the position after each."""
+        return self.resume(cursor, None, ACCEPTED)
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Yield items from a position on, if the one before it is the one that was done.
+
+        Raises:
+            OtherKind: for the cursor of another kind of source.
+            SourceChanged: when the items are not those of an earlier execution.
+        """
+        if kind not in (None, "position"):
+            raise OtherKind(str(kind), "position")
+        start = 0 if cursor is None else cursor
+        if type(start) is not int or start < 0:
+            where = "a source" if self.step is None else f"step {self.step!r}"
+            raise InvalidStepError(f"{where} iterates by position and cannot start at {cursor!r}", found=self.step)
+        if start == 0 or mark == ACCEPTED or not self.checks:
+            return zip(self._rest(start), count(start + 1), strict=False)  # pairs made in C: the loop stays cheap
+        rest = self._rest(start - 1)
+        self._compare(next(rest, _END), start, mark)
+        return zip(rest, count(start + 1), strict=False)
+
+    def _rest(self, start: int) -> Iterator[Any]:
+        items = self._items
+        if isinstance(items, (list, tuple)) or not isinstance(items, Sequence):
+            return islice(items, start, None)
+        if isinstance(items, range):
+            return iter(items[start:])
+        return map(items.__getitem__, range(start, len(items)))
+
+    # -- what is saved beside a cursor
+
+    def keep_of(self, item: Any) -> Keep:
+        """Choose how to keep items like this one."""
+        return self._prints.keep_of(item, by_position=isinstance(self._items, Sequence))
+
+    def taken(self, cursor: Any, kept: Any) -> Print:
+        """Return the fingerprint of the item before a cursor."""
+        if isinstance(self._items, range):
+            return _print_of_range(self._items)
+        if kept is None and self._prints.keep.by_position:
+            kept = self._items[cursor - 1]
+        return self._prints.taken(kept)
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Return the length and the fingerprint, with what may be shown of it."""
+        if not self.checks:
+            return None
+        return [self._total, *self.taken(cursor, kept)]
+
+    def _compare(self, item: Any, done: int, mark: Any) -> None:
+        length, digest, before = mark if mark is not None else (None, None, None)
+        if item is _END:
+            found = self._total if self._total is not None else f"fewer than {done:,}"
+            raise SourceChanged(f"{done:,} items of this loop were done, and it has {found} now", self._advice(None))
+        if isinstance(self._items, range):
+            if digest not in (None, _print_of_range(self._items).digest):
+                raise SourceChanged(
+                    f"its range has another start or step than when {done:,} of its items were done, or was another "
+                    f"source; it is {self._items!r} now",
+                    "A loop over a range needs the same start and step in each execution; its stop may grow.",
+                )
+            return
+        if digest is None:
+            if length is not None and self._total is not None and self._total < length:
+                raise SourceChanged(
+                    f"it had {length:,} items when {done:,} of them were done, and has {self._total:,} now; which are "
+                    "gone cannot be told, for its items have nothing to tell them apart",
+                    self._advice(item),
+                )
+            return
+        now = self._prints.of(item)
+        if now.digest != digest:
+            raise SourceChanged(self._difference(done, length, Print(digest, before), now), self._advice(item))
+
+    def _difference(self, done: int, length: int | None, before: Print, now: Print) -> str:
+        text = f"item {done:,} of this loop was done and is another one now"
+        if before.shown and now.shown:
+            text += f": then {before.shown}, now {now.shown}"
+        known = [self._place_of(before)]
+        if length is not None and self._total is not None:
+            known.append(f"{length:,} items then, {self._total:,} now")
+        known = [one for one in known if one]
+        return f"{text} ({'; '.join(known)})" if known else text
+
+    def _place_of(self, before: Print) -> str:
+        if not isinstance(self._items, Sequence) or isinstance(self._items, range):
+            return ""
+        name = before.shown or "it"
+        for number, item in enumerate(islice(self._items, _LOOKED_THROUGH), 1):
+            if self._prints.of(item).digest == before.digest:
+                return f"{name} is item {number:,} now"
+        return f"{name} is not among them now" if len(self._items) <= _LOOKED_THROUGH else ""
+
+    def _advice(self, item: Any) -> str:
+        step = self.step or "..."
+        model = type(item).__name__ if identity_of(item) and hasattr(type(item), "_meta") else "Model"
+        lines = {
+            f"self.iterate({step!r}, {model}.objects.filter(...))": "a queryset or a select: read by key",
+            f"self.iterate({step!r}, keyed(rows, key='id'))": "rows in ascending order of a unique key",
+            f"self.iterate({step!r}, rows, identity=lambda row: row['sku'])": "the same item, only looking different",
+        }
+        width = max(map(len, lines))
+        return "A loop by position needs the same items in each execution. Write one of\n" + "\n".join(
+            f"    {line.ljust(width)}  # {why}" for line, why in lines.items()
+        )
+
+    # -- how much
+
+    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
+        """Items done, and in all where they can be counted."""
+        done = 0 if cursor is None else cursor
+        return (done if type(done) is int else None), self._total
+
+    def count(self) -> int:
+        """Return the number of items, which an iterable does not tell.
+
+        Raises:
+            InvalidStepError: always: a length is known without counting.
+        """
+        raise InvalidStepError(
+            f"step {self.step!r}: total='count' needs a queryset or a select; the items of a "
+            f"{type(self._items).__name__} cannot be counted without reading them: write total= with their number",
+            found=self.step,
+        )
+
+
+_END = object()
+
+
+def _print_of_range(items: range) -> Print:
+    return print_of(("range", items.start, items.step))

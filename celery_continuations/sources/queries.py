@@ -1,0 +1,146 @@
+"""What would run a query again in each execution, and read its rows by position: read by key instead, or refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import GeneratorType
+from typing import Any, NoReturn
+
+from celery_continuations.core.iteration import OtherKind, Pairs
+from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.base import BaseReader
+from celery_continuations.sources.positions import Positions
+
+__all__ = ["REFUSED", "refusing", "requeried"]
+
+_SELECT = "iterate over select_rows(session, select), which reads by key"
+
+#: Classes by their dotted names, and what to write instead of iterating over one.
+REFUSED = {
+    "django.db.models.query.RawQuerySet": (
+        "the rows of raw() are the result of a query, which has another one each time it runs; iterate over a queryset, "
+        "as Model.objects.filter(...), or over keyed_pages(fetch, key='id') with the SQL in fetch"
+    ),
+    "django.core.paginator.Paginator": (
+        "a Paginator cuts a query into pages anew in each execution; iterate over its queryset, paginator.object_list, "
+        "which is read by key in chunks, with batch= for lists of rows"
+    ),
+    "sqlalchemy.orm.session.Session": (
+        "it yields what it holds, in no order; iterate over select_rows(session, select), which reads by key"
+    ),
+    "sqlalchemy.orm.scoping.scoped_session": (
+        "it yields what it holds, in no order; iterate over select_rows(session, select), which reads by key"
+    ),
+    "sqlalchemy.engine.result.Result": f"it is the result of a query, which has another one each time it runs; {_SELECT}",
+    "sqlalchemy.engine.result.FilterResult": (
+        f"it is the result of a query, which has another one each time it runs; {_SELECT}"
+    ),
+    "flask_sqlalchemy.pagination.Pagination": (
+        f"it is one page of a query, which has another one each time it runs; {_SELECT}, with batch= for lists of rows"
+    ),
+    "pandas.core.frame.DataFrame": (
+        "a DataFrame yields the names of its columns; iterate over frame.itertuples(), or over "
+        "keyed(frame.to_dict('records'), key=...)"
+    ),
+    "pandas.DataFrame": (
+        "a DataFrame yields the names of its columns; iterate over frame.itertuples(), or over "
+        "keyed(frame.to_dict('records'), key=...)"
+    ),
+    "polars.dataframe.frame.DataFrame": "a DataFrame yields its columns; iterate over frame.iter_rows(named=True)",
+    "polars.lazyframe.frame.LazyFrame": (
+        "a LazyFrame has no rows before it is collected; iterate over frame.collect().iter_rows(named=True)"
+    ),
+}
+
+
+def refusing(advice: str) -> Callable[[Any], NoReturn]:
+    """Return a function that refuses a value as a source, for :func:`register`."""
+
+    def refuse(value: Any) -> NoReturn:
+        raise InvalidStepError(f"cannot iterate over a {type(value).__name__}: {advice}")
+
+    return refuse
+
+
+def requeried(value: Any) -> Any:
+    """Return a reader for a generator that reads a query, or None for anything else.
+
+    Raises:
+        InvalidStepError: for one that cannot be read by key.
+    """
+    owner = _owner(value)
+    if owner is None:
+        return None
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(owner).__mro__]
+    if "django.db.models.query.QuerySet" in names:
+        return _QuerySetIterator(value, owner)
+    for name in names:
+        if name in REFUSED:
+            refusing(REFUSED[name])(owner)
+    return None
+
+
+def _owner(value: Any) -> Any:
+    """Return the object of which a generator is a method."""
+    if not isinstance(value, GeneratorType) or value.gi_frame is None:
+        return None
+    owner = value.gi_frame.f_locals.get("self")
+    method = getattr(type(owner), value.gi_code.co_name, None)
+    return owner if getattr(method, "__code__", None) is value.gi_code else None
+
+
+class _QuerySetIterator(BaseReader):
+    """What ``queryset.iterator()`` returned: the queryset by key, in chunks of the size that was given.
+
+    A cursor that version 0.1 saved is a position, and read as one.
+    """
+
+    uses = 2  # version 0.1 would read a key as a position
+
+    def __init__(self, generator: Any, queryset: Any) -> None:
+        from celery_continuations.sources.django import query_rows
+
+        if inspect.getgeneratorstate(generator) != inspect.GEN_CREATED:
+            raise InvalidStepError(
+                "cannot iterate over queryset.iterator() that has been read from already; pass the queryset itself"
+            )
+        chunk = generator.gi_frame.f_locals.get("chunk_size")
+        self._by_key = query_rows(queryset, chunk=chunk or 2000)
+        self._by_position = Positions(generator)
+        self._reader: Any = self._by_key
+
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        """That of the queryset."""
+        return str(self._reader.kind)
+
+    def read(self, cursor: Any) -> Pairs:
+        """Yield rows after a key."""
+        return self._by_key.read(cursor)
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read after a key, or from a position that version 0.1 saved."""
+        if cursor is not None and kind in (None, "position"):
+            self._reader, self.checks, self.uses = self._by_position, True, 1
+        elif kind not in (None, self._by_key.kind):
+            raise OtherKind(str(kind), self._by_key.kind)
+        self._reader.step = self.step
+        pairs: Pairs = self._reader.resume(cursor, None, mark)
+        return pairs
+
+    def keep_of(self, item: Any) -> Any:
+        """Choose as the reader does that is used."""
+        return self._reader.keep_of(item)
+
+    def taken(self, cursor: Any, kept: Any) -> Any:
+        """Take what the reader takes that is used."""
+        return self._reader.taken(cursor, kept)
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Save what the reader saves that is used."""
+        return self._reader.mark(cursor, kept)
+
+    def count(self) -> int:
+        """Count the rows, with a query."""
+        return self._by_key.count()
