@@ -22,7 +22,7 @@ from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
 from celery_continuations.core.step import Step, Wait
-from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item
+from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item, snapshot_text
 from celery_continuations.exceptions import (
     CheckpointError,
     ContinuationError,
@@ -960,11 +960,7 @@ class Execution:
 
     def _snapshot_text(self) -> str:
         assert self.run is not None
-        snapshot = self.run.take_snapshot()
-        text = snapshot.dumps()
-        if len(text) > self._largest:
-            raise SnapshotTooLargeError(len(text), self._largest, snapshot.largest_part())
-        return text
+        return snapshot_text(self.run, self._largest)
 
     def _warn_not_saved(self, what: str, error: Exception) -> None:
         self._teller.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
