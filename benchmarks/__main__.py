@@ -26,10 +26,12 @@ from benchmarks import (
     sweep,
     throughput,
     waiting,
+    worker,
 )
 
 FIGURES = {
     "items": items.measure,
+    "worker": worker.measure,
     "rows": rows.measure,
     "files": rows_of_files.measure,
     "saves": saves.measure,

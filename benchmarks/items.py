@@ -14,7 +14,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.core.step import Step
 from celery_continuations.sources import opener
 
-__all__ = ["measure"]
+__all__ = ["Empty", "Quiet", "measure", "pass_through"]
 
 ITEMS = 100_000
 
@@ -79,11 +79,12 @@ def _bare(items: list[Any]) -> None:
 
 
 def _generated(items: list[Any]) -> None:
-    for _ in _pass_through(items):
+    for _ in pass_through(items):
         pass
 
 
-def _pass_through(items: list[Any]) -> Iterator[Any]:
+def pass_through(items: list[Any]) -> Iterator[Any]:
+    """Yield the items."""
     for item in items:  # noqa: UP028 - `yield from` would leave no loop to measure
         yield item
 

@@ -9,7 +9,7 @@ from benchmarks.report import Figure, Row
 from benchmarks.servers import Site, private_site
 from benchmarks.timing import median_ratio
 
-__all__ = ["measure"]
+__all__ = ["measure", "time_saves"]
 
 Times = dict[str, list[float]]
 
@@ -18,13 +18,13 @@ def measure(quick: bool) -> Figure:
     """Let a task save every checkpoint, and make the bare calls in turn with its own."""
     rounds = 40 if quick else 250
     with private_site() as site:
-        redis = _run(site, site.url, rounds)
+        redis = time_saves(site, site.url, rounds)
         with private_postgres(fsync=True) as url:
-            postgres = _run(site, _store(url), rounds)
+            postgres = time_saves(site, _store(url), rounds)
         with private_postgres() as url:
-            unsynced = _run(site, _store(url), rounds)
-        sqlite = _run(site, f"db+sqlite:///{site.folder}/store.db", rounds)
-        files = _run(site, f"file://{site.folder}/store", rounds)
+            unsynced = time_saves(site, _store(url), rounds)
+        sqlite = time_saves(site, f"db+sqlite:///{site.folder}/store.db", rounds)
+        files = time_saves(site, f"file://{site.folder}/store", rounds)
     return Figure(
         "what a checkpoint costs that saves",
         f"Medians of {rounds} interleaved rounds in a worker's child; a snapshot of {redis['size'][0]:.0f} bytes, and "
@@ -52,7 +52,7 @@ def measure(quick: bool) -> Figure:
     )
 
 
-def _run(site: Site, store: str, rounds: int) -> Times:
+def time_saves(site: Site, store: str, rounds: int) -> Times:
     """Time the saves to one store, in a worker that has no other."""
     site = site.with_conf(continuation_store=store, continuation_sweep_interval=0)
     with site.worker("steps") as worker:

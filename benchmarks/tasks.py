@@ -23,6 +23,7 @@ from celery.signals import worker_ready
 from redis import Redis
 
 from benchmarks.floors import BareFile, BarePostgres, BareRedis, BareSQLite, alternate
+from benchmarks.loops import time_items
 from benchmarks.servers import CONF, FOLDER, MACHINE, REDIS, connect
 from benchmarks.timing import interleave
 from celery_continuations import ContinuableTask
@@ -109,7 +110,7 @@ def _time_saves(task: Any, step: Any, rounds: int) -> dict[str, list[float]]:
             raise AssertionError("the store has refused")
 
     floors = _floors(task.app.conf.continuation_store, fence.dumps(), text)
-    calls = {**floors, "store": save, "checkpoint": step.advance}
+    calls = {**floors, "store": save, "checkpoint": step.advance, "task.checkpoint": task.checkpoint}
     return {**interleave(calls, rounds, times=20), "size": [len(text)]}
 
 
@@ -120,6 +121,15 @@ def saves(self: Any, rounds: int) -> dict[str, list[float]]:
     for step in self.step("measure", start=0):
         taken = _time_saves(self, step, rounds)
     return taken
+
+
+# -- items
+
+
+@steps.task(name="timed_items", base=ContinuableTask, bind=True, shared=False)
+def timed_items(self: Any, case: str, rounds: int) -> dict[str, float]:
+    """Time this task's own loops."""
+    return time_items(self, case, rounds)
 
 
 # -- size

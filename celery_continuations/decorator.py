@@ -8,7 +8,7 @@ from typing import Any
 from celery import Task, shared_task
 from celery.local import Proxy
 
-from celery_continuations import conf, seams
+from celery_continuations import conf, refusals, seams
 from celery_continuations.task import ContinuableTask
 
 __all__ = ["continuable"]
@@ -27,7 +27,8 @@ def continuable(target: Any = None, /, **settings: Any) -> Any:
         settings: settings of this task, without their prefix, e.g. ``max_resumptions=100``.
 
     Raises:
-        TypeError: for an unbound task, for a function below ``@app.task``, for an unknown setting.
+        TypeError: for an unbound task, for a function below ``@app.task``, for an async or generator function, for
+            an unknown setting.
         ImproperlyConfigured: for a value that is not allowed.
 
     >>> from celery import Celery
@@ -54,6 +55,7 @@ def _continuable(target: Any, attributes: dict[str, Any]) -> Any:
     if issubclass(kind, type) or not callable(target):
         raise TypeError(f"@continuable goes on a function or a Celery task, not on {target!r}")
     if not issubclass(kind, (Proxy, Task)):
+        refusals.refuse_lazy_function(target)
         task = shared_task(base=ContinuableTask, bind=True, **attributes)(target)
         return seams.FinishedTask(task._get_current_object)
     options = seams.promised_options(target)

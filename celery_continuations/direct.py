@@ -16,7 +16,7 @@ from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
 from celery_continuations.core.step import Step
-from celery_continuations.exceptions import ContinuationError, InvalidStepError
+from celery_continuations.exceptions import ContinuationError, InvalidStepError, SnapshotTooLargeError
 
 __all__ = [
     "ATTRIBUTE",
@@ -26,6 +26,7 @@ __all__ = [
     "is_of_item",
     "rehearsed",
     "rehearsing",
+    "snapshot_text",
 ]
 
 #: The attribute of a request that holds its execution: one request is one execution.
@@ -57,12 +58,27 @@ def rehearsed(task: Any, request: Any) -> Any:
     return take and take(task, request)
 
 
+def snapshot_text(run: Run, limit: int) -> str:
+    """Return the text of the run's snapshot.
+
+    Raises:
+        SnapshotTooLargeError: when it is longer than ``limit``.
+        UnserializableValueError: when a part of it cannot be saved.
+    """
+    snapshot = run.take_snapshot()
+    text = snapshot.dumps()
+    if len(text) > limit:
+        raise SnapshotTooLargeError(len(text), limit, snapshot.largest_part())
+    return text
+
+
 class DirectExecution:
     """The host of a run that goes straight through, validated."""
 
     is_direct = True
 
-    def __init__(self, request: Any, task: Any) -> None:
+    def __init__(self, task: Any, request: Any) -> None:
+        self.task = task
         self.in_body = False
         self.called_with: tuple[Any, Any] = ((), {})
         snapshot = Snapshot(executions=1, task_version=conf.setting(task, "version"))
@@ -83,7 +99,7 @@ class DirectExecution:
 
     def save(self, run: Run) -> None:
         """There is no store; but what could not be saved is found here, as it would be there."""
-        run.take_snapshot().dumps()
+        snapshot_text(run, conf.setting(self.task, "max_snapshot"))
         if run.unit is not None:
             run.unit.begin()
             run.unit.connection()

@@ -24,7 +24,7 @@ from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting, with_misfit
 from celery_continuations.core.step import Step, Wait
-from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item
+from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item, snapshot_text
 from celery_continuations.exceptions import (
     CheckpointError,
     ContinuationError,
@@ -97,7 +97,6 @@ class Final(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
-
 
 
 class Execution:
@@ -1036,11 +1035,7 @@ class Execution:
 
     def _snapshot_text(self) -> str:
         assert self.run is not None
-        snapshot = self.run.take_snapshot()
-        text = snapshot.dumps()
-        if len(text) > self._largest:
-            raise SnapshotTooLargeError(len(text), self._largest, snapshot.largest_part())
-        return text
+        return snapshot_text(self.run, self._largest)
 
     def _warn_not_saved(self, what: str, error: Exception) -> None:
         self._teller.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)

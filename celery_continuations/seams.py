@@ -21,6 +21,7 @@ from kombu.serialization import registry
 
 __all__ = [
     "FinishedTask",
+    "app_of_unbound",
     "around_soft_shutdown",
     "chord_claim_left",
     "counts_in_chords_once",
@@ -181,6 +182,16 @@ def promised_options(task: Any) -> dict[str, Any] | None:
         return None
     options: dict[str, Any] = object.__getattribute__(task, "_Proxy__kwargs")
     return options
+
+
+def app_of_unbound(cls: type[Any]) -> Any:
+    """Return the app that made ``cls`` of a function without ``bind=True``, or None for any other class.
+
+    Why: ``bind=True`` leaves no attribute; only the decorator's classes have ``_decorated`` and ``app`` of their
+    own, and a static ``run`` when unbound (celery/app/base.py, _task_from_fun).
+    """
+    made = vars(cls)
+    return made["app"] if "_decorated" in made and isinstance(made["run"], staticmethod) else None
 
 
 class FinishedTask(Proxy):  # type: ignore[misc]

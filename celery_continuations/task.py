@@ -27,11 +27,11 @@ from weakref import WeakSet
 from celery import Celery, Task
 from celery import signals as celery_signals
 
-from celery_continuations import conf, waiting
+from celery_continuations import conf, refusals, seams, waiting
 from celery_continuations.core import codec
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Continuation, Run, check_name
 from celery_continuations.core.snapshot import Saved
-from celery_continuations.core.iteration import Iteration
 from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of, rehearsed
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution import Execution
@@ -48,6 +48,12 @@ T = TypeVar("T")
 
 _BLOCK_OPTIONS = ("start", "isolated", "transaction")
 
+# The methods and properties of AppTask that tasks use.
+_PUBLIC = (
+    "step", "iterate", "wait_for", "sleep", "wait_until", "resume_in", "wait_for_results",
+    "checkpoint", "saved", "continuation", "callback_url",
+)  # fmt: skip
+
 _prepared: WeakSet[Celery] = WeakSet()
 
 
@@ -59,6 +65,8 @@ def _wrap(cls: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
         return
     if getattr(function, "_continuation_wrapper", None) is wrapper:
         return
+    if name == "run":
+        refusals.refuse_lazy_function(function)
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -71,12 +79,14 @@ def _wrap(cls: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
 def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Around ``__call__``: where an interruption becomes a hand-over."""
     request = task.request_stack.top
-    if request is None or request.called_directly or execution_of(request) is not None:
+    if request is not None and execution_of(request) is not None:
         return call(*args, **kwargs)
+    if request is None or request.called_directly:
+        return _checked(task, call(*args, **kwargs))
     execution = rehearsed(task, request) if request.is_eager else Execution(task, request)
     if execution is None:
-        DirectExecution(request, task)
-        return call(*args, **kwargs)
+        DirectExecution(task, request)
+        return _checked(task, call(*args, **kwargs))
     try:
         if task.claims_at_start or execution.resumed:
             execution.begin()
@@ -84,7 +94,7 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
                 return codec.loads(execution.finished_value, "the return value")
         value = call(*args, **kwargs)
         execution.returned()
-        execution.finish(value)
+        execution.finish(_checked(task, value))
     except BaseException as error:
         instead = execution.left_by(error)
         if instead is error:
@@ -92,6 +102,13 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
         raise instead from instead.__cause__
     finally:
         execution.close()
+    return value
+
+
+def _checked(task: Any, value: Any) -> Any:
+    """Return ``value``, or refuse it where it shows that the task's body never ran."""
+    if task.claims_at_start:
+        refusals.refuse_unrun(task, value)
     return value
 
 
@@ -108,7 +125,7 @@ def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     if execution is not None and execution.in_body:
         return run(*args, **kwargs)
     if execution is None:
-        execution = DirectExecution(request, task)
+        execution = DirectExecution(task, request)
     execution.in_body = True
     execution.called_with = (args, kwargs)
     try:
@@ -221,8 +238,8 @@ class AppTask(Task):  # type: ignore[misc]
             start: where to start; for positions an int.
             isolated: run the step in an execution of its own.
             batch: yield lists of up to so many items.
-            total: number of items, for progress, where the source does not tell; ``"count"`` to have a queryset or select
-                counted once.
+            total: number of items, for progress, where the source does not tell; ``"count"`` to have a queryset or
+                select counted once.
             on_error: how many items may fail that are tried within ``with rows.attempt():``, see
                 :meth:`Iteration.attempt`; they are put aside, for ``rows.failed``.
             transaction: a SQLAlchemy Session, or the alias of a Django database, e.g. ``"default"``, of the database
@@ -467,9 +484,13 @@ class AppTask(Task):  # type: ignore[misc]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        app = seams.app_of_unbound(cls)
+        if app is not None and issubclass(cls, ContinuableTask):
+            refusals.refuse_unbound(cls, app, ContinuableTask)
         _wrap(cls, "__call__", _boundary)
         _wrap(cls, "run", _body)
         _wrap(cls, "on_retry", _after_retry)
+        refusals.warn_of_overrides(cls, AppTask, _PUBLIC)
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:

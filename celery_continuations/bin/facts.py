@@ -126,7 +126,20 @@ def key(facts: dict[str, Any]) -> float:
 
 def nothing(task_id: str, state: str | None) -> dict[str, Any]:
     """Return the facts of a task of which no more is known than a state."""
-    names = ("task", "wish", "step", "cursor", "done", "total", "percent", "waiting", "began", "version", "misfit", "error")
+    names = (
+        "task",
+        "wish",
+        "step",
+        "cursor",
+        "done",
+        "total",
+        "percent",
+        "waiting",
+        "began",
+        "version",
+        "misfit",
+        "error",
+    )
     return {"id": task_id, **dict.fromkeys(names), "state": state, "completed": 0}
 
 

@@ -12,7 +12,18 @@ from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.core.step import Begun, Checkpoints, Step, Unit
 from celery_continuations.exceptions import InvalidStepError
 
-__all__ = ["NOTHING", "Iteration", "Keep", "Opened", "OtherKind", "Pairs", "Print", "Reader", "SourceChanged", "Throttled"]
+__all__ = [
+    "NOTHING",
+    "Iteration",
+    "Keep",
+    "Opened",
+    "OtherKind",
+    "Pairs",
+    "Print",
+    "Reader",
+    "SourceChanged",
+    "Throttled",
+]
 
 #: Items of a source, each with the cursor that comes after it.
 Pairs = Iterator[tuple[Any, Any]]
@@ -70,7 +81,7 @@ class Keep(NamedTuple):
 
     by_position: bool = False
     same: bool = False
-    copied: type | None = None
+    copied: Any = None
     make: Callable[[Any], Any] | None = None
 
 
@@ -340,5 +351,3 @@ def _begun(unit: Unit, pairs: Pairs) -> Pairs:
     for pair in pairs:
         unit.begin()
         yield pair
-
-

@@ -448,6 +448,12 @@ class Run:
 
     def _refuse_unused(self) -> None:
         unused = self._declared
+        if isinstance(unused, Iteration):
+            raise InvalidStepError(
+                f"step {unused.name!r} was declared, but nothing iterated over it; write "
+                f"`for item in self.iterate({unused.name!r}, ...):`",
+                found=unused.name,
+            )
         if unused is not None:
             raise InvalidStepError(
                 f"step {unused.name!r} was neither iterated nor given a function; write "

@@ -126,8 +126,8 @@ class FileSource(BaseReader):
                 self._compare(file, head, near, mark)
             if end < size and not self._ends_line(file, end):
                 raise SourceChanged(
-                    f"{self.path} has changed since: the line that ended at byte {end:,} does not end there now; it was "
-                    "still being written, or something before it was changed",
+                    f"{self.path} has changed since: the line that ended at byte {end:,} does not end there now; it "
+                    "was still being written, or something before it was changed",
                     _ADVICE,
                 )
         except (TypeError, ValueError) as exc:

@@ -218,7 +218,7 @@ def _parts(item: Any) -> Iterator[tuple[str | None, Any]] | None:
     if hasattr(type(item), "__attrs_attrs__"):
         return ((one.name, getattr(item, one.name, None)) for one in type(item).__attrs_attrs__)
     if hasattr(type(item), "model_fields") or hasattr(type(item), "__pydantic_fields__"):
-        return iter(vars(item).items())
+        return iter(list(vars(item).items()))
     return None
 
 

@@ -139,4 +139,3 @@ class Instances(Positions):
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
         """Items in all; of a key the loop counts those that are done."""
         return (None, self._total) if self._keys is not None else super().progress(cursor)
-

@@ -22,7 +22,9 @@ def _key_of(key: Any) -> Callable[[Any], Any]:
     if callable(key):
         return key  # type: ignore[no-any-return]
     if not isinstance(key, (str, int)) or isinstance(key, bool):
-        raise InvalidStepError(f"key={key!r} is not a key; give the name or the index of a column, or a function of a row")
+        raise InvalidStepError(
+            f"key={key!r} is not a key; give the name or the index of a column, or a function of a row"
+        )
 
     def column(row: Any) -> Any:
         if isinstance(key, str) and not isinstance(row, Mapping) and hasattr(row, key):
@@ -56,8 +58,8 @@ class _Keyed(BaseReader):
             key = self._key_of(row)
             if last is not _NOTHING and not self._follows(last, key):
                 raise InvalidStepError(
-                    f"rows are not in {'descending' if self._descending else 'ascending'} order of a unique key: row "
-                    f"{number:,} has {key!r} after {last!r} ({before!r:.200} and {row!r:.200}); sort them by it, or give "
+                    f"rows are not in {'descending' if self._descending else 'ascending'} order of a unique key: "
+                    f"row {number:,} has {key!r} after {last!r} ({before!r:.200} and {row!r:.200}); sort them by it, or give "
                     "a key that no two rows share",
                     found=self.step,
                 )

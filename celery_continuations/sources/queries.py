@@ -15,38 +15,32 @@ from celery_continuations.sources.positions import Positions
 __all__ = ["REFUSED", "refusing", "requeried"]
 
 _SELECT = "iterate over select_rows(session, select), which reads by key"
+_RESULT = f"it is the result of a query, which has another one each time it runs; {_SELECT}"
+_UNORDERED = f"it yields what it holds, in no order; {_SELECT}"
+_COLUMNS = (
+    "a DataFrame yields the names of its columns; iterate over frame.itertuples(), or over "
+    "keyed(frame.to_dict('records'), key=...)"
+)
 
 #: Classes by their dotted names, and what to write instead of iterating over one.
 REFUSED = {
     "django.db.models.query.RawQuerySet": (
-        "the rows of raw() are the result of a query, which has another one each time it runs; iterate over a queryset, "
-        "as Model.objects.filter(...), or over keyed_pages(fetch, key='id') with the SQL in fetch"
+        "the rows of raw() are the result of a query, which has another one each time it runs; iterate over a "
+        "queryset, as Model.objects.filter(...), or over keyed_pages(fetch, key='id') with the SQL in fetch"
     ),
     "django.core.paginator.Paginator": (
-        "a Paginator cuts a query into pages anew in each execution; iterate over its queryset, paginator.object_list, "
+        "a Paginator cuts a query into pages in each execution; iterate over its queryset, paginator.object_list, "
         "which is read by key in chunks, with batch= for lists of rows"
     ),
-    "sqlalchemy.orm.session.Session": (
-        "it yields what it holds, in no order; iterate over select_rows(session, select), which reads by key"
-    ),
-    "sqlalchemy.orm.scoping.scoped_session": (
-        "it yields what it holds, in no order; iterate over select_rows(session, select), which reads by key"
-    ),
-    "sqlalchemy.engine.result.Result": f"it is the result of a query, which has another one each time it runs; {_SELECT}",
-    "sqlalchemy.engine.result.FilterResult": (
-        f"it is the result of a query, which has another one each time it runs; {_SELECT}"
-    ),
+    "sqlalchemy.orm.session.Session": _UNORDERED,
+    "sqlalchemy.orm.scoping.scoped_session": _UNORDERED,
+    "sqlalchemy.engine.result.Result": _RESULT,
+    "sqlalchemy.engine.result.FilterResult": _RESULT,
     "flask_sqlalchemy.pagination.Pagination": (
         f"it is one page of a query, which has another one each time it runs; {_SELECT}, with batch= for lists of rows"
     ),
-    "pandas.core.frame.DataFrame": (
-        "a DataFrame yields the names of its columns; iterate over frame.itertuples(), or over "
-        "keyed(frame.to_dict('records'), key=...)"
-    ),
-    "pandas.DataFrame": (
-        "a DataFrame yields the names of its columns; iterate over frame.itertuples(), or over "
-        "keyed(frame.to_dict('records'), key=...)"
-    ),
+    "pandas.core.frame.DataFrame": _COLUMNS,
+    "pandas.DataFrame": _COLUMNS,
     "polars.dataframe.frame.DataFrame": "a DataFrame yields its columns; iterate over frame.iter_rows(named=True)",
     "polars.lazyframe.frame.LazyFrame": (
         "a LazyFrame has no rows before it is collected; iterate over frame.collect().iter_rows(named=True)"

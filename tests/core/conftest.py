@@ -14,9 +14,9 @@ for module in ("celery", "kombu", "billiard"):
         )
     sys.modules[module] = None  # type: ignore[assignment]
 
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import ContinuationError, Interrupt
 from celery_continuations.sources import opener

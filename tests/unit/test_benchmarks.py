@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from celery_continuations.core.run import Host, Run
@@ -17,3 +19,17 @@ def test_their_host_is_one() -> None:
     run = Run("benchmark", Snapshot(), Quiet())
     assert list(run.iterate("items", opener("items", range(3)))) == [0, 1, 2]
     run.finish()
+
+
+def test_a_task_times_its_own_loops(task: Any, worker: Any, monkeypatch: Any) -> None:
+    pytest.importorskip("rich", reason="the benchmarks print with it")
+    from benchmarks import loops
+
+    monkeypatch.setattr(loops, "ITEMS", 100)
+    monkeypatch.setattr(loops, "ROWS", 100)
+    for case in loops.CASES:
+        result = task(loops.time_items).apply_async([case, 3])
+        worker.drain()
+        assert {name: taken > 0 for name, taken in result.get().items()} == dict.fromkeys(
+            ("bare", "floor", "ours"), True
+        )

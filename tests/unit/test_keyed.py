@@ -538,7 +538,7 @@ def test_what_is_no_session(engine: sa.Engine, poems: orm.Session) -> None:
         with pytest.raises(InvalidStepError, match="sessions takes a function that returns a session"):
             sessions(wrong)
     for session in (poems, orm.scoped_session(lambda: poems)):
-        with pytest.raises(InvalidStepError, match=r"ession yields what it holds, in no order; iterate over sel"):
+        with pytest.raises(InvalidStepError, match=r"ession: it yields what it holds, in no order; iterate over sel"):
             opening(session)()
 
 

@@ -72,6 +72,7 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     assert set(rows) == set(conf.SETTINGS)
     shown = {
         "store": '`"auto"`', "namespace": "app name and broker", "max_runtime": '`"auto"`', "resume_options": "`{}`",
+        "renamed_steps": "`{}`",
         "on_change": '`"fail"`',
         "max_snapshot": "256 KiB", "keep_failed": "30 days",
         "callback_expires": "7 days", "callback_max_body": "64 KiB",

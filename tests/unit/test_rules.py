@@ -134,7 +134,7 @@ def test_rule_23_what_an_owner_saves_until_its_record_is_taken_is_not_lost(store
     def read_and_save(task_id: str) -> Record | None:
         found = read(task_id)
         store.read = read  # type: ignore[method-assign]
-        assert save(store, "id", fence, SAVED.replace("{", '{"executions": 7, '))
+        assert save(store, "id", fence, SAVED.replace("{", '{"executions": 7, ', 1))
         return found
 
     store.read = read_and_save  # type: ignore[method-assign]
@@ -423,7 +423,7 @@ def test_a_task_whose_first_message_comes_just_when_it_is_resumed_is_published(s
 
 
 def test_a_wish_that_comes_while_a_loss_is_counted_costs_no_progress(store: MemoryStore) -> None:
-    assert save(store, "id", running(store), SAVED.replace("{", '{"executions": 7, '))
+    assert save(store, "id", running(store), SAVED.replace("{", '{"executions": 7, ', 1))
     swap = store.swap
 
     def swap_and_pause(task_id: str, expected: Fence | None, new: Record, **kwargs: Any) -> bool:

@@ -570,10 +570,10 @@ class ByKey:
         return ((key, key) for key in (1001, 1002, 1007) if cursor is None or key > cursor)
 
 
-def test_keys_that_are_ints_are_no_progress(worker: Any, task: Any) -> None:
-    result = task(loop(ByKey(), [], [2], worker, total=2000)).apply_async()
+def test_keys_that_are_ints_are_no_progress_and_items_are(worker: Any, task: Any) -> None:
+    result = task(loop(ByKey(), [], [2], worker, total=4)).apply_async()
     worker.deliver()
-    assert (result.progress.done, result.progress.percent) == (None, None)
+    assert (result.progress.done, result.progress.percent) == (2, 50)
 
 
 def test_a_total_in_other_units_than_the_source_counts_in_is_not_taken(worker: Any, task: Any, tmp_path: Any) -> None:

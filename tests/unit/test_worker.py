@@ -104,7 +104,7 @@ def make_run() -> Run:
     class Request:
         id = "some-id"
 
-    return DirectExecution(Request()).run
+    return DirectExecution(type("Task", (), {"continuation_version": 1})(), Request()).run
 
 
 @pytest.mark.parametrize("due", ["flag", "save_at", "leave_at", "ask_at"])
