@@ -26,7 +26,7 @@ from celery_continuations import AppTask, ContinuableTask, StoreError, execution
 from celery_continuations.body import Body, carried, written
 from celery_continuations.republish import SNAPSHOT, publish_kept
 from celery_continuations.steering import deliver
-from celery_continuations.stores import Record, open_store, rules
+from celery_continuations.stores import Fence, Record, Status, open_store, rules
 from celery_continuations.worker.identity import new_worker
 from celery_continuations.worker.sweeping import Sweeper
 from celery_continuations.worker.watcher import watcher
@@ -800,3 +800,60 @@ def test_written_bodies_are_read_whatever_the_app_accepts() -> None:
     assert body.in_chord
     assert body.decode() == ([1], {}, {"chord": {"task": "x"}})
     assert not body.changed({"chord": None}).in_chord
+
+
+# -- messages and records of version 0.1
+
+SAMPLES = {
+    sample["serializer"]: sample
+    for sample in json.loads((Path(__file__).parent / "samples" / "arguments-0.1.json").read_text())
+}
+SAMPLED_ARGS = [["header", {"name": "one"}], "words"]
+SAMPLED_KWARGS = {"tenant": "acme", "options": {"deep": [1, 2]}}
+
+
+@pytest.mark.parametrize("serializer", SAMPLES, indirect=True)
+@pytest.mark.parametrize("way", ["message", "record", "both"])
+def test_what_0_1_has_left_is_resumed(worker: Any, app: Celery, store: Any, serializer: str, way: str) -> None:
+    """A task of 0.1 that was stopped after two of four items: its message, and its record."""
+
+    @app.task(base=ContinuableTask, bind=True, name="sample")
+    def sample(self: Any, *args: Any, **kwargs: Any) -> int:
+        seen.append(copy.deepcopy((list(args), kwargs)))
+        args[0].pop()
+        for item in self.iterate("rows", range(4)):
+            items.append(item)
+            if item == 2:
+                worker.stop()
+        return 4
+
+    @app.task(name="note")
+    def note(value: int, what: str) -> None:
+        noted.append((what, value))
+
+    seen: list[Any] = []
+    items: list[int] = []
+    noted: list[Any] = []
+    app.conf.task_default_queue = "samples"
+    message, record = SAMPLES[serializer]["message"], SAMPLES[serializer]["record"]
+    task_id = message["headers"]["id"]
+    if way != "message":
+        queued = Fence(record["generation"], Status.QUEUED)
+        assert store.swap(task_id, None, Record(queued, record["snapshot"], record["message"]))
+    if way == "record":
+        publish_kept(app, record["message"], record["generation"])
+    else:
+        headers = dict(message["headers"])
+        with app.producer_or_acquire() as producer:
+            producer.publish(
+                base64.b64decode(message["body"]), exchange="", routing_key="samples",
+                content_type=message["content_type"], content_encoding=message["content_encoding"],
+                compression=headers.pop("compression", None), headers=headers,
+                declare=[app.amqp.queues["samples"]], **message["properties"],
+            )  # fmt: skip
+    worker.drain()
+    assert items == [2, 3]
+    assert seen == 2 * [(SAMPLED_ARGS, SAMPLED_KWARGS)]
+    assert noted == [("link", 4)]
+    assert sample.AsyncResult(task_id).get() == 4
+    assert [delivery.headers["customer"] for delivery in worker.deliveries[:2]] == 2 * ["acme"]
