@@ -10,24 +10,31 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, states
 from celery import signals as celery_signals
+from celery.app.task import Context
+from celery.app.trace import trace_task_ret
+from celery.concurrency.solo import TaskPool
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.request import create_request_cls
 from celery.worker.strategy import proto1_to_proto2
 from kombu import serialization
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import OperationalError
 from kombu.message import Message
 
 from celery_continuations import AppTask, ContinuableTask, StoreError, execution
-from celery_continuations.body import Body, carried, written
-from celery_continuations.republish import SNAPSHOT, publish_kept
+from celery_continuations.body import Body, carried, received, written
+from celery_continuations.republish import SNAPSHOT, publish_kept, republish
 from celery_continuations.steering import deliver
 from celery_continuations.stores import Fence, Record, Status, open_store, rules
+from celery_continuations.worker.flag import new_flag
 from celery_continuations.worker.identity import new_worker
+from celery_continuations.worker.receiving import Request
 from celery_continuations.worker.sweeping import Sweeper
 from celery_continuations.worker.watcher import watcher
 from tests.unit.conftest import Delivery, Killed, make_app
@@ -530,33 +537,20 @@ def test_the_saved_message_of_a_lost_record_has_no_snapshot(
 
 
 def test_a_continuation_without_a_snapshot_drops_the_old_one(worker: Any, app: Celery, task: Any) -> None:
-    from celery_continuations.republish import republish
-
     made = interrupted(worker, task)
     made.apply_async(ARGS, KWARGS)
     worker.deliver()
     second = worker.deliver_nothing()
     assert SNAPSHOT in second.body[2]
-    request = _request(app, made, second)
+    request = request_of(app, made, second)
     for snapshot in (None, "new"):
-        republish(made, request, generation=1, snapshot=snapshot, body=_body(made, request), options={})
+        republish(made, request, generation=1, snapshot=snapshot, body=received(made, request, None), options={})
         assert worker.deliver_nothing().body[2].get(SNAPSHOT) == snapshot
 
 
-def _request(app: Celery, made: Any, delivery: Delivery) -> Any:
-    from celery.app.task import Context
-
-    from celery_continuations.worker.receiving import Request
-
+def request_of(app: Celery, made: Any, delivery: Delivery) -> Any:
     delivery.message.accept = None
-    received = Request(delivery.message, app=app, task=made)
-    return Context({**received.request_dict, **delivery.body[2]})
-
-
-def _body(made: Any, request: Any) -> Body:
-    from celery_continuations.body import received
-
-    return received(made, request, None)
+    return Context({**Request(delivery.message, app=app, task=made).request_dict, **delivery.body[2]})
 
 
 def test_a_serializer_that_claims_to_write_text(app: Celery) -> None:
@@ -572,10 +566,6 @@ def test_a_serializer_that_claims_to_write_text(app: Celery) -> None:
 
 
 def test_the_body_is_the_object_that_celery_sends_to_the_pool(app: Celery, task: Any, worker: Any) -> None:
-    from celery.worker.request import create_request_cls
-
-    from celery_continuations.worker.receiving import Request
-
     class Pool:
         def apply_async(self, target: Any, args: Any, **options: Any) -> None:
             jobs.append(args)
@@ -585,11 +575,11 @@ def test_the_body_is_the_object_that_celery_sends_to_the_pool(app: Celery, task:
     message = app.amqp.create_task_message("id", made.name, ("a" * 100_000,), {})
     _, _, data = serialization.dumps(message.body, "json")  # type: ignore[no-untyped-call]
     for cls in (Request, CeleryRequest):
-        received = Message(data.encode(), content_type="application/json", headers=message.headers)
-        received.content_encoding = "utf-8"
-        create_request_cls(cls, made, Pool(), "host", None, app=app)(
-            received, app=app, task=made, hostname="host", body=received.body
-        ).execute_using_pool(Pool())
+        message_got = Message(data.encode(), content_type="application/json", headers=message.headers)
+        message_got.content_encoding = "utf-8"
+        request_cls = create_request_cls(cls, made, Pool(), "host", None, app=app)
+        request = request_cls(message_got, app=app, task=made, hostname="host", body=message_got.body)
+        request.execute_using_pool(Pool())
     assert jobs[0][2]["properties"]["continuation_body"][0] is jobs[0][3]
     ours, celerys = (len(pickle.dumps(job)) for job in jobs)
     assert ours - celerys < 300
@@ -640,18 +630,10 @@ def test_without_a_received_body_what_cannot_be_serialized_fails_only_when_it_is
     interrupt.append(True)
     result = made.apply_async((object(),), serializer="pickle")
     worker.deliver()
-    assert isinstance(result.result, EncodeError) or type(result.result).__name__ == "EncodeError"
+    assert type(result.result).__name__ == "EncodeError"
 
 
 def test_a_message_of_protocol_1(worker: Any, app: Celery, task: Any, driver: Driver) -> None:
-    from functools import partial
-
-    from celery.app.trace import trace_task_ret
-    from celery.concurrency.solo import TaskPool
-    from celery.worker.request import create_request_cls
-
-    from celery_continuations.worker.receiving import Request
-
     def run(self: Any, rows: list[int]) -> int:
         seen.append(rows[:])
         rows.clear()
@@ -669,15 +651,15 @@ def test_a_message_of_protocol_1(worker: Any, app: Celery, task: Any, driver: Dr
         delivery_info={"exchange": "", "routing_key": app.conf.task_default_queue},
     )  # fmt: skip
     body, headers, decoded, utc = proto1_to_proto2(message, message.payload)
-    from celery_continuations.worker.flag import new_flag
-
     worker.flag = new_flag("old@test")
     pool = TaskPool()
     pool.start()
-    create_request_cls(
-        Request, made, pool, "old@test", None, trace=partial(trace_task_ret, app=app), app=app
-    )(message, app=app, task=made, hostname="old@test", body=body, headers=headers, decoded=decoded, utc=utc
-    ).execute_using_pool(pool)  # fmt: skip
+    trace = partial(trace_task_ret, app=app)
+    request_cls = create_request_cls(Request, made, pool, "old@test", None, trace=trace, app=app)
+    request = request_cls(
+        message, app=app, task=made, hostname="old@test", body=body, headers=headers, decoded=decoded, utc=utc
+    )
+    request.execute_using_pool(pool)
     worker.flag.remove()
     worker.drain()
     assert seen == 4 * [[1, 2]]
@@ -768,7 +750,6 @@ def test_a_broker_that_is_away_gets_the_arguments_later(worker: Any, task: Any, 
         monkeypatch.setattr(execution, "republish", republish)
         raise OperationalError("away")
 
-    republish = execution.republish
     monkeypatch.setattr(execution, "republish", away)
     monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.0)
     seen: list[Any] = []

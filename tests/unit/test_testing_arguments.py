@@ -61,7 +61,7 @@ def looking(request: Any, app: Celery) -> Callable[..., Any]:
 
 @pytest.fixture
 def given() -> Any:
-    """Arguments; that the caller's are unchanged is looked at in the end."""
+    """Yield arguments, and check at the end that the caller's objects are unchanged."""
     args, kwargs = (PAIR, dict(BY_NUMBER)), {"rows": list(ROWS)}
     yield args, kwargs
     assert (args, kwargs) == ((PAIR, BY_NUMBER), {"rows": ROWS})
