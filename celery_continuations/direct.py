@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from celery.exceptions import SoftTimeLimitExceeded
 
@@ -25,6 +25,7 @@ __all__ = [
     "execution_of",
     "is_of_item",
     "rehearsed",
+    "rehearsed_arguments",
     "rehearsing",
     "snapshot_text",
 ]
@@ -48,14 +49,29 @@ def is_of_item(error: Exception) -> bool:
 #: What a test has delivered to the waits of tasks that it calls directly, by their names.
 delivered: ContextVar[Mapping[str, Any]] = ContextVar("delivered", default=MappingProxyType({}))
 
-#: Within a rehearsal: returns the execution of a task and its request, or None where these are not part of it.
-rehearsing: ContextVar[Callable[[Any, Any], Any] | None] = ContextVar("rehearsing", default=None)
+
+class _Rehearsal(Protocol):
+    def take(self, task: Any, request: Any) -> Any:
+        """Return the execution of a task and its request, or None where these are not part of the rehearsal."""
+
+    def arguments(self, task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return what a task that is applied with these arguments gets."""
+
+
+#: The rehearsal that this code runs in.
+rehearsing: ContextVar[_Rehearsal | None] = ContextVar("rehearsing", default=None)
 
 
 def rehearsed(task: Any, request: Any) -> Any:
     """Return the execution that a rehearsal has for this request, or None."""
-    take = rehearsing.get()
-    return take and take(task, request)
+    rehearsal = rehearsing.get()
+    return rehearsal and rehearsal.take(task, request)
+
+
+def rehearsed_arguments(task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments that a task gets: those of a message within a rehearsal, else the ones given."""
+    rehearsal = rehearsing.get()
+    return (args, kwargs) if rehearsal is None else rehearsal.arguments(task, task_id, args, kwargs)
 
 
 def snapshot_text(run: Run, limit: int) -> str:

@@ -307,10 +307,11 @@ class SourceChangedError(ContinuationError):
         self.advice = advice
 
     def __str__(self) -> str:
+        retry = f"retry {self.task_id}"
         return (
-            f"step {self.step!r}: {self.problem}\n{self.advice}\nThen: celery -A proj continuations retry {self.task_id} "
-            f"--step {self.step} (again from its beginning), or retry {self.task_id} --accept-source (on from its place "
-            "in the source as it is now)."
+            f"step {self.step!r}: {self.problem}\n{self.advice}\nThen: celery -A proj continuations {retry} --step "
+            f"{self.step} (again from its beginning), or {retry} --accept-source (on from its place in the source as it "
+            "is now)."
         )
 
 

@@ -18,6 +18,7 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from celery_continuations import conf, seams, transactions
+from celery_continuations.body import Body, received
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import adapt, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
@@ -80,6 +81,12 @@ _SHARED_CRASHES = 10
 # Seconds between two attempts to publish: the first, and the longest.
 _PUBLISH_DELAY, _PUBLISH_DELAY_MAX = 0.2, 5.0
 
+# Bytes of a message's body above which a warning says what it costs to keep it.
+_LARGE_BODY = 1024 * 1024
+
+# Names of the tasks that this process has warned about because of their large arguments.
+_large: set[str] = set()
+
 # Names of the tasks of this process that have been told of as slow to come to a checkpoint.
 _slow: set[str] = set()
 
@@ -105,6 +112,7 @@ class Execution:
     Args:
         task: the task.
         request: of the message being run.
+        body: the message's, where it is not the one that the request carries.
 
     Attributes:
         in_body: whether the task's own code is running.
@@ -115,7 +123,7 @@ class Execution:
 
     is_direct = False
 
-    def __init__(self, task: Task, request: Any) -> None:
+    def __init__(self, task: Task, request: Any, body: Body | None = None) -> None:
         self.task = task
         self.request = request
         self.in_body = False
@@ -123,6 +131,7 @@ class Execution:
         self.run: Run | None = None
         self.retry_options: dict[str, Any] | None = None
         self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}
+        self._body = body or received(task, request, self._delivery.get("content_type"))
         self._teller = Teller(task, request.id, self._delivery.get("sends_as"))
         self._generation: int = getattr(request, GENERATION, None) or 0
         self._refusal: str | None = None  # why this execution never began, or must end
@@ -280,8 +289,22 @@ class Execution:
         """Return the message of this task, as the store keeps it for whoever has to publish it again."""
         if not self._store.keeps:
             return None
+        self._warn_of_large_arguments()
         options = {**conf.setting(self.task, "resume_options"), **options}
-        return keepable(self.task, self.request, delivery=self._delivery, options=options)
+        return keepable(self.task, self.request, body=self._body, options=options)
+
+    def _warn_of_large_arguments(self) -> None:
+        size = self._body.size
+        if size > _LARGE_BODY and self.task.name not in _large:
+            _large.add(self.task.name)
+            self._teller.log(
+                logging.WARNING,
+                "large_arguments",
+                "the message's body has %d bytes, which stay in the store until the task has ended; pass a reference "
+                "to the data instead",
+                size,
+                bytes=size,
+            )
 
     def _refuse_crash_loop(self, snapshot: Snapshot) -> None:
         limit = conf.setting(self.task, "max_crashes")
@@ -621,8 +644,8 @@ class Execution:
             self._teller.log(
                 logging.INFO,
                 "source_unchecked",
-                "step %s reads items that have nothing to tell them apart: a change of its source is only noticed when it "
-                "becomes shorter; give iterate identity=, or a source that is read by key",
+                "step %s reads items that have nothing to tell them apart: a change of its source is only noticed when "
+                "it becomes shorter; give iterate identity=, or a source that is read by key",
                 step.name,
                 step=step.name,
             )
@@ -928,7 +951,7 @@ class Execution:
         delay = _PUBLISH_DELAY
         while True:
             try:
-                return republish(self.task, self.request, delivery=self._delivery, **message)
+                return republish(self.task, self.request, body=self._body, **message)
             except (OperationalError, OSError, AttributeError) as exc:
                 # kombu's Redis transport raises AttributeError where a connection is lost just now (a channel
                 # without a connection); as the last of some attempts it is another one.

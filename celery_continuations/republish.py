@@ -7,7 +7,6 @@ topic exchange.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.pools import producers
-from kombu.serialization import dumps, loads, prepare_accept_content
 from kombu.utils import json
+from kombu.utils.functional import maybe_list
 
 from celery_continuations import conf, seams
+from celery_continuations.body import Body, carried
 from celery_continuations.exceptions import StoreError
 
 if TYPE_CHECKING:
@@ -67,68 +67,69 @@ _NOT_THE_CALLERS = (
 # apply_async options that have another name, or another place, in a message.
 _RENAMED = {"link": "callbacks", "link_error": "errbacks"}
 _IN_PROPERTIES = ("priority", "delivery_mode", "serializer", "compression", "correlation_id")
+_IN_BODY = ("args", "kwargs", "callbacks", "errbacks", "chain", "chord")
 
 
 def republish(
-    task: Task,
-    request: Any,
-    *,
-    generation: int,
-    snapshot: str | None,
-    delivery: dict[str, Any],
-    options: dict[str, Any],
+    task: Task, request: Any, *, generation: int, snapshot: str | None, body: Body, options: dict[str, Any]
 ) -> None:
-    """Publish the task of ``request`` again.
+    """Publish the task of ``request`` again, with its arguments, callbacks and chain as they were sent.
+
+    What the task has done to its arguments, or assigned to ``self.request.args``, ``chain`` or ``callbacks``, holds
+    for its own execution only.  ``options`` of ``self.retry()`` redefine what was sent.
 
     Args:
         task: the task.
         request: of the execution that leaves.
         generation: the generation that the message continues.
         snapshot: the snapshot's JSON text, or None to carry none.
-        delivery: what the main process knew of the message, e.g. its content type.
+        body: of the message that the execution got.
         options: ``apply_async`` options that differ from the message's, ``args``, ``kwargs`` and
             ``retries`` among them.
 
     Raises:
         kombu.exceptions.OperationalError: when the broker cannot be reached.
+        kombu.exceptions.EncodeError: when redefined parts cannot be serialized.
     """
     app = task.app
-    message, headers, sending = _message(task, request, delivery, options, started=generation > 0)
+    message, body, sending = _message(task, request, body, options, started=generation > 0)
+    headers, properties, _, sent_event = message
+    args, kwargs, embed = body.decode()
+    embed.pop(SNAPSHOT, None)
     if snapshot is not None:
-        message.body[2][SNAPSHOT] = snapshot
+        embed[SNAPSHOT] = snapshot
     if generation:
         headers[GENERATION] = generation
     with _producer(app) as producer:
         app.amqp.send_task_message(
             producer,
             task.name,
-            message,
-            headers=headers,
+            (headers, properties, (args, kwargs, embed), sent_event),
             **sending,
             **_destination(app, _route(request.delivery_info, options)),
         )
 
 
-def keepable(task: Task, request: Any, *, delivery: dict[str, Any], options: dict[str, Any]) -> str:
+def keepable(task: Task, request: Any, *, body: Body, options: dict[str, Any]) -> str:
     """Return the message that :func:`republish` would send, as a text that :class:`Publisher` can publish.
 
-    The body is serialized by the message's own serializer, and is never read again but by a worker
-    that accepts it.  Arguments as of :func:`republish`.
+    The body is the received one, byte for byte, unless ``options`` redefine it or it carries a snapshot, which is
+    older than the record's.  Takes and raises the same as :func:`republish`.
     """
-    message, headers, sending = _message(task, request, delivery, options, started=True)
-    serializer = sending.pop("serializer", None) or conf.celery_setting(task.app, "task_serializer")
-    content_type, encoding, body = dumps(message.body, serializer=serializer)  # type: ignore[no-untyped-call]
-    if encoding != "utf-8":
-        body = base64.b64encode(body).decode()
+    (headers, properties, *_), body, sending = _message(task, request, body, options, started=True)
+    if getattr(request, SNAPSHOT, None) is not None:
+        body = body.changed({SNAPSHOT: None})
+    sending.pop("serializer", None)
+    content, text = body.as_text()
     whole = {
         "task": task.name,
         "route": _route(request.delivery_info, options),
-        "headers": {**message.headers, **headers},
-        "properties": message.properties,
+        "headers": headers,
+        "properties": properties,
         "sending": sending,
-        "content": [content_type, encoding],
-        "body": body if isinstance(body, str) else body.decode(),
-        "chord": bool(request.chord),
+        "content": content,
+        "body": text,
+        "chord": body.in_chord,
         "began": time.time(),
     }
     return str(json.dumps(whole))  # type: ignore[no-untyped-call]
@@ -198,10 +199,11 @@ def publish_kept(app: Celery, text: str, generation: int) -> None:
 def _send_kept(app: Celery, producer: Any, text: str, generation: int, **options: Any) -> None:
     message = _parsed(text)
     content_type, encoding = message["content"]
+    body = carried(message["content"], message["body"], app)
     app.amqp.send_task_message(
         producer,
         message["task"],
-        ({**message["headers"], GENERATION: generation}, message["properties"], _body(message), None),
+        ({**message["headers"], GENERATION: generation}, message["properties"], body.data, None),
         content_type=content_type,  # with which kombu takes the body as it is
         content_encoding=encoding,
         **options,
@@ -218,14 +220,8 @@ def context_of(app: Celery, text: str) -> dict[str, Any]:
         kombu.exceptions.DecodeError: for one that cannot be read.
     """
     message = _parsed(text)
-    content_type, encoding = message["content"]
-    accept = prepare_accept_content(conf.celery_setting(app, "accept_content"))  # type: ignore[no-untyped-call]
-    _, _, embedded = loads(_body(message), content_type, encoding, accept=accept)  # type: ignore[no-untyped-call]
+    _, _, embedded = carried(message["content"], message["body"], app).decode()
     return {**message["headers"], **embedded}
-
-
-def _body(message: Any) -> Any:
-    return message["body"] if message["content"][1] == "utf-8" else base64.b64decode(message["body"])
 
 
 def task_name(text: str) -> str:
@@ -271,38 +267,37 @@ def _parsed(text: str) -> Any:
 
 
 def _message(
-    task: Task, request: Any, delivery: dict[str, Any], options: dict[str, Any], started: bool
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Return Celery's task message, the headers to add to it, and the properties to send it with."""
+    task: Task, request: Any, body: Body, options: dict[str, Any], started: bool
+) -> tuple[Any, Body, dict[str, Any]]:
+    """Return Celery's task message, to be given a body; that body; and the properties to send it with."""
     options = {_RENAMED.get(name, name): value for name, value in options.items()}
+    for name in _RENAMED.values():
+        options[name] = maybe_list(options.get(name))  # type: ignore[no-untyped-call]
+    changes, serializer = _parts(options, _IN_BODY), options.get("serializer")
+    if changes or serializer not in (None, body.serializer):
+        body = body.changed(changes, serializer)
     fields = {**_fields(task, request), **_parts(options, _FIELDS)}
-    for name in ("args", "kwargs"):
-        if name in options:
-            fields[name + "repr"] = None  # made anew
+    for place, name in enumerate(("args", "kwargs")):
+        if name in changes or fields[name + "repr"] is None:
+            fields.update({name: changes[name] if name in changes else body.decode()[place], name + "repr": None})
     if not started:
         fields.setdefault("expires", request.expires)
     stamps = dict(request.stamps or {})
     message = task.app.amqp.create_task_message(**fields, **stamps)
-    headers = {**_callers_headers(request), **(options.get("headers") or {})}
-    return message, headers, {**_properties(request, delivery), **_parts(options, _IN_PROPERTIES)}
+    message.headers.update(_callers_headers(request), **(options.get("headers") or {}))
+    return message, body, {**_properties(request, body), **_parts(options, _IN_PROPERTIES)}
 
 
 _FIELDS = (
-    "args",
-    "kwargs",
     "countdown",
     "eta",
     "expires",
     "retries",
-    "callbacks",
-    "errbacks",
     "time_limit",
     "soft_time_limit",
     "shadow",
     "ignore_result",
     "reply_to",
-    "chain",
-    "chord",
 )
 
 
@@ -316,14 +311,9 @@ def _fields(task: Task, request: Any) -> dict[str, Any]:
     return {
         "task_id": request.id,
         "name": task.name,
-        "args": request.args,
-        "kwargs": request.kwargs,
         "group_id": request.group,
         "group_index": request.group_index,
         "retries": request.retries,
-        "chord": request.chord,
-        "callbacks": request.callbacks,
-        "errbacks": request.errbacks,
         "reply_to": request.reply_to,
         "time_limit": time_limit,
         "soft_time_limit": soft_time_limit,
@@ -331,7 +321,6 @@ def _fields(task: Task, request: Any) -> dict[str, Any]:
         "root_id": request.root_id,
         "parent_id": request.parent_id,
         "shadow": request.shadow,
-        "chain": request.chain,
         "origin": request.origin,
         "ignore_result": seams.ignore_result_of(task, request),
         "argsrepr": getattr(request, "argsrepr", None),
@@ -345,10 +334,10 @@ def _callers_headers(request: Any) -> dict[str, Any]:
     return {name: value for name, value in (request.headers or {}).items() if name not in _NOT_THE_CALLERS}
 
 
-def _properties(request: Any, delivery: dict[str, Any]) -> dict[str, Any]:
+def _properties(request: Any, body: Body) -> dict[str, Any]:
     properties = request.properties or {}
     kept = {
-        "serializer": seams.serializer_of(delivery.get("content_type")),
+        "serializer": body.serializer,
         "compression": getattr(request, "compression", None),
         "correlation_id": request.correlation_id,
         "priority": (request.delivery_info or {}).get("priority"),

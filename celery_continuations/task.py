@@ -32,7 +32,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Continuation, Run, check_name
 from celery_continuations.core.snapshot import Saved
-from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of, rehearsed
+from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of, rehearsed, rehearsed_arguments
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution import Execution
 from celery_continuations.result import ContinuableAsyncResult
@@ -509,6 +509,20 @@ class AppTask(Task):  # type: ignore[misc]
         return ContinuableAsyncResult(
             task_id, backend=self.backend, app=self.app, store=conf.setting(self, "store"), **kwargs
         )
+
+    def apply(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        task_id: str | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """Apply the task here, as Task does; within a rehearsal with the arguments as a message has them."""
+        args, kwargs = rehearsed_arguments(self, task_id, args, kwargs)
+        return super().apply(args, kwargs, link, link_error, task_id, *rest, **options)
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Any:
         """As of Task; for ``self.retry()`` in a run, what keeps the run's progress."""

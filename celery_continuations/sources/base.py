@@ -35,8 +35,8 @@ class Source(Protocol):
     Progress comes from ``source.progress(cursor)``, where there is such a method, which returns what is done and what
     there is in all, in the same unit, each None where it is not cheap to know; else from ``len(source)``, with cursors
     that are ints; else the loop counts the items.  ``source.count()``, where there is such a method, returns the number
-    of items for ``iterate(..., total="count")``.  ``source.kind`` is a short text that says what its cursors mean, saved
-    with them; without it the name of its class.
+    of items for ``iterate(..., total="count")``.  ``source.kind`` is a short text that says what its cursors mean,
+    saved with them; without it the name of its class.
     """
 
     def read(self, cursor: Any) -> Pairs:

@@ -57,10 +57,10 @@ class _Keyed(BaseReader):
         for number, row in enumerate(self._rows() if callable(self._rows) else self._rows, 1):
             key = self._key_of(row)
             if last is not _NOTHING and not self._follows(last, key):
+                order = "descending" if self._descending else "ascending"
                 raise InvalidStepError(
-                    f"rows are not in {'descending' if self._descending else 'ascending'} order of a unique key: "
-                    f"row {number:,} has {key!r} after {last!r} ({before!r:.200} and {row!r:.200}); sort them by it, or give "
-                    "a key that no two rows share",
+                    f"rows are not in {order} order of a unique key: row {number:,} has {key!r} after {last!r} "
+                    f"({before!r:.200} and {row!r:.200}); sort them by it, or give a key that no two rows share",
                     found=self.step,
                 )
             if last is _NOTHING and key is None:

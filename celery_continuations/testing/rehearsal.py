@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 from celery import states
 from celery.exceptions import Ignore, Retry
-from kombu import serialization
 from kombu.exceptions import EncodeError
 
 from celery_continuations import conf, direct
+from celery_continuations.body import Body, written
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import adapt
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
@@ -61,7 +61,7 @@ class Rehearsal:
         self._text: str | None = None
         self._due = 0.0
         self._inbox = Inbox()
-        self._message: Any = None
+        self._message: Body | None = None
         self._options: dict[str, Any] = {}
 
     # -- what a test looks at
@@ -132,7 +132,8 @@ class Rehearsal:
         if self.state != states.RETRY:
             what = "has ended" if self.ended else "has not begun: apply it first"
             raise ValueError(f"{self!r} cannot be resumed, it {what}")
-        args, kwargs = _loads(self._message)
+        assert self._message is not None
+        args, kwargs, _ = self._message.decode()
         self.apply(args, kwargs)
 
     def skip(self) -> None:
@@ -158,26 +159,41 @@ class Rehearsal:
 
     def apply(self, args: Any, kwargs: Any) -> None:
         """Run one execution."""
-        token = direct.rehearsing.set(self.take)
+        token = direct.rehearsing.set(self)
         try:
             self.task.apply(args, kwargs, task_id=self.id, throw=False, **self._options)
         finally:
             direct.rehearsing.reset(token)
 
+    def arguments(self, task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return what the run's first execution gets: its arguments after they have been through a message."""
+        if self.begun or not self._is_of(task, task_id):
+            return args, kwargs
+        try:
+            self._message = _message(task, args, kwargs)
+        except EncodeError:
+            return args, kwargs  # raised when the execution begins, as the task's failure
+        return self._message.decode()[:2]
+
     def take(self, task: Any, request: Any) -> Execution | None:
         """Return the execution of this request, if it is one of this run."""
-        if task.name != self.task.name or (self.id is not None and request.id != self.id):
+        if not self._is_of(task, request.id):
             return None
         if self.begun == 0:
             self.id = request.id
-            try:
-                self._message = _dumps(task, request.args, request.kwargs)
-            except EncodeError as exc:
-                self.end(states.FAILURE, error=exc)
-                raise
+            if self._message is None:
+                try:
+                    self._message = _message(task, request.args, request.kwargs)
+                except EncodeError as exc:
+                    self.end(states.FAILURE, error=exc)
+                    raise
             self._options = {"link": request.callbacks, "link_error": request.errbacks, "headers": request.headers}
+        assert self._message is not None
         self.begun += 1
-        return _Execution(self, task, request)
+        return _Execution(self, task, request, self._message)
+
+    def _is_of(self, task: Any, task_id: str | None) -> bool:
+        return bool(task.name == self.task.name and (self.id is None or task_id == self.id))
 
     def begin(self) -> Snapshot:
         """Return what an execution starts with."""
@@ -215,8 +231,10 @@ class Rehearsal:
         self._text, self.state = text, states.RETRY
         eta = options.get("eta")
         self._due = eta.timestamp() if eta else self.clock.now() + float(options.get("countdown") or 0)
-        args, kwargs = _loads(self._message)
-        self._message = _dumps(self.task, options.get("args", args), options.get("kwargs", kwargs))
+        assert self._message is not None
+        changes = {name: value for name, value in options.items() if name in ("args", "kwargs")}
+        if changes:
+            self._message = self._message.changed(changes)
         if "retries" in options:
             self._options["retries"] = options["retries"]
         self.guide.left(self.snapshot)
@@ -243,8 +261,8 @@ class _Execution(Execution):
 
     is_direct = True  # children are applied in place
 
-    def __init__(self, rehearsal: Rehearsal, task: Any, request: Any) -> None:
-        super().__init__(task, request)
+    def __init__(self, rehearsal: Rehearsal, task: Any, request: Any, body: Body) -> None:
+        super().__init__(task, request, body)
         self._rehearsal = rehearsal
         self._killed = False
         self._left = False
@@ -428,21 +446,13 @@ def go_on(run: Rehearsal, executions: int = EXECUTIONS) -> None:
 @contextmanager
 def within(run: Rehearsal) -> Iterator[None]:
     """Within the block, what is applied of the run's task is the run."""
-    token = direct.rehearsing.set(run.take)
+    token = direct.rehearsing.set(run)
     try:
         yield
     finally:
         direct.rehearsing.reset(token)
 
 
-def _dumps(task: Any, args: Any, kwargs: Any) -> Any:
+def _message(task: Any, args: Any, kwargs: Any) -> Body:
     """Write arguments as a message has them."""
-    serializer = task.serializer or task.app.conf.task_serializer
-    dumps: Any = serialization.dumps
-    return dumps([list(args or ()), dict(kwargs or {})], serializer)
-
-
-def _loads(message: Any) -> Any:
-    content_type, encoding, data = message
-    loads: Any = serialization.loads
-    return loads(data, content_type, encoding, accept={content_type})
+    return written(list(args or ()), dict(kwargs or {}), {}, task.serializer or task.app.conf.task_serializer)

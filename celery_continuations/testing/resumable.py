@@ -264,7 +264,7 @@ class _Proof:
         self._start = run.clock.start
         outcome = _Outcome()
         try:
-            run.apply(copy.deepcopy(self._args), copy.deepcopy(self._kwargs))
+            run.apply(self._args, self._kwargs)
             if plan:
                 outcome.value = run_until_done(run, executions=_TIMES * self._executions + _MORE)
             else:

@@ -19,6 +19,7 @@ from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
 
 from celery_continuations import conf, events, seams
+from celery_continuations.body import BODY
 from celery_continuations.exceptions import StoreError
 from celery_continuations.republish import GENERATION
 from celery_continuations.stores import Status, Store, open_store
@@ -34,7 +35,7 @@ DELIVERY = "continuation_delivery"
 
 
 class Request(CeleryRequest):  # type: ignore[misc]
-    """Tells the task where its worker's stop flag is, how its message was serialized, and whether to send events."""
+    """Tell the task its worker's stop flag, its message's body and serializer, and whether to send events."""
 
     def __init__(self, message: Any, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
@@ -46,6 +47,10 @@ class Request(CeleryRequest):  # type: ignore[misc]
             "content_type": message.content_type,
             "sends_as": self.hostname if self.task.send_events and events.are_wanted(self.eventer) else None,
         }
+        if not self._decoded:
+            # The very object that Celery sends to the pool's process too: pickle writes it once.
+            body = (self._body, self._content_type, self._content_encoding)
+            self.request_dict["properties"] = {**self.request_dict["properties"], BODY: body}
 
     # -- what the main process decides
 

@@ -61,6 +61,17 @@ def rows(self: Any, count: int, delay: float = 0.03) -> int:
     return work(self, count, delay)
 
 
+@app.task(base=ContinuableTask, bind=True, name="project.table")
+def table(self: Any, table: list[Any]) -> list[Any]:
+    """Take the header off the rows, as a function may do with a list of its own."""
+    header = table.pop(0)
+    trace("run", header)
+    for row in self.iterate("rows", table):
+        time.sleep(0.03)
+        trace("item", row, os.getpid())
+    return [header, len(table)]
+
+
 @app.task(base=ContinuableTask, bind=True, name="project.early", acks_late=False)
 def early(self: Any, count: int) -> int:
     """As rows, acknowledged before it runs."""
