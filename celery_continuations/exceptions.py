@@ -310,8 +310,8 @@ class SourceChangedError(ContinuationError):
         retry = f"retry {self.task_id}"
         return (
             f"step {self.step!r}: {self.problem}\n{self.advice}\nThen: celery -A proj continuations {retry} --step "
-            f"{self.step} (again from its beginning), or {retry} --accept-source (on from its place in the source as it "
-            "is now)."
+            f"{self.step} (again from its beginning), or {retry} --accept-source (on from its place in the source as "
+            "it is now)."
         )
 
 

@@ -38,7 +38,7 @@ from celery_continuations.exceptions import (
     StoreError,
     UnserializableValueError,
 )
-from celery_continuations.republish import CHANGED, GENERATION, SNAPSHOT, keepable, republish
+from celery_continuations.republish import CHANGED, GENERATION, OWN_HEADERS, SNAPSHOT, keepable, republish
 from celery_continuations.stores import CANCEL, PAUSE, Claim, Fence, Record, Status, Store, open_store, outside, rules
 from celery_continuations.telling import Teller
 from celery_continuations.worker.death import death_of
@@ -131,6 +131,8 @@ class Execution:
         self.run: Run | None = None
         self.retry_options: dict[str, Any] | None = None
         self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}
+        for name in OWN_HEADERS:  # a task that hands its headers on to another one hands on none of its progress
+            (request.headers or {}).pop(name, None)
         self._body = body or received(task, request, self._delivery.get("content_type"))
         self._teller = Teller(task, request.id, self._delivery.get("sends_as"))
         self._generation: int = getattr(request, GENERATION, None) or 0

@@ -50,13 +50,12 @@ CHANGED = "continuation_changed"
 #: The key of the message's body that carries the snapshot: RabbitMQ closes the connection on a large header.
 SNAPSHOT = "continuation"
 
+#: What this library puts into a request, of which Celery makes headers.
+OWN_HEADERS = (GENERATION, CHANGED, SNAPSHOT, "continuation_delivery", "continuation_execution")
+
 # Headers that the broker or this library put into a delivery, and that belong to that delivery only.
 _NOT_THE_CALLERS = (
-    GENERATION,
-    CHANGED,
-    SNAPSHOT,
-    "continuation_delivery",
-    "continuation_execution",
+    *OWN_HEADERS,
     "redelivered",
     "x-death",
     "x-first-death-exchange",

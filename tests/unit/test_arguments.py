@@ -838,3 +838,24 @@ def test_what_0_1_has_left_is_resumed(worker: Any, app: Celery, store: Any, seri
     assert noted == [("link", 4)]
     assert sample.AsyncResult(task_id).get() == 4
     assert [delivery.headers["customer"] for delivery in worker.deliveries[:2]] == 2 * ["acme"]
+
+
+def test_headers_that_are_handed_on_to_another_task_have_none_of_the_progress(worker: Any, task: Any) -> None:
+    done: list[int] = []
+
+    def loops(self: Any) -> None:
+        for number in self.iterate("numbers", range(4)):
+            done.append(number)
+
+    child = task(loops)
+
+    def hands_on(self: Any) -> None:
+        for number in self.iterate("numbers", range(4)):
+            if number == 1 and self.continuation.resumptions == 0:
+                worker.stop()
+        child.apply_async(headers=self.request.headers)
+
+    task(hands_on).apply_async(headers={"tenant": "acme"})
+    worker.drain()
+    assert done == [0, 1, 2, 3]
+    assert worker.deliveries[-1].headers["tenant"] == "acme"

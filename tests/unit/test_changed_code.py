@@ -15,6 +15,7 @@ from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.republish import CHANGED
 from celery_continuations.stores import Record, Status, open_store
 from celery_continuations.worker import unknown
+from celery_continuations.worker.flag import new_flag
 from celery_continuations.worker.unknown import hand_back_unknown
 
 
@@ -124,10 +125,16 @@ def test_a_snapshot_of_a_later_version_goes_back_too(worker: Any, app: Celery, d
     later = json.dumps({**json.loads(found.snapshot), "version": VERSION + 1})
     open_store(app, "memory").swap(result.id, found.fence, Record(found.fence, later))
     held = worker.deliver_nothing()
-    del held.body[2]["continuation"]
-    worker.execute(held)
-    assert result.state == states.RETRY
-    assert record(result.id).snapshot == later
+    args, kwargs, embed = json.loads(held.message.body)
+    del embed["continuation"]
+    held.message.body = json.dumps([args, kwargs, embed])
+    worker.flag = new_flag("later@test")
+    worker.execute(held, "later@test")
+    worker.flag.remove()
+    assert (result.state, str(result.info)) == (states.RETRY, "Interrupted between steps (code changed)")
+    kept = json.loads(record(result.id).snapshot)
+    assert kept.pop("misfit").startswith(f"snapshot version {VERSION + 1} is newer")
+    assert kept == json.loads(later), "what is not known here is kept"
 
 
 # -- the task is missing
