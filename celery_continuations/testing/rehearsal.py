@@ -17,7 +17,7 @@ from kombu.exceptions import EncodeError
 from celery_continuations import conf, direct
 from celery_continuations.body import Body, written
 from celery_continuations.core import codec
-from celery_continuations.core.evolution import adapt
+from celery_continuations.core.evolution import adapt, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Saved, Snapshot, Waiting
@@ -325,7 +325,12 @@ class _Execution(Execution):
         return self._rehearsal.clock.now()
 
     def delivery(self, name: str, close: bool) -> Outcome | None:
-        return self._rehearsal.close_wait(name) if close else self._rehearsal.delivered(name)
+        rehearsal = self._rehearsal
+        for one in (name, *old_names(name, conf.setting(self.task, "renamed_steps"))):
+            found = rehearsal.delivered(one)
+            if found is not None:
+                return found
+        return rehearsal.close_wait(name) if close else None
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
         assert self.run is not None

@@ -22,6 +22,9 @@ INTERRUPT, KILL = "interrupt", "kill"
 # The same in each run, so that what is derived from the task's id is the same as well.
 _TASK_ID = "00000000-0000-4000-8000-000000000000"
 
+# Expect what the task itself leaves.
+_SAME: Any = object()
+
 # A disturbed run may have so many times the checkpoints and executions of the undisturbed one, and some more.
 _TIMES, _MORE = 10, 100
 
@@ -35,6 +38,8 @@ def assert_resumable(
     kills: bool = True,
     pairs: int = 100,
     only: str | None = None,
+    upgrade_from: Any = None,
+    expected: Any = _SAME,
 ) -> None:
     """Run a task undisturbed, then once for each place at which it may be stopped, and compare the outcomes.
 
@@ -42,6 +47,10 @@ def assert_resumable(
     interrupted at each checkpoint; killed at each checkpoint, before each completion of a step is saved, and
     before it is known that the task has returned; and disturbed twice.  A kill repeats what was done since the
     checkpoint before.  What a task waits for passes at once; use :func:`delivered` for what it is to be given.
+
+    With ``upgrade_from`` it shows that the task resumes what older code has begun: each run begins with the old task,
+    and goes on with the new one from the first place at which it is stopped or killed.  Then ``check()`` alone is
+    compared, with what an undisturbed run of the new task leaves.
 
     Args:
         task: which task.
@@ -52,6 +61,8 @@ def assert_resumable(
         kills: whether the task has to stand kills.
         pairs: how many runs are disturbed twice, a sample that is always the same.
         only: the one run to do, as in the error's last line.
+        upgrade_from: the task as it was, kept in the tests under any name.
+        expected: what ``check()`` returns after an upgraded run, where it is not what the new task alone leaves.
 
     Raises:
         AssertionError: at the first run whose outcome differs, with what differs; and for a task that makes no
@@ -79,7 +90,13 @@ def assert_resumable(
     This run alone: assert_resumable(send, ['ann', 'bob', 'eve'], check=..., setup=..., only="interrupt@1")
     """
     __tracebackhide__ = True  # what pytest shows of a failure begins in the test
-    _Proof(task, args, kwargs or {}, check, setup).hold(kills, pairs, only)
+    if upgrade_from is None:
+        if expected is not _SAME:
+            raise ValueError("expected= goes with upgrade_from=: without it two runs of the same task are compared")
+        proof = _Proof(task, args, kwargs or {}, check, setup)
+    else:
+        proof = _Upgrade(task, args, kwargs or {}, check, setup, upgrade_from, expected)
+    proof.hold(kills, pairs, only)
 
 
 class _Disturbance(NamedTuple):
@@ -120,7 +137,8 @@ class _Trial(Guide):
 
     attentive = True
 
-    def __init__(self, plan: _Plan, limit: int | None = None) -> None:
+    def __init__(self, plan: _Plan, limit: int | None = None, on_disturbed: Callable[[], None] = lambda: None) -> None:
+        self._on_disturbed = on_disturbed
         self.places: list[_Place] = []
         self.endless = False
         self._is_first = not plan
@@ -161,6 +179,7 @@ class _Trial(Guide):
         if self._plan and snapshot.reason == _REASONS[self._plan[0].kind]:
             self._plan.pop(0)
             self._count = 0
+            self._on_disturbed()
 
 
 _REASONS = {INTERRUPT: STOPPING, KILL: LOST}
@@ -259,8 +278,7 @@ class _Proof:
     def _run(self, plan: _Plan, limit: int | None = None) -> tuple[_Outcome, _Trial]:
         if self._setup is not None:
             self._setup()
-        trial = _Trial(plan, limit)
-        run = Rehearsal(self._task, guide=trial, task_id=_TASK_ID, start=self._start)
+        trial, run = self._trial(plan, limit)
         self._start = run.clock.start
         outcome = _Outcome()
         try:
@@ -278,6 +296,10 @@ class _Proof:
             outcome.error = exc
         return outcome, trial
 
+    def _trial(self, plan: _Plan, limit: int | None) -> tuple[_Trial, Rehearsal]:
+        trial = _Trial(plan, limit)
+        return trial, Rehearsal(self._task, guide=trial, task_id=_TASK_ID, start=self._start)
+
     def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
         """Describe how an outcome differs."""
         if found.error is not None:
@@ -293,17 +315,67 @@ class _Proof:
         first, *rest = plan
         verb = {INTERRUPT: "interrupted", KILL: "killed"}
         known = f", {places[first.place - 1]}" if first.place <= len(places) else ""
-        text = f"{self._task.name} is not resumable: {verb[first.kind]} at place {first.place} of {len(places)}{known}"
+        text = f"{self._problem()}: {verb[first.kind]} at place {first.place} of {len(places)}{known}"
         for one in rest:
             text += f", and {verb[one.kind]} again at the place no. {one.place} after that"
         return text
+
+    def _problem(self) -> str:
+        return f"{self._task.name} is not resumable"
+
+    def _more_arguments(self) -> list[str]:
+        return []
 
     def _repeat(self, plan: _Plan) -> str:
         parts = [self._task.__name__, *map(_short, self._args)]
         parts += [f"kwargs={_short(self._kwargs)}"] if self._kwargs else []
         parts += [f"{name}=..." for name in ("check", "setup") if getattr(self, f"_{name}") is not None]
+        parts += self._more_arguments()
         only = ",".join(map(str, plan))
         return f'This run alone: assert_resumable({", ".join(parts)}, only="{only}")'
+
+
+class _Upgrade(_Proof):
+    """The runs that an old task begins and a new one ends."""
+
+    def __init__(
+        self, task: Any, args: Any, kwargs: Any, check: Any, setup: Any, upgrade_from: Any, expected: Any
+    ) -> None:
+        super().__init__(task, args, kwargs, check, setup)
+        if check is None:
+            raise ValueError("upgrade_from= needs check=: what the old task returns says nothing of the new one")
+        self._old = upgrade_from
+        self._expected = expected
+        self._begins_with = task
+
+    def _undisturbed(self) -> tuple[_Outcome, list[_Place]]:
+        """Learn the outcome from the new task, and the places from the old one."""
+        expected, _ = super()._undisturbed()
+        if self._expected is not _SAME:
+            expected = _Outcome(world=self._expected)
+        executions = self._executions
+        self._begins_with = self._old
+        _, places = super()._undisturbed()
+        self._executions = max(executions, self._executions)
+        return expected, places
+
+    def _trial(self, plan: _Plan, limit: int | None) -> tuple[_Trial, Rehearsal]:
+        def upgrade() -> None:
+            run.task = self._task
+
+        trial = _Trial(plan, limit, upgrade)
+        run = Rehearsal(self._begins_with, guide=trial, task_id=_TASK_ID, start=self._start)
+        return trial, run
+
+    def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
+        """Compare what the two leave, not what they return."""
+        return super()._compare(_Outcome(world=expected.world), _Outcome(error=found.error, world=found.world))
+
+    def _problem(self) -> str:
+        return f"{self._task.name} does not resume what {self._old.name} has begun"
+
+    def _more_arguments(self) -> list[str]:
+        return ["upgrade_from=...", *(["expected=..."] if self._expected is not _SAME else [])]
 
 
 def _refuse_incomparable(what: str, value: Any) -> None:
