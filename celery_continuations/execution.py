@@ -47,7 +47,7 @@ from celery_continuations.worker.identity import new_owner
 from celery_continuations.worker.receiving import DELIVERY
 from celery_continuations.worker.sweeping import ended, is_to_be_counted, seconds_kept
 from celery_continuations.worker.terminate import defer_terminate
-from celery_continuations.worker.unknown import HAND_BACK_DELAY
+from celery_continuations.worker.unknown import hand_back_delay
 from celery_continuations.worker.watcher import Watch, watcher
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Execution:
         assert self._claim is not None
         now = time.time()
         since = float(getattr(self.request, CHANGED, None) or now)
-        snapshot, countdown = self._claim.snapshot or self._begun_with(None).dumps(), HAND_BACK_DELAY
+        snapshot, countdown = self._claim.snapshot or self._begun_with(None).dumps(), hand_back_delay()
         if now - since >= conf.seconds(conf.setting(self.task, "change_grace")):
             if conf.setting(self.task, "on_change") != "restart":
                 return

@@ -6,6 +6,7 @@ Celery would store a failure at once and drop the message.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,24 @@ from celery_continuations.republish import GENERATION
 from celery_continuations.stores import Status, open_store
 from celery_continuations.worker.keeper import Keeper
 
-__all__ = ["HAND_BACK_DELAY", "hand_back_unknown"]
+__all__ = ["hand_back_delay", "hand_back_unknown"]
 
 logger = logging.getLogger("celery_continuations")
 
-#: Seconds until a worker whose code does not fit a task hands it back.
+#: Seconds until a worker whose code does not fit a task hands it back, on average.
 HAND_BACK_DELAY = 5.0
+
+
+def hand_back_delay() -> float:
+    """Return the seconds until a worker whose code does not fit a task hands it back.
+
+    They vary: kombu's Redis transport waits for messages in turns of a second, so after the same whole number of
+    seconds the same one of two idle workers would get the message, each time.
+
+    >>> 2.5 <= hand_back_delay() <= 7.5
+    True
+    """
+    return round(HAND_BACK_DELAY * random.uniform(0.5, 1.5), 2)
 
 
 def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
@@ -35,14 +48,15 @@ def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
             return fail(body, message, exc)
         now = time.monotonic()
         if now - first_seen.setdefault(task_id, now) < grace:
+            delay = hand_back_delay()
             logger.warning(
                 "Task %s[%s] is not known here and handed back, in %s s",
                 message.headers.get("task"),
                 task_id,
-                HAND_BACK_DELAY,
+                delay,
                 extra={"action": "given_back", "task_id": task_id},
             )
-            return consumer.timer.call_after(HAND_BACK_DELAY, _in_loop(consumer, message.requeue))
+            return consumer.timer.call_after(delay, _in_loop(consumer, message.requeue))
         del first_seen[task_id]
         fail(body, message, exc)
         sweeper = keeper.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))

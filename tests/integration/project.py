@@ -368,3 +368,57 @@ def effects(self: Any, url: str, count: int) -> int:
         way.add(row)
         trace("item", row, os.getpid())
     return count
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.listed", autoretry_for=(Exception,), max_retries=5)
+def listed(self: Any) -> int:
+    """Work through a list that the test may change between two executions."""
+    table = json.loads(Path(os.environ["TEST_TRACE"]).with_name("rows.json").read_text())
+    for row in self.iterate("rows", table):
+        time.sleep(0.03)
+        trace("item", row["id"], os.getpid())
+    return len(table)
+
+
+# One task as two deploys have it, and another that the later one has renamed.
+if os.environ.get("TEST_CODE", "old") == "old":
+
+    @app.task(base=ContinuableTask, bind=True, name="project.deployed")
+    def deployed(self: Any, count: int) -> str:
+        """Load, and report."""
+        for row in self.iterate("load", range(count)):
+            time.sleep(0.03)
+            trace("item", f"{self.request.id}:{row}")
+        self.step("report", trace, "report", self.request.id)
+        return "old"
+
+    @app.task(base=ContinuableTask, bind=True, name="project.old_name")
+    def named(self: Any, count: int) -> int:
+        """As rows."""
+        return work(self, count)
+
+else:
+
+    @app.task(
+        base=ContinuableTask,
+        bind=True,
+        name="project.deployed",
+        continuation_version=2,
+        continuation_renamed_steps={"load": "import"},
+    )
+    def deployed(self: Any, count: int, note: str = "") -> str:
+        """Import, audit where the task has begun so, and report."""
+        for row in self.iterate("import", range(count)):
+            time.sleep(0.03)
+            trace("item", f"{self.request.id}:{row}")
+        if self.continuation.version >= 2:
+            self.step("audit", trace, "audit", self.request.id)
+        self.step("report", trace, "report", self.request.id)
+        return "new"
+
+    @app.task(base=ContinuableTask, bind=True, name="project.new_name")
+    def named(self: Any, count: int) -> int:
+        """As rows."""
+        return work(self, count)
+
+    app.tasks["project.old_name"] = app.tasks["project.new_name"]
