@@ -1,0 +1,72 @@
+"""A wait that was renamed while a task was in it takes what is delivered under either name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_continuations import ContinuableTask, DeliveryError, WaitTimeout
+
+
+@pytest.fixture
+def deploy(app: Celery, worker: Any) -> Any:
+    """Start a task that waits for an approval, and put code in its place that calls it consent."""
+    name = "approval"
+
+    @app.task(base=ContinuableTask, bind=True, name="waits")
+    def waits(self: Any, timeout: Any = None) -> Any:
+        return self.wait_for(name, timeout)
+
+    def start(**kwargs: Any) -> Any:
+        nonlocal name
+        result = waits.apply_async(kwargs=kwargs)
+        worker.deliver()
+        name = "consent"
+        type(waits).continuation_renamed_steps = {"approval": "consent"}
+        return result
+
+    def back() -> None:
+        nonlocal name
+        name = "approval"
+        type(waits).continuation_renamed_steps = {}
+
+    start.back = back  # type: ignore[attr-defined]
+    return start
+
+
+@pytest.mark.parametrize("name", ["approval", "consent"])
+def test_it_wakes_for_either_name(worker: Any, deploy: Any, name: str) -> None:
+    result = deploy()
+    result.deliver(name, "ann")
+    worker.drain()
+    assert result.get() == "ann"
+
+
+def test_old_code_that_it_comes_to_finds_the_payload_too(worker: Any, deploy: Any) -> None:
+    result = deploy()
+    result.deliver("consent", "ann")
+    deploy.back()
+    worker.drain()
+    assert result.get() == "ann"
+
+
+def test_another_payload_under_the_other_name_is_refused(worker: Any, deploy: Any) -> None:
+    result = deploy()
+    result.deliver("consent", "ann")
+    with pytest.raises(DeliveryError, match="something else was delivered"):
+        result.deliver("approval", "bob")
+    result.deliver("approval", "ann")
+    worker.drain()
+    assert result.get() == "ann"
+
+
+def test_a_wait_that_is_over_is_over_under_both_names(worker: Any, deploy: Any, later: Any) -> None:
+    result = deploy(timeout=60)
+    later(61)
+    worker.drain()
+    assert isinstance(result.result, WaitTimeout)
+    for name in ("approval", "consent"):
+        with pytest.raises(DeliveryError):
+            result.deliver(name, "ann")
