@@ -24,13 +24,13 @@ def deploy(app: Celery, worker: Any) -> Any:
         result = waits.apply_async(kwargs=kwargs)
         worker.deliver()
         name = "consent"
-        type(waits).continuation_renamed_steps = {"approval": "consent"}
+        waits.continuation_renamed_steps = {"approval": "consent"}
         return result
 
     def back() -> None:
         nonlocal name
         name = "approval"
-        type(waits).continuation_renamed_steps = {}
+        waits.continuation_renamed_steps = {}
 
     start.back = back  # type: ignore[attr-defined]
     return start
