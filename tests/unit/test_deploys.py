@@ -371,6 +371,22 @@ def test_a_loop_that_became_a_call(deploy: Deploy, misfits: Any) -> None:
     assert (result.get(), deploy.done) == ("done", [0, 1, "all rows"])
 
 
+def test_a_call_that_became_a_wait(deploy: Deploy, misfits: Any) -> None:
+    def waits(task: Any) -> None:
+        task.wait_for("approval")
+
+    result = deploy.begin(deploy.steps("approval", "end", stop_in="approval"))
+    deploy.install(waits)
+    misfits(result, "step 'approval' is a wait_for here, and an earlier execution had it as a call")
+
+
+def test_a_list_with_other_items(deploy: Deploy) -> None:
+    result = deploy.begin(deploy.loop("names", ["ann", "bob", "eve"], stop_after="bob"))
+    deploy.install(deploy.loop("names", ["bob", "eve"]))
+    deploy.worker.drain()
+    assert isinstance(result.result, SourceChangedError)
+
+
 @pytest.mark.parametrize("new", [range(1, 8), range(0, 8, 2)])
 def test_a_range_with_another_start_or_step(deploy: Deploy, record: Any, new: range) -> None:
     result = deploy.begin(deploy.loop("numbers", range(4), stop_after=1))
@@ -606,3 +622,72 @@ def test_the_grace_counts_from_the_first_misfit(deploy: Deploy, monkeypatch: Any
     monkeypatch.setattr(time, "time", lambda: now + 701)
     deploy.worker.drain()
     assert result.state == states.FAILURE
+
+
+# -- the page
+
+ROWS: dict[str, list[Callable[..., None]]] = {
+    "the code within a step": [test_code_within_a_step],
+    "a step that is added at the end, or behind the place that the tasks under way have reached": [
+        test_steps_added_at_the_end,
+        test_steps_added_where_no_task_has_come_to,
+    ],
+    "a step that is inserted before a step that was begun": [
+        test_a_step_inserted_before_one_that_was_begun,
+        test_a_version_keeps_the_order_that_a_task_began_with,
+    ],
+    "steps in another order": [
+        test_steps_in_another_order,
+        test_a_version_keeps_the_order_that_a_task_began_with,
+    ],
+    "a step that becomes two": [
+        test_a_split_step_without_a_version,
+        test_a_version_keeps_the_order_that_a_task_began_with,
+    ],
+    "a step that gets another name": [
+        test_a_renamed_step,
+        test_a_renamed_step_keeps_its_value_and_the_keys_that_it_gave,
+    ],
+    "a step that is removed": [test_a_removed_step, test_a_removed_step_that_was_current],
+    "two steps that become one": [
+        test_merged_steps,
+        test_merged_steps_of_which_the_first_gives_the_name_leave_out_the_second,
+        test_merged_steps_without_a_renaming,
+    ],
+    "a list that becomes a queryset": [
+        test_a_list_that_became_a_queryset,
+        test_a_list_that_became_a_queryset_with_a_version,
+        test_a_list_of_instances_that_became_a_queryset_continues_by_key,
+    ],
+    "a loop that becomes a call, or a call a wait": [test_a_loop_that_became_a_call, test_a_call_that_became_a_wait],
+    "a list with other items": [test_a_list_with_other_items],
+    "a range": [
+        test_a_range_with_another_start_or_step,
+        test_a_range_with_a_later_or_earlier_stop,
+        test_a_range_that_ends_before_its_place,
+    ],
+    "the size of a batch": [test_another_batch_size],
+    "the order of a queryset": [test_a_queryset_in_another_order],
+    "the filter of a queryset": [test_a_queryset_with_another_filter],
+    "an argument that is added": [
+        test_an_argument_with_a_default,
+        test_a_resumption_whose_arguments_do_not_bind_waits_for_code_that_fits,
+        test_a_first_message_whose_arguments_do_not_bind_fails,
+    ],
+    "an argument that is removed": [test_a_resumption_whose_arguments_do_not_bind_waits_for_code_that_fits],
+    "the name of the task": [test_a_renamed_task, test_a_renamed_task_that_is_interrupted_again_has_its_new_name],
+    "settings of the task": [test_settings_count_from_the_next_execution_on],
+}
+
+
+def test_each_row_of_the_page_has_a_test() -> None:
+    table = PAGE.read_text().partition("| change | how | otherwise |")[2].partition("\n\n")[0]
+    assert [line.strip("|").split(" | ")[0].strip() for line in table.splitlines()[2:]] == list(ROWS)
+
+
+def test_the_log_record_shown(deploy: Deploy, caplog: Any) -> None:
+    deploy.begin(deploy.loop("load", range(4), stop_after=1))
+    deploy.install(deploy.loop("import", range(4)))
+    deploy.worker.deliver()
+    (shown,) = re.findall(r"^```text\n(.*)\n```", PAGE.read_text(), flags=re.M)
+    assert shown in caplog.text
