@@ -131,7 +131,7 @@ def test_the_site_is_built_without_a_warning_and_no_link_in_it_is_dead(tmp_path:
 
 def test_every_public_module_of_sources_and_testing_has_its_place_in_the_reference() -> None:
     told = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
-    for module in ("base", "combinators", "django", "files", "paged", "sqlalchemy"):
+    for module in ("base", "combinators", "django", "files", "ordered", "paged", "sqlalchemy"):
         assert f"automodule:: celery_continuations.sources.{module}\n" in told
     for module in ("", ".sources", ".stores"):
         assert f"automodule:: celery_continuations.testing{module}\n" in told
