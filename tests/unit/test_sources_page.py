@@ -325,3 +325,16 @@ def test_what_an_operator_can_do_about_a_source_that_has_changed(
     result.retry(**retry)
     worker.drain()
     assert (result.state, done) == (states.SUCCESS, expected)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: pages(lambda _: ([1], None)), lambda: keyed_pages(lambda _: [], key=0), lambda: iter([1])]
+)
+def test_what_cannot_be_counted(worker: Any, task: Any, make: Any) -> None:
+    def loop(self: Any) -> None:
+        for _ in self.iterate("loop", make(), total="count"):
+            pass
+
+    result = task(loop).delay()
+    worker.drain()
+    assert isinstance(result.result, InvalidStepError)
