@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 
 Names = dict[str, Any]
 
-#: Methods of a task that make a checkpoint: what calls one of them has to be proven.
+#: Methods of a task that make a checkpoint: the test proves each function that calls one.
 STEPS = {"step", "iterate", "wait_for", "wait_until", "wait_for_results", "sleep", "checkpoint", "resume_in"}
 
 SECRET = "only a test, of 32 characters or more"
@@ -104,7 +104,7 @@ def of_the_readme(names: Names) -> None:
         send_welcome=lambda user, key: keys.update({key: user.username}),
         send=lambda newsletter, subscriber, key: keys.update({key: (newsletter, subscriber.username)}),
         send_mail=lambda issue, address: keys.update(asked=issue),
-        render=names["app"].task(name="render", shared=False)(_render),
+        render=names["app"].task(name="render")(_render),
     )  # fmt: skip
     Path("users.csv").write_text("name,age\n" + "".join(f"user{n},{n}\n" for n in range(1200)))
 
@@ -271,6 +271,7 @@ def test_each_example_is_proven_or_says_why_not() -> None:
     assert not set(PROOFS) & set(UNPROVEN)
 
 
+@pytest.mark.usefixtures("own_tasks")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(shown[0] == page for shown in SHOWN)])
 def test_the_examples_of_a_page_are_resumable(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

@@ -59,6 +59,7 @@ def test_blocks_are_of_a_known_language(page: Path) -> None:
     assert len(re.findall(r"^ *```", page.read_text(), flags=re.M)) == 2 * len(fences(page)), "a block is not closed"
 
 
+@pytest.mark.usefixtures("own_tasks")
 @pytest.mark.parametrize("page", pages_to_run())
 def test_the_examples_of_a_page(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
