@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from celery import Celery, states
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
 
 from celery_continuations import ContinuableTask, deliver
+from celery_continuations.bin.continuations import continuations
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import DeliveryError, InvalidStepError, SourceChangedError
 from celery_continuations.stores import Status
@@ -478,7 +481,7 @@ def test_a_resumption_whose_arguments_do_not_bind_waits_for_code_that_fits(deplo
             deploy.stop_at(task, item == 1)
         return colour
 
-    def takes_one(task: Any, count: int) -> str:
+    def takes_one(task: Any, count: int) -> Any:
         return deploy.loop("rows", range(count))(task)
 
     result = deploy.begin(takes_two, 4, "blue")
@@ -691,3 +694,20 @@ def test_the_log_record_shown(deploy: Deploy, caplog: Any) -> None:
     deploy.worker.deliver()
     (shown,) = re.findall(r"^```text\n(.*)\n```", PAGE.read_text(), flags=re.M)
     assert shown in caplog.text
+
+
+def test_the_shell_shows_what_needs_other_code(app: Celery, deploy: Deploy) -> None:
+    def shell(*words: str) -> str:
+        found = CliRunner().invoke(continuations, words, obj=CLIContext(app=app, no_color=True, workdir=None))
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    result = deploy.begin(deploy.steps("one", "two", stop_in="one"), version=2)
+    assert result.id in shell("list", "--version", "2")
+    assert result.id not in shell("list", "--version", "1")
+    assert "needs other code" not in shell("list")
+    deploy.install(deploy.steps("one", "two"))
+    deploy.worker.deliver()
+    assert "needs other code: the task was begun by version 2 of its code" in shell("list")
+    assert re.search(r"^  version  .*version 2", shell("show", result.id), flags=re.M)
+    assert re.search(r"^  code  .*could not resume it: the task was begun", shell("show", result.id), flags=re.M)
