@@ -23,6 +23,7 @@ _MODULES = {
         "RememberedError",
         "ResumeLimitError",
         "SnapshotTooLargeError",
+        "SourceChangedError",
         "StoreError",
         "UnadvanceableCursorError",
         "UnserializableValueError",

@@ -35,8 +35,9 @@ _REGION = "substr(tz, 1, instr(tz || '/', '/') - 1)"
 
 
 def load() -> list[Airport]:
-    """Return all rows of the source, in an order that stays the same."""
-    return list(airportsdata.load("ICAO").values())
+    """Return all rows of the source, in the order of their ICAO codes."""
+    airports = airportsdata.load("ICAO")
+    return [airports[code] for code in sorted(airports)]
 
 
 def validate() -> int:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from celery_continuations import ContinuableTask
+from celery_continuations.sources import keyed
 from proj import airports
 from proj.celery import app
 
@@ -23,7 +24,8 @@ def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0)
     self.step("ask", airports.write_mail, expected, self.callback_url("approval"))
     approval = self.wait_for("approval", timeout=timedelta(days=7))
 
-    for rows in self.iterate("import", airports.load, batch=batch):
+    # By key: whatever is added to the source, or taken out of it, the import continues after the last airport.
+    for rows in self.iterate("import", keyed(airports.load, key="icao"), batch=batch, total=expected):
         airports.upsert(rows, imported_by=self.request.hostname)
         # No part of an import: without it all rows take half a second, too short to stop a worker midway.
         time.sleep(pause)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from celery.app.trace import trace_task_ret
 from celery.concurrency.solo import TaskPool
 from celery.exceptions import TaskRevokedError
@@ -213,6 +213,13 @@ def task(app: Celery) -> Any:
         return app.task(**options)(function)
 
     return make
+
+
+@pytest.fixture
+def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tasks of a page's app from later apps, and those of earlier ones from it."""
+    builtins = {one for one in _state._on_app_finalizers if one.__module__ == "celery.app.builtins"}
+    monkeypatch.setattr(_state, "_on_app_finalizers", builtins)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import textwrap
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,26 +24,53 @@ def blocks() -> list[str]:
     return [textwrap.dedent(block) for _, block in found]
 
 
-def test_the_first_example() -> None:
+@pytest.fixture
+def users(django_database: Path) -> Any:
+    """Stand in for a model of the reader's, with two users."""
+    from django.contrib.auth.models import User
+
+    for name in ("ann", "bob"):
+        User.objects.create(username=name)
+    return SimpleNamespace(objects=SimpleNamespace(filter=lambda **_: User.objects.filter(is_active=True)))
+
+
+def test_the_first_example(tmp_path: Path, users: Any) -> None:
     done: list[Any] = []
     names: dict[str, Any] = {
-        "validate": lambda path: done.append(path), "read": lambda path: range(1200),
-        "insert": lambda rows: done.append(len(rows)), "reindex_page": done.append,
+        "validate": done.append, "upsert_users": lambda rows: done.append(len(rows)), "User": users,
+        "send_welcome": lambda user, key: done.append((user.username, key)),
     }  # fmt: skip
     exec(blocks()[0], names)
-    names["import_users"]("a path")
-    assert done == ["a path", 500, 500, 200, *range(10)]
+    path = tmp_path / "users.csv"
+    path.write_text("name\n" + "ann\n" * 1200)
+    names["import_users"](str(path))
+    *rest, ann, bob = done
+    assert rest == [str(path), 500, 500, 200]
+    assert [ann[0], bob[0]] == ["ann", "bob"]
+    assert ann[1] != bob[1]
 
 
-def test_the_first_task() -> None:
+def test_the_first_task(app: Celery, worker: Any, users: Any) -> None:
     sent: list[Any] = []
-    names: dict[str, Any] = {
-        "load_subscribers": lambda newsletter: ["ada", "bob"],
-        "send": lambda newsletter, subscriber: sent.append((newsletter, subscriber)),
-    }
-    exec(blocks()[1], names)
-    names["send_newsletter"](7)
-    assert sent == [(7, "ada"), (7, "bob")]
+    names: dict[str, Any] = {"Subscriber": users}
+
+    def send(newsletter: int, subscriber: Any, key: str) -> None:
+        sent.append((newsletter, subscriber.username))
+        if len(sent) == 1:
+            worker.stop()
+
+    names["send"] = send
+    code = blocks()[1].replace("from celery import shared_task", "").replace("@shared_task", "@app.task")
+    exec(code, {**names, "app": app, "__name__": "readme"}, names)
+    result = app.tasks["readme.send_newsletter"].delay(7)
+    worker.deliver()
+    key = str(users.objects.filter().first().pk)
+    shown = "Interrupted at send:1234, 41 % (stopping)"
+    assert shown in README.read_text()
+    assert str(result.info) == shown.replace("1234", key).replace("41", "50")
+    assert (result.progress.done, result.progress.total) == (1, 2)
+    worker.drain()
+    assert sent == [(7, "ann"), (7, "bob")]
 
 
 def test_the_example_of_waiting() -> None:
