@@ -41,11 +41,15 @@ REFUSED = {
     ),
     "pandas.core.frame.DataFrame": _COLUMNS,
     "pandas.DataFrame": _COLUMNS,
-    "polars.dataframe.frame.DataFrame": "a DataFrame yields its columns; iterate over frame.iter_rows(named=True)",
+    "polars.dataframe.frame.DataFrame": "a DataFrame yields its columns; iterate over frame.rows(named=True)",
     "polars.lazyframe.frame.LazyFrame": (
-        "a LazyFrame has no rows before it is collected; iterate over frame.collect().iter_rows(named=True)"
+        "a LazyFrame has no rows before it is collected; iterate over frame.collect().rows(named=True)"
     ),
 }
+
+
+# What they yield by their methods is no query.
+_FRAMES = frozenset(name for name in REFUSED if name.partition(".")[0] in ("pandas", "polars"))
 
 
 def refusing(advice: str) -> Callable[[Any], NoReturn]:
@@ -70,7 +74,7 @@ def requeried(value: Any) -> Any:
     if "django.db.models.query.QuerySet" in names:
         return _QuerySetIterator(value, owner)
     for name in names:
-        if name in REFUSED:
+        if name in REFUSED and name not in _FRAMES:
             refusing(REFUSED[name])(owner)
     return None
 
