@@ -322,7 +322,7 @@ def _reader_of(value: Any, step: str | None) -> Any:
         if not _is_source(value):
             return _by_position(value, step)
     source = value if make is None else make(value)
-    return source if isinstance(source, BaseReader) else _Foreign(source, step)
+    return source if isinstance(source, (BaseReader, Positions)) else _Foreign(source, step)
 
 
 def _by_position(value: Any, step: str | None) -> Any:
