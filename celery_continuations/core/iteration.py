@@ -103,6 +103,13 @@ class Print(NamedTuple):
     shown: str | None = None
 
 
+class _Taken(NamedTuple):
+    """The fingerprint of the item before a cursor, as its reader has taken it."""
+
+    cursor: Any
+    print: Any
+
+
 class Reader(Protocol):
     """A source as a loop reads it, in one execution.
 
@@ -192,7 +199,7 @@ class Iteration(Step):
         self._done: int | None = 0  # items, in this execution and before; None where that is not known
         self._total: int | None = None
         self._kept: Any = None  # of the last item that is done
-        self._taken: tuple[Any, Any] | None = None  # the cursor of the last checkpoint, and the fingerprint before it
+        self._taken: list[_Taken] = []  # at the last two checkpoints: where a commit fails, the cursor goes back to one
 
     def enter(self, begun: Begun | None = None) -> None:
         """Begin the loop in this execution; see :meth:`Step.enter`."""
@@ -219,9 +226,7 @@ class Iteration(Step):
         if opened is None:
             return Begun(self.encoded_cursor(), self.kind, None, self.progress(), self.begun_as)
         reader = opened.reader
-        kept = self._kept
-        if self._taken is not None and self._taken[0] is self.cursor:
-            kept = self._taken[1]
+        kept = next((one.print for one in self._taken if one.cursor is self.cursor), self._kept)
         mark = reader.mark(self.cursor, kept) if self.advanced else None
         kind = reader.kind or self.kind
         return Begun(self.encoded_cursor(), kind, mark, self.progress(), self.begun_as, reader.uses)
@@ -332,7 +337,7 @@ class Iteration(Step):
         """An item is done, and a checkpoint has something to do: make it."""
         if reader.checks:
             taken = reader.taken(self.cursor, self._kept)
-            self._taken = (self.cursor, taken)
+            self._taken = [_Taken(self.cursor, taken), *self._taken[:1]]
             if taken.digest is None:
                 self.run.unchecked(self)
         self.run.moved()

@@ -125,7 +125,7 @@ class _Nested(BaseReader):
                 yield items, (before, after, place)
             before = after
         is_by_key = saved is not None and saved.startswith("key ")
-        if is_resumed and self.checks and reader.checks and not is_by_key:
+        if is_resumed and self.checks and reader.checks and mark != ACCEPTED and not is_by_key:
             raise SourceChanged(f"the outer item in which it was, after {before!r}, is gone", _ADVICE)
 
     def _enter(self, level: int, reader: Any, item: Any) -> Any:

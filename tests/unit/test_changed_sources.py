@@ -46,7 +46,7 @@ from django.test.utils import CaptureQueriesContext
 from sqlalchemy import orm
 
 from celery_continuations.core.iteration import NOTHING, Keep
-from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.snapshot import ACCEPTED, Snapshot
 from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 from celery_continuations.sources import base as base_module
 from celery_continuations.sources import (
@@ -58,6 +58,7 @@ from celery_continuations.sources import (
     keyed_pages,
     lines,
     nested,
+    opener,
     ordered,
     paged,
     pages,
@@ -605,6 +606,36 @@ def test_a_misfit_that_the_body_swallows_completes_nothing() -> None:
     assert (executions.snapshot.completed, executions.snapshot.current) == ({}, before.current)
 
 
+class Unit:
+    """Work that is committed with the cursor."""
+
+    def begin(self) -> None:
+        pass
+
+    def rollback(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("rows", [rows_with(7, 8, 9, 10), [7, 8, 9, 10]], ids=["dicts", "ints"])
+def test_after_a_commit_that_failed_the_item_before_it_is_compared(rows: Any) -> None:
+    executions = Executions()
+
+    def body(task: Any) -> None:
+        run, host = task._run, task._host
+        for number, _ in enumerate(run.iterate("loop", opener("loop", rows), unit=Unit()), 1):
+            run.committed()
+            if number == 3:
+                host.save = refuse
+
+    def refuse(run: Any) -> None:
+        raise ConnectionError
+
+    assert isinstance(executions.run(body), ConnectionError)
+    done = executions.snapshot.current
+    assert done is not None
+    assert executions.loop(rows) == rows[done[1] :]
+
+
 # -- keys and pages
 
 
@@ -671,6 +702,19 @@ def test_an_outer_item_by_key_that_is_gone_does_no_harm() -> None:
     executions = Executions()
     executions.loop(source(1, 2, 3), 3)
     assert [two for _, two in executions.loop(source(0, 2, 5))] == ["2b", "5a", "5b"]
+
+
+@pytest.mark.parametrize("outer", [[1, 2, 3], [1, 5, 3], [1], []])
+@pytest.mark.parametrize("inner", [[7, 8, 9], [7, 0, 9], [7, 9], []])
+def test_within_others_an_accepted_source_is_read_from_its_place(outer: list[int], inner: list[int]) -> None:
+    executions = Executions()
+    executions.loop(nested([1, 2, 3], lambda one: [7, 8, 9]), 5)
+    snapshot = executions.snapshot
+    snapshot.mark = ACCEPTED
+    executions.text = snapshot.dumps()
+    expected = [(one, two) for one in outer for two in inner]
+    within = [(outer[1], two) for two in inner[2:]] if len(outer) > 1 else []
+    assert executions.loop(nested(outer, lambda one: inner)) == within + expected[2 * len(inner) :]
 
 
 # -- kinds
