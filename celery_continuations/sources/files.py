@@ -42,7 +42,7 @@ class Taken(NamedTuple):
     """What stands before a cursor: its digest, and the whole mark as it is saved."""
 
     digest: str
-    mark: list[Any]
+    mark: list[Any] | None
 
 
 def _no_file() -> None:
@@ -109,8 +109,11 @@ class FileSource(BaseReader):
         if open_file is not None and not open_file.closed:
             mark = _mark_before(open_file, end)
         else:
-            with open(self.path, "rb") as file:
-                mark = _mark_before(file, end)
+            try:
+                with open(self.path, "rb") as file:
+                    mark = _mark_before(file, end)
+            except FileNotFoundError:  # read to its end, and removed: the cursor has marks of its own
+                return Taken("", None)
         return Taken(mark[2], list(mark))
 
     def mark(self, cursor: Any, kept: Any) -> Any:

@@ -424,7 +424,8 @@ class InFile(Kind):
     def __init__(self, name: str, form: str, width: int, folder: Path) -> None:
         super().__init__(name)
         self.form, self.width = form, width
-        self.path = folder / f"{name.replace(' ', '-')}.txt"
+        self.folder = folder
+        self.paths: list[Path] = []
         self.first = b""
 
     def text(self, row: Row) -> str:
@@ -442,8 +443,10 @@ class InFile(Kind):
         self.first = self.content(rows)[:HEAD]
 
     def source(self, rows: list[Row]) -> Any:
-        self.path.write_bytes(self.content(rows))
-        return {"csv": csv_rows, "json": json_lines, "lines": lines}[self.form](self.path)
+        path = self.folder / f"{self.form} {self.width} {len(self.paths)}"
+        self.paths.append(path)
+        path.write_bytes(self.content(rows))
+        return {"csv": csv_rows, "json": json_lines, "lines": lines}[self.form](path)
 
     def uids(self, item: Any) -> Any:
         return int(item.split(",")[0]) if self.form == "lines" else int(item["uid"])
@@ -462,7 +465,8 @@ class InFile(Kind):
         return Verdict("go on" if is_same else "either", crossed(before, now, done, done))
 
     def clean(self) -> None:
-        self.path.unlink(missing_ok=True)
+        while self.paths:
+            self.paths.pop().unlink()
 
 
 class Within(Kind):

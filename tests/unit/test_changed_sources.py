@@ -489,6 +489,35 @@ def test_a_file_that_was_put_in_place_of_the_one_that_is_read(tmp_path: Path) ->
     assert "stands something else" in str(executions.loop(lines(path)))
 
 
+def test_files_that_are_removed_once_they_are_read(tmp_path: Path) -> None:
+    """A batch may begin in one that is gone when its cursor is saved."""
+
+    def inner(number: int) -> Any:
+        path = rows_of(tmp_path / str(number), "one\ntwo\nsix\n")
+        try:
+            yield from (line for line, _ in lines(path).read(None))
+        finally:
+            path.unlink()
+
+    def outer(remove: bool) -> Any:
+        def rows(number: int) -> Any:
+            if remove:
+                (tmp_path / str(number - 1)).unlink(missing_ok=True)
+            return lines(rows_of(tmp_path / str(number), "one\ntwo\nsix\n"))
+
+        return nested([1, 2], rows)
+
+    def fails(task: Any) -> None:
+        for number, _ in enumerate(task.iterate(outer(True), batch=2), 1):
+            if number == 2:
+                raise ConnectionError
+
+    executions = Executions()
+    assert isinstance(executions.run(fails), ConnectionError)
+    assert len(executions.loop(outer(False))) == 4
+    assert len(Executions().loop(nested([1, 2], inner))) == 6
+
+
 # -- identity
 
 
