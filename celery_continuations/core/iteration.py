@@ -88,6 +88,8 @@ class Keep(NamedTuple):
 #: Nothing is kept.
 NOTHING = Keep()
 
+_END: Any = object()
+
 
 class Print(NamedTuple):
     """The fingerprint of an item.
@@ -99,6 +101,13 @@ class Print(NamedTuple):
 
     digest: str | None
     shown: str | None = None
+
+
+class _Taken(NamedTuple):
+    """The fingerprint of the item before a cursor, as its reader has taken it."""
+
+    cursor: Any
+    print: Any
 
 
 class Reader(Protocol):
@@ -165,7 +174,7 @@ class Iteration(Step):
         budget: how many items may fail, or None where none is put aside.
     """
 
-    __slots__ = ("_begun", "_done", "_kept", "_open", "_opened", "_total", "budget")
+    __slots__ = ("_begun", "_done", "_kept", "_open", "_opened", "_taken", "_total", "budget")
 
     def __init__(
         self,
@@ -190,6 +199,7 @@ class Iteration(Step):
         self._done: int | None = 0  # items, in this execution and before; None where that is not known
         self._total: int | None = None
         self._kept: Any = None  # of the last item that is done
+        self._taken: list[_Taken] = []  # at the last two checkpoints: where a commit fails, the cursor goes back to one
 
     def enter(self, begun: Begun | None = None) -> None:
         """Begin the loop in this execution; see :meth:`Step.enter`."""
@@ -216,7 +226,8 @@ class Iteration(Step):
         if opened is None:
             return Begun(self.encoded_cursor(), self.kind, None, self.progress(), self.begun_as)
         reader = opened.reader
-        mark = reader.mark(self.cursor, self._kept) if self.advanced else None
+        kept = next((one.print for one in self._taken if one.cursor is self.cursor), self._kept)
+        mark = reader.mark(self.cursor, kept) if self.advanced else None
         kind = reader.kind or self.kind
         return Begun(self.encoded_cursor(), kind, mark, self.progress(), self.begun_as, reader.uses)
 
@@ -257,39 +268,44 @@ class Iteration(Step):
             try:
                 opened = self._open()
                 reader = opened.reader
-                pairs, keep = self._resume(opened)
+                pairs = self._resume(opened)
                 is_batched = reader.is_batched
-                if self.unit is not None:
-                    pairs = _begun(self.unit, pairs)
-                if keep.by_position:
-                    # The hot path: two stores and one attribute read for each item, and nothing else.
-                    for item, after in pairs:
-                        yield item
-                        self.cursor = after
-                        if run.attention:
-                            keep = self._moved_past(reader, item)
-                            if not keep.by_position:
-                                break
                 done = self._done or 0
                 counts = self._done is not None
-                _, same, copied, make = keep
-                for item, after in pairs:
-                    if same:
-                        kept = item
-                    elif make is None:
-                        kept = None
-                    elif item.__class__ is copied:
-                        kept = item.copy()
-                    else:
-                        kept = make(item)
-                    size = len(item) if is_batched else 1
-                    yield item
-                    self.cursor = after
-                    self._kept = kept
-                    done += size
-                    self._done = done if counts else None
-                    if run.attention:
-                        _, same, copied, make = self._moved_past(reader, item)
+                # How to keep items is chosen again after each checkpoint that had something to do, by the next item:
+                # the body may have changed the last one.
+                while (first := next(pairs, _END)) is not _END:
+                    by_position, same, copied, make = reader.keep_of(first[0]) if reader.checks else NOTHING
+                    rest = chain(iter((first,)), pairs)
+                    del first  # zip makes the next pair in the same tuple, unless something still refers to it
+                    if by_position:
+                        self._kept = None
+                        # The hot path: two stores and one attribute read for each item, and nothing else.
+                        for item, after in rest:
+                            yield item
+                            self.cursor = after
+                            if run.attention:
+                                self._moved_past(reader)
+                                break
+                        continue
+                    for item, after in rest:
+                        if same:
+                            kept = item
+                        elif make is None:
+                            kept = None
+                        elif item.__class__ is copied:
+                            kept = item.copy()
+                        else:
+                            kept = make(item)
+                        size = len(item) if is_batched else 1
+                        yield item
+                        self.cursor = after
+                        self._kept = kept
+                        done += size
+                        self._done = done if counts else None
+                        if run.attention:
+                            self._moved_past(reader)
+                            break
             except Throttled as throttled:
                 run.back_off(throttled.seconds)
             except SourceChanged as changed:
@@ -302,32 +318,29 @@ class Iteration(Step):
             raise
         run.complete(self)
 
-    def _resume(self, opened: Opened) -> tuple[Pairs, Keep]:
-        """Return the pairs that are left, and what to keep of their items."""
+    def _resume(self, opened: Opened) -> Pairs:
+        """Return the pairs that are left."""
         reader, begun = opened.reader, self._begun
         # Where the loop begins in this execution, at whatever start, there is nothing to compare with.
         kind, mark = (begun.kind, begun.mark) if begun is not None else (None, ACCEPTED)
         pairs = reader.resume(self.cursor, kind if kind != self.kind else None, mark)
-        first = next(pairs, None)
+        first = next(pairs, _END)
         self._opened = opened
         if self._total is None and opened.total is not None and reader.progress(self.cursor)[1] is None:
             self._total = opened.total if isinstance(opened.total, int) else reader.count()
-        if first is None:
-            return pairs, NOTHING
-        return chain((first,), pairs), reader.keep_of(first[0]) if reader.checks else NOTHING
+        if first is _END:
+            return pairs
+        pairs = chain(iter((first,)), pairs)
+        return pairs if self.unit is None else _begun(self.unit, pairs)
 
-    def _moved_past(self, reader: Reader, item: Any) -> Keep:
-        """An item is done, and a checkpoint has something to do: make it, and return what to keep from here on."""
-        keep = NOTHING
+    def _moved_past(self, reader: Reader) -> None:
+        """An item is done, and a checkpoint has something to do: make it."""
         if reader.checks:
-            taken = self._kept = reader.taken(self.cursor, self._kept)
+            taken = reader.taken(self.cursor, self._kept)
+            self._taken = [_Taken(self.cursor, taken), *self._taken[:1]]
             if taken.digest is None:
                 self.run.unchecked(self)
-            keep = reader.keep_of(item)
         self.run.moved()
-        if keep.by_position:
-            self._kept = None
-        return keep
 
 
 class Attempt:

@@ -516,6 +516,9 @@ class Run:
         It does not go on while an error that came up in the block is being handled, for that may still leave
         the task.
         """
+        found = self.changed or self.misfit
+        if found is not None:
+            raise found  # the task has caught it: the step that it left is not complete
         step = self._open
         if step is not None and step.left and sys.exc_info()[1] is step.handling:
             self.complete(step)

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any, Protocol, cast, runtime_checkable
 
 from celery_continuations.core import codec
-from celery_continuations.core.iteration import NOTHING, Keep, Opened, OtherKind, Pairs, Print, Throttled
+from celery_continuations.core.iteration import NOTHING, Keep, Opened, OtherKind, Pairs, Throttled
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import NONE
 from celery_continuations.sources.positions import AUTO, Positions
@@ -86,7 +86,7 @@ class BaseReader:
         """Keep nothing."""
         return NOTHING
 
-    def taken(self, cursor: Any, kept: Any) -> Print:
+    def taken(self, cursor: Any, kept: Any) -> Any:
         """Return no fingerprint."""
         return NONE
 
@@ -322,7 +322,7 @@ def _reader_of(value: Any, step: str | None) -> Any:
         if not _is_source(value):
             return _by_position(value, step)
     source = value if make is None else make(value)
-    return source if isinstance(source, BaseReader) else _Foreign(source, step)
+    return source if isinstance(source, (BaseReader, Positions)) else _Foreign(source, step)
 
 
 def _by_position(value: Any, step: str | None) -> Any:

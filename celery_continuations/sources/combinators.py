@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
+from itertools import chain, islice
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -106,27 +107,32 @@ class _Nested(BaseReader):
             yield from self._innermost_items(above, reader, cursor, saved, mark)
             return
         before, expected, within = (None, None, None) if cursor is None else _place(cursor)
-        pairs = reader.resume(before, saved, ACCEPTED)
+        # What comes before the outer item has no fingerprint; where a cursor has one itself, it is compared.
+        pairs = reader.resume(before, saved, None if self.checks and mark != ACCEPTED else ACCEPTED)
         is_resumed = cursor is not None
+        if is_resumed and not reader.checks:
+            pairs = _skipped_to(expected, iter(pairs))
         for item, after in pairs:
             found = self._enter(level, reader, item)
             start, left = None, None
-            # Where the outer item that was current is gone, its place would be one in another.
-            if is_resumed and after == expected:
+            # By position the first item has its place, and is compared. By key, where the outer item that was current
+            # is gone, its place would be one in another.
+            if is_resumed and (reader.checks or after == expected):
                 self._compare(level, found, mark)
                 start, left = within, mark
             is_resumed = False
             for items, place in self._walk((*above, item), start, left):
                 yield items, (before, after, place)
             before = after
-        if is_resumed and self.checks and reader.checks:
+        is_by_key = saved is not None and saved.startswith("key ")
+        if is_resumed and self.checks and reader.checks and mark != ACCEPTED and not is_by_key:
             raise SourceChanged(f"the outer item in which it was, after {before!r}, is gone", _ADVICE)
 
     def _enter(self, level: int, reader: Any, item: Any) -> Any:
         """Note in which outer item the loop is, before anything can change it."""
         self._kinds[level] = reader.kind
         checks = self.checks and reader.checks
-        self._outer[level] = [reader.progress(None)[1], *(print_of(item) if checks else NONE)]
+        self._outer[level] = [reader.progress(None)[1], *print_of(item)] if checks else [None, *NONE]
         return self._outer[level]
 
     def _compare(self, level: int, found: Any, mark: Any) -> None:
@@ -187,6 +193,20 @@ _ADVICE = (
     "Each level of nested sources that is read by position needs the same items in each execution; read it by key: a "
     "queryset, a select, keyed(rows, key=...)."
 )
+
+
+# Outer items, inserted before the one that was current, that are passed over on the way to it.
+_LOOKED_AHEAD = 1000
+
+
+def _skipped_to(expected: Any, pairs: Pairs) -> Pairs:
+    """Leave out what has been inserted before the item with this cursor, if that item is found."""
+    passed: list[tuple[Any, Any]] = []
+    for pair in islice(pairs, _LOOKED_AHEAD):
+        if pair[1] == expected:
+            return chain((pair,), pairs)
+        passed.append(pair)
+    return chain(passed, pairs)
 
 
 def _kept(keep: Keep | None, item: Any) -> Any:

@@ -13,12 +13,13 @@ import hashlib
 import io
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, chain, compress, repeat
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
-from celery_continuations.core.iteration import Pairs, SourceChanged
+from celery_continuations.core.iteration import NOTHING, Keep, Pairs, SourceChanged
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, register
@@ -35,6 +36,17 @@ _NEAR = 256
 
 # From which byte to which, and a digest of what stands there.
 Mark = tuple[int, int, str]
+
+
+class Taken(NamedTuple):
+    """What stands before a cursor: its digest, and the whole mark as it is saved."""
+
+    digest: str
+    mark: list[Any] | None
+
+
+def _no_file() -> None:
+    return None
 
 
 class FileSource(BaseReader):
@@ -63,8 +75,10 @@ class FileSource(BaseReader):
         except (LookupError, TypeError) as exc:
             raise InvalidStepError(f"{self.path} cannot be read: its encoding {encoding!r} is unknown") from exc
         self._size: int | None = None
+        self._file: Callable[[], IO[bytes] | None] = _no_file  # the one that is being read
 
     kind = "bytes"
+    checks = True
 
     def read(self, cursor: Any) -> Pairs:
         """Yield items with the place after each.
@@ -82,12 +96,29 @@ class FileSource(BaseReader):
         self.refuse_other(kind)
         return self._read(cursor, mark)
 
-    def mark(self, cursor: Any, kept: Any) -> Any:
-        """Mark what comes right before a cursor."""
+    def keep_of(self, item: Any) -> Keep:
+        """Keep nothing: what was read is found again in the file."""
+        return NOTHING
+
+    def taken(self, cursor: Any, kept: Any) -> Taken:
+        """Mark what comes right before a cursor, in the file that is being read: its path may lead to another now."""
+        if isinstance(kept, Taken):
+            return kept
         end = cursor[1] & _OFFSET
-        with open(self.path, "rb") as file:
-            file.seek(max(end - _NEAR, 0))
-            return list(_mark(file.read(min(end, _NEAR)), end))
+        open_file = self._file()
+        if open_file is not None and not open_file.closed:
+            mark = _mark_before(open_file, end)
+        else:
+            try:
+                with open(self.path, "rb") as file:
+                    mark = _mark_before(file, end)
+            except FileNotFoundError:  # read to its end, and removed: the cursor has marks of its own
+                return Taken("", None)
+        return Taken(mark[2], list(mark))
+
+    def mark(self, cursor: Any, kept: Any) -> Any:
+        """Save the mark of what comes right before a cursor."""
+        return self.taken(cursor, kept).mark
 
     def _read(self, cursor: Any, mark: Any) -> Pairs:
         return self._rows(self._chunks(cursor, mark))
@@ -102,8 +133,14 @@ class FileSource(BaseReader):
         if encoding == "utf-8-sig":
             encoding = "utf-8"
             offset = offset or (len(codecs.BOM_UTF8) if begin.startswith(codecs.BOM_UTF8) else 0)
+        return self._chunks_of(head, offset, encoding)
+
+    def _chunks_of(self, head: Mark, offset: int, encoding: str) -> Iterator[_Chunk]:
         chunks = _plain_chunks if encoding in _PLAIN else _any_chunks
-        return (_Chunk(text, ends, (head, near)) for text, ends, near in chunks(self.path, offset, encoding))
+        with open(self.path, "rb") as file:
+            self._file = weakref.ref(file)
+            for text, ends, near in chunks(self.path, offset, encoding):
+                yield _Chunk(text, ends, (head, near))
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
         """Bytes done, and in all."""
@@ -412,6 +449,11 @@ register("django.db.models.fields.files.FieldFile", _of_path)
 def _mark(data: bytes, end: int) -> Mark:
     """Mark ``data``, which ends at byte ``end``."""
     return end - len(data), end, hashlib.sha256(data).hexdigest()[:16]
+
+
+def _mark_before(file: IO[bytes], end: int) -> Mark:
+    file.seek(max(end - _NEAR, 0))
+    return _mark(file.read(min(end, _NEAR)), end)
 
 
 def _is_there(file: IO[bytes], mark: Mark) -> bool:

@@ -12,12 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from os import PathLike, fspath
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from celery_continuations.core.iteration import Print
 
-__all__ = ["NONE", "Identity", "identity_of", "is_immutable", "print_of", "scalar_parts", "shown"]
+__all__ = [
+    "NONE",
+    "Identity",
+    "has_parts",
+    "identity_of",
+    "is_immutable",
+    "print_again",
+    "print_of",
+    "print_of_copy",
+    "scalar_parts",
+    "shown",
+]
 
 #: Names under which an item has its id, in the order in which they are looked for.
 IDS = ("id", "pk", "uuid", "_id")
@@ -74,6 +86,31 @@ def print_of(item: Any) -> Print:
     if not _collect(item, leaves, _Room(_LEAVES, _CHARACTERS)):
         return NONE
     return Print(_digest(leaves))
+
+
+def print_of_copy(item: Any) -> Print:
+    """Return the fingerprint of a shallow copy of a dict or list, whose mutable parts may have been changed since.
+
+    Where it has such parts, the digest is of the others, and begins with ``~``.
+
+    >>> row = {"name": "ann", "tags": [1]}
+    >>> copied = dict(row)
+    >>> row["tags"].append(2)
+    >>> print_of_copy(copied) == print_again({"name": "ann", "tags": [1]}, print_of_copy(copied).digest)
+    True
+    """
+    if identity_of(item) is not None or scalar_parts(item):
+        return print_of(item)
+    if isinstance(item, dict):
+        found = print_of({name: part for name, part in item.items() if is_immutable(part)})
+    else:
+        found = print_of([part if is_immutable(part) else None for part in item])
+    return NONE if found.digest is None else Print(f"~{found.digest}", found.shown)
+
+
+def print_again(item: Any, digest: str) -> Print:
+    """Return the fingerprint of an item in the way in which ``digest`` was taken."""
+    return print_of_copy(item) if digest.startswith("~") and type(item) in (dict, list) else print_of(item)
 
 
 def _digest(leaves: list[str]) -> str:
@@ -133,7 +170,7 @@ def _named(get: Callable[[str], Any]) -> Identity | None:
 
 
 def _is_scalar(item: Any) -> bool:
-    return isinstance(item, _SCALARS) or _is_numpy_scalar(item)
+    return isinstance(item, (*_SCALARS, PathLike)) or _is_numpy_scalar(item)
 
 
 def _is_numpy_scalar(item: Any) -> bool:
@@ -154,6 +191,8 @@ def _text(value: Any) -> str:
         return f"'{str.__str__(value)}"
     if isinstance(value, bytes):
         return f"b{hashlib.blake2b(value, digest_size=12).hexdigest()}"
+    if isinstance(value, PathLike):
+        return f"path {fspath(value)!r}"
     if isinstance(value, tuple):
         return f"({','.join(map(_text, value))})"
     if isinstance(value, bool):
@@ -220,6 +259,11 @@ def _parts(item: Any) -> Iterator[tuple[str | None, Any]] | None:
     if hasattr(type(item), "model_fields") or hasattr(type(item), "__pydantic_fields__"):
         return iter(list(vars(item).items()))
     return None
+
+
+def has_parts(item: Any) -> bool:
+    """Whether an item is a container or a model instance, of whose kind others may have a fingerprint."""
+    return _parts(item) is not None or hasattr(type(item), "_meta") or hasattr(item, "_sa_instance_state")
 
 
 def _sorted_items(item: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,7 @@ class Instances(Positions):
     def __init__(self, items: Any) -> None:
         super().__init__(items)
         self._keys: list[Any] | None = None
+        self._columns = _key_columns(items[0])  # before the body of the loop can change the first instance
         self._descending = False
 
     @property
@@ -111,9 +112,8 @@ class Instances(Positions):
         return keys if len(set(keys)) == len(keys) else None
 
     def _kind_by_key(self) -> str:
-        columns = _key_columns(self._items[0])
-        assert columns is not None
-        of, names = columns
+        assert self._columns is not None
+        of, names = self._columns
         return f"key {of}({', '.join(f'-{name}' if self._descending else name for name in names)})"
 
     def _after(self, cursor: Any) -> Pairs:

@@ -123,10 +123,13 @@ class _KeyedPages(BaseReader):
             rows = list(self._fetch(last))
             if not rows:
                 return
+            asked = last
             for row in rows:
                 key = self._key_of(row)
-                if key is None or key == last:
+                if key is None or key in (last, asked):
                     problem = "has no key" if key is None else f"has the key {key!r} of the row before it"
+                    if key is not None and key != last:
+                        problem = f"has the key {key!r}, after which it was asked for"
                     raise InvalidStepError(
                         f"the row {row!r:.200} {problem}; return the rows that come after the key, without it, each "
                         "with a key of its own",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -61,6 +62,10 @@ class _Pages(BaseReader):
                 before = codec.decode(mark[0], "a token")
                 items, following = self._page(before)
                 self._compare(items, before, mark[1], mark)
+                if len(items) > mark[1]:
+                    raise SourceChanged(f"page {before!r} had {mark[1]} items and has {len(items)} now", _ADVICE)
+                if following is None:
+                    return iter(())  # all that came after it is gone
                 if following != token:
                     raise SourceChanged(f"page {before!r} is followed by {following!r} now, and not {token!r}", _ADVICE)
                 self._before[token] = (before, mark[1])
@@ -70,7 +75,7 @@ class _Pages(BaseReader):
         while True:
             items, following = page or self._page(token)
             page = None
-            if following is not None:
+            if _counts(following):
                 self._before[following] = (token, len(items))
                 if len(self._before) > _REMEMBERED:
                     del self._before[next(iter(self._before))]
@@ -102,7 +107,7 @@ class _Pages(BaseReader):
         _, _, digest, before = mark if mark is not None else (None, None, None, None)
         if digest is None:
             return
-        now = self._prints.of(items[done - 1])
+        now = self._prints.again(items[done - 1], digest)
         if now.digest != digest:
             shown = f": then {before}, now {now.shown}" if before and now.shown else ""
             raise SourceChanged(f"item {done} of page {token!r} was done and is another one now{shown}", _ADVICE)
@@ -119,16 +124,23 @@ class _Pages(BaseReader):
         """Return the page of the last item, its number there, and its fingerprint."""
         token, done = cursor
         if done == 0:
-            # A token that is a number, of a page or of an item, says nothing of the data: the page before is asked
-            # for again. Any other is taken for a place in the data.
-            if not _is_number(token) or token not in self._before:
+            # A token that counts pages or items says nothing of the data: the page before is asked for again. Any
+            # other is taken for a place in the data.
+            if not _counts(token) or token not in self._before:
                 return None
             token, done = self._before[token]
         return [codec.encode(token), done, *self._prints.taken(kept)]
 
 
-def _is_number(token: Any) -> bool:
-    return type(token) is int or (type(token) is str and token.isdecimal() and len(token) < 10)
+# In the address of the next page.
+_NUMBERED = re.compile(r"[?&](page|offset|skip)=\d+(&|#|$)")
+
+
+def _counts(token: Any) -> bool:
+    """Whether a token is the number of a page or of an item, or an address that has one."""
+    if type(token) is not str:
+        return type(token) is int
+    return (token.isdecimal() and len(token) < 10) or _NUMBERED.search(token) is not None
 
 
 _ADVICE = (

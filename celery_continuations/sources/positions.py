@@ -12,9 +12,12 @@ from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import (
     NONE,
     Identity,
+    has_parts,
     identity_of,
     is_immutable,
+    print_again,
     print_of,
+    print_of_copy,
     scalar_parts,
     shown,
 )
@@ -28,6 +31,9 @@ AUTO: Any = object()
 
 # Items that are looked through for the one that was done last, to say where it is now.
 _LOOKED_THROUGH = 100_000
+
+# Items that are looked at for their classes, to choose how to keep them.
+_LOOKED_AT = 1000
 
 
 class Prints:
@@ -54,9 +60,13 @@ class Prints:
         text = shown(value)
         return Print(print_of(value).digest, None if text is None else f"id {text}")
 
-    def keep_of(self, item: Any, by_position: bool = False) -> Keep:
-        """Choose how to keep items like this one."""
-        self.keep = self._choose(item, by_position)
+    def again(self, item: Any, digest: str) -> Print:
+        """Return the fingerprint of an item that may be the one of which this digest was taken."""
+        return print_again(item, digest) if self.identity is AUTO else self.of(item)
+
+    def keep_of(self, item: Any, by_position: bool = False, is_mixed: bool = False) -> Keep:
+        """Choose how to keep items like this one, or, where they are mixed, items of any class."""
+        self.keep = Keep(make=self.of) if is_mixed and self.identity is AUTO else self._choose(item, by_position)
         return self.keep
 
     def _choose(self, item: Any, by_position: bool) -> Keep:
@@ -71,16 +81,16 @@ class Prints:
             return Keep(make=_id_or_print if type(item) is dict and found.of == "id" else _identity_or_print)
         if type(item) in (dict, list) and scalar_parts(item):
             return Keep(copied=type(item), make=print_of)
-        return Keep(make=print_of if print_of(item) != NONE else None)
+        return Keep(make=print_of if has_parts(item) or print_of(item) != NONE else None)
 
     def taken(self, kept: Any) -> Print:
         """Return the fingerprint of what was kept of an item."""
         if isinstance(kept, Print):
             return kept
         if self.keep.same:
-            return print_of(kept) if is_immutable(kept) else NONE
+            return print_of(kept)
         if self.keep.copied is not None and type(kept) is self.keep.copied:
-            return print_of(kept) if scalar_parts(kept) else NONE
+            return print_of_copy(kept)
         if self.keep.make is _id_or_print:
             return print_of(Identity("id", kept))
         return print_of(kept) if isinstance(kept, Identity) else NONE
@@ -119,6 +129,7 @@ class Positions:
         self.step = step
         self._total = len(items) if hasattr(items, "__len__") else None
         self._prints = Prints()
+        self._is_mixed: bool | None = None
 
     @property
     def checks(self) -> bool:
@@ -141,6 +152,8 @@ class Positions:
             SourceChanged: when the items are not those of an earlier execution.
         """
         if kind not in (None, "position"):
+            if kind.startswith("key ") and self._total == 0:
+                return iter(())  # a list of model instances was read by key, and the last of them is gone
             raise OtherKind(str(kind), "position")
         start = 0 if cursor is None else cursor
         if type(start) is not int or start < 0:
@@ -164,13 +177,18 @@ class Positions:
 
     def keep_of(self, item: Any) -> Keep:
         """Choose how to keep items like this one."""
-        return self._prints.keep_of(item, by_position=isinstance(self._items, Sequence))
+        if self._is_mixed is None:
+            items = self._items[:_LOOKED_AT] if isinstance(self._items, (list, tuple)) else ()
+            self._is_mixed = len(set(map(type, items))) > 1
+        return self._prints.keep_of(item, isinstance(self._items, Sequence), self._is_mixed)
 
     def taken(self, cursor: Any, kept: Any) -> Print:
         """Return the fingerprint of the item before a cursor."""
         if isinstance(self._items, range):
             return _print_of_range(self._items)
         if kept is None and self._prints.keep.by_position:
+            if cursor > len(self._items):
+                return NONE  # the body has shortened it
             kept = self._items[cursor - 1]
         return self._prints.taken(kept)
 
@@ -201,7 +219,7 @@ class Positions:
                     self._advice(item),
                 )
             return
-        now = self._prints.of(item)
+        now = self._prints.again(item, digest)
         if now.digest != digest:
             raise SourceChanged(self._difference(done, length, Print(digest, before), now), self._advice(item))
 
@@ -220,7 +238,7 @@ class Positions:
             return ""
         name = before.shown or "it"
         for number, item in enumerate(islice(self._items, _LOOKED_THROUGH), 1):
-            if self._prints.of(item).digest == before.digest:
+            if before.digest is not None and self._prints.again(item, before.digest).digest == before.digest:
                 return f"{name} is item {number:,} now"
         return f"{name} is not among them now" if len(self._items) <= _LOOKED_THROUGH else ""
 
