@@ -268,44 +268,54 @@ class Iteration(Step):
             try:
                 opened = self._open()
                 reader = opened.reader
-                pairs = self._resume(opened)
+                first, pairs = self._resume(opened)
                 is_batched = reader.is_batched
                 done = self._done or 0
                 counts = self._done is not None
                 # How to keep items is chosen again after each checkpoint that had something to do, by the next item:
                 # the body may have changed the last one.
-                while (first := next(pairs, _END)) is not _END:
+                while first is not _END:
                     by_position, same, copied, make = reader.keep_of(first[0]) if reader.checks else NOTHING
-                    rest = chain(iter((first,)), pairs)
-                    del first  # zip makes the next pair in the same tuple, unless something still refers to it
+                    # One after the other, and not through a chain of the two, which would cost each item.
+                    parts = iter((first,)), pairs
+                    first = None  # zip makes each pair in the same tuple, unless something still refers to it
                     if by_position:
                         self._kept = None
-                        # The hot path: two stores and one attribute read for each item, and nothing else.
-                        for item, after in rest:
+                    for part in parts:
+                        if by_position:
+                            # The hot path: a store and an attribute read for each item, and nothing else.
+                            for item, after in part:
+                                yield item
+                                self.cursor = after
+                                if run.attention:
+                                    break
+                            else:
+                                continue
+                            break
+                        for item, after in part:
+                            if same:
+                                kept = item
+                            elif make is None:
+                                kept = None
+                            elif item.__class__ is copied:
+                                kept = item.copy()
+                            else:
+                                kept = make(item)
+                            size = len(item) if is_batched else 1
                             yield item
                             self.cursor = after
+                            self._kept = kept
+                            done += size
+                            self._done = done if counts else None
                             if run.attention:
-                                self._moved_past(reader)
                                 break
-                        continue
-                    for item, after in rest:
-                        if same:
-                            kept = item
-                        elif make is None:
-                            kept = None
-                        elif item.__class__ is copied:
-                            kept = item.copy()
                         else:
-                            kept = make(item)
-                        size = len(item) if is_batched else 1
-                        yield item
-                        self.cursor = after
-                        self._kept = kept
-                        done += size
-                        self._done = done if counts else None
-                        if run.attention:
-                            self._moved_past(reader)
-                            break
+                            continue
+                        break
+                    else:
+                        break  # there are no more
+                    self._moved_past(reader)
+                    first = next(pairs, _END)
             except Throttled as throttled:
                 run.back_off(throttled.seconds)
             except SourceChanged as changed:
@@ -318,8 +328,8 @@ class Iteration(Step):
             raise
         run.complete(self)
 
-    def _resume(self, opened: Opened) -> Pairs:
-        """Return the pairs that are left."""
+    def _resume(self, opened: Opened) -> tuple[Any, Pairs]:
+        """Return the first pair, and those that come after it."""
         reader, begun = opened.reader, self._begun
         # Where the loop begins in this execution, at whatever start, there is nothing to compare with.
         kind, mark = (begun.kind, begun.mark) if begun is not None else (None, ACCEPTED)
@@ -328,10 +338,10 @@ class Iteration(Step):
         self._opened = opened
         if self._total is None and opened.total is not None and reader.progress(self.cursor)[1] is None:
             self._total = opened.total if isinstance(opened.total, int) else reader.count()
-        if first is _END:
-            return pairs
-        pairs = chain(iter((first,)), pairs)
-        return pairs if self.unit is None else _begun(self.unit, pairs)
+        if first is _END or self.unit is None:
+            return first, pairs
+        pairs = _begun(self.unit, chain((first,), pairs))
+        return next(pairs), pairs
 
     def _moved_past(self, reader: Reader) -> None:
         """An item is done, and a checkpoint has something to do: make it."""

@@ -34,6 +34,9 @@ _CHUNK = 1 << 14
 _HEAD = 4096
 _NEAR = 256
 
+# Bytes right before a cursor that are compared when a loop goes on there: rows may have long parts in common.
+_BEFORE = 4096
+
 # From which byte to which, and a digest of what stands there.
 Mark = tuple[int, int, str]
 
@@ -452,8 +455,8 @@ def _mark(data: bytes, end: int) -> Mark:
 
 
 def _mark_before(file: IO[bytes], end: int) -> Mark:
-    file.seek(max(end - _NEAR, 0))
-    return _mark(file.read(min(end, _NEAR)), end)
+    file.seek(max(end - _BEFORE, 0))
+    return _mark(file.read(min(end, _BEFORE)), end)
 
 
 def _is_there(file: IO[bytes], mark: Mark) -> bool:

@@ -13,8 +13,8 @@ in another order than that of the key
 items without a fingerprint             every change that leaves at least as many items as before, and all where the
                                         source has no length
 pages                                   the same within a page, and between pages whose token counts pages or items
-lines, csv_rows, json_lines             changes that leave the 256 bytes before the saved place as they were, such as
-                                        lines of the same length, moved across it, that end in the same 256 bytes
+lines, csv_rows, json_lines             changes that leave the 4 KiB before the saved place as they were, such as
+                                        lines of the same length, moved across it, that end in the same 4 KiB
 nested                                  the same in each of its levels
 keyed                                   rows that were out of order where they had not been read yet, and are in order
                                         in the next execution; another function of the same key type
