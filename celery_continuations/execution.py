@@ -279,6 +279,8 @@ class Execution:
                 # By its lease only a sweeper may judge, which knows whether leases can be trusted just now.
                 death=lambda owner: death_of(owner, self._store.look().leases, by_lease=False),
             )
+        except InvalidStepError as exc:  # the record of an execution that was lost is of a later release
+            self._give_back(hand_back_delay(), f"this worker cannot resume its snapshot: {exc}")
         except StoreError as exc:
             self._give_back(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
 

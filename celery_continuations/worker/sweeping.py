@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery import Celery, states
 
 from celery_continuations import conf, events, seams, signals
-from celery_continuations.exceptions import StoreError, UnserializableValueError
+from celery_continuations.exceptions import InvalidStepError, StoreError, UnserializableValueError
 from celery_continuations.republish import Publisher, is_in_chord, publisher, task_name
 from celery_continuations.steering import revoke
 from celery_continuations.stores import CANCEL, Fence, Look, Record, Status, Store, rules
@@ -217,7 +217,7 @@ class Sweeper:
         try:
             act(task_id, *args)
             self._told.discard(task_id)
-        except (StoreError, UnserializableValueError) as exc:
+        except (StoreError, UnserializableValueError, InvalidStepError) as exc:  # the last: of a later release
             if task_id not in self._told:
                 self._told.add(task_id)
                 logger.error(

@@ -16,7 +16,7 @@ from celery import Celery, states
 from kombu.exceptions import OperationalError
 
 from celery_continuations import signals
-from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.snapshot import VERSION, Snapshot
 from celery_continuations.exceptions import CrashLoopError, StoreError
 from celery_continuations.stores import Fence, Record, Status, open_store, rules
 from celery_continuations.worker import identity, sweeping
@@ -606,3 +606,40 @@ def test_the_body_that_is_kept_is_never_read_but_by_a_worker(
     sweeper.sweep(always)
     worker.drain()
     assert result.get() == "end"
+
+
+def of_a_later_release(store: Any, task_id: str) -> str:
+    """Have a record hold a snapshot that this release cannot read."""
+    record = store.read(task_id)
+    text = json.dumps({**json.loads(record.snapshot), "version": VERSION + 1, "new": "field"})
+    assert store.swap(task_id, record.fence, Record(record.fence, text))
+    return text
+
+
+def test_a_record_of_a_later_release_keeps_no_other_from_being_recovered(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, caplog: Any
+) -> None:
+    first, second = lost(), lost()
+    later = of_a_later_release(store, first.id)
+    for _ in range(2):
+        sweeper.sweep(always)
+    assert store.read(second.id).fence == Fence(1, Status.QUEUED)
+    assert (store.read(first.id).fence.status, store.read(first.id).snapshot) == (Status.RUNNING, later)
+    assert caplog.text.count(f"Task {first.id} cannot be recovered") == 1
+    worker.drain()
+    assert second.get() == "end"
+
+
+def test_a_second_delivery_of_such_a_task_is_given_back(
+    worker: Any, lost: Any, store: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr("celery_continuations.execution.death_of", lambda *args, **kwargs: rules.Death.CRASHED)
+    result = lost()
+    later = of_a_later_release(store, result.id)
+    worker.flag = new_flag("again@test")
+    worker.execute(worker.deliveries[-1], "again@test")
+    worker.flag.remove()
+    assert worker.queued() == 1
+    assert f"snapshot version {VERSION + 1} is newer" in caplog.text
+    assert store.read(result.id).snapshot == later
+    assert result.state == states.PENDING
