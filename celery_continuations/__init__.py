@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names are imported when they are first used (PEP 562), so that the core
 # can be used, and a pytest plug-in loaded, without importing Celery.

@@ -78,7 +78,6 @@ class _Nested(BaseReader):
         self.checks = True
         self._kinds: list[str | None] = [None] * len(self._levels)
         self._outer: list[Any] = [None] * len(inner)
-        self._innermost: Any = None
         self._kept: Any = None
 
     def identify(self, identity: Any) -> None:
@@ -148,7 +147,7 @@ class _Nested(BaseReader):
 
     def _innermost_items(self, above: Any, reader: Any, cursor: Any, kind: str | None, mark: Any) -> Pairs:
         level = len(above)
-        self._kinds[level], self._innermost = reader.kind or kind, reader
+        self._kinds[level] = reader.kind or kind
         if not self.checks:
             reader_mark: Any = ACCEPTED
         else:
