@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sqlite3
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -28,10 +30,14 @@ Names = dict[str, Any]
 #: Methods of a task that make a checkpoint: the test proves each function that calls one.
 STEPS = {"step", "iterate", "wait_for", "wait_until", "wait_for_results", "sleep", "checkpoint", "resume_in"}
 
+#: How many runs of each example are disturbed twice. Each place is disturbed once in any case.
+PAIRS = 20
+
 SECRET = "only a test, of 32 characters or more"
 
 # The example of the project's own contract.
 CONTRACT = """
+```python
 @app.task(base=ContinuableTask, bind=True)
 def import_users(self, import_id):
     upload = Upload.objects.get(pk=import_id)            # runs in every execution
@@ -46,6 +52,7 @@ def import_users(self, import_id):
 
     approval = self.wait_for("approval", timeout=timedelta(days=2))    # no worker is held
     self.step("finalize", upload.finalize, approval)
+```
 """
 
 
@@ -54,7 +61,7 @@ class Page:
     """A text with examples.
 
     Attributes:
-        text: its Markdown, or only its code.
+        text: its Markdown.
         prepare: puts what the reader has into the namespace of the examples.
         then: sets up what they need when they run once more.
         needs_django: whether they use Django's database.
@@ -66,23 +73,30 @@ class Page:
     needs_django: bool = False
 
     def blocks(self) -> list[str]:
-        text = self.text()
-        if "```" not in text:
-            return [text]
-        return [textwrap.dedent(one) for _, one in re.findall(r"^( *)```python\n(.*?)^ *```", text, flags=re.M | re.S)]
+        """Return the Python of the page, in its order."""
+        found = re.findall(r"^ *```python\n(.*?)^ *```", self.text(), flags=re.M | re.S)
+        return [textwrap.dedent(one) for one in found]
 
     def tasks(self) -> Iterator[str]:
         """Yield the names of the functions that have a step."""
         for block in self.blocks():
             for node in ast.walk(ast.parse(block)):
-                if isinstance(node, ast.FunctionDef) and node.args.args and node.args.args[0].arg == "self":
-                    calls = [one.func for one in ast.walk(node) if isinstance(one, ast.Call)]
-                    if any(isinstance(one, ast.Attribute) and _is_step(one) for one in calls):
+                if isinstance(node, ast.FunctionDef) and node.args.args:
+                    task = node.args.args[0].arg
+                    if any(isinstance(one, ast.Call) and _is_step(one.func, task) for one in ast.walk(node)):
                         yield node.name
 
 
-def _is_step(called: ast.Attribute) -> bool:
-    return isinstance(called.value, ast.Name) and called.value.id == "self" and called.attr in STEPS
+def _is_step(called: ast.expr, task: str) -> bool:
+    if not isinstance(called, ast.Attribute) or called.attr not in STEPS:
+        return False
+    return isinstance(called.value, ast.Name) and called.value.id == task
+
+
+def pages_with_tasks(root: Path) -> set[str]:
+    """Find the pages under ``docs`` of which an example has a step."""
+    found = {str(path.relative_to(root)): Page(path.read_text) for path in sorted((root / "docs").rglob("*.md"))}
+    return {name for name, page in found.items() if any(page.tasks())}
 
 
 def users_of_django(*names: str) -> None:
@@ -141,6 +155,19 @@ def of_waiting(names: Names) -> None:
     )  # fmt: skip
 
 
+def of_testing(names: Names) -> None:
+    users: dict[str, Any] = {}
+    names.update(users=users, send_report=lambda count: users.update(reported=count))
+
+
+def of_callbacks(names: Names) -> None:
+    asked: list[int] = []
+    names.update(
+        os=os, flask_app=SimpleNamespace(wsgi_app=None), asked=asked,
+        request_payment=lambda order, address: asked.append(order),
+    )  # fmt: skip
+
+
 def opens_its_database(names: Names) -> None:
     names["db"] = sqlite3.connect("users.db")
 
@@ -152,9 +179,13 @@ PAGES: dict[str, Page] = {
     "docs/sources.md": Page((DOCS / "sources.md").read_text, needs_django=True),
     **{
         f"docs/{name}": Page((DOCS / name).read_text)
-        for name in ("index.md", "quickstart.md", "writing-a-source.md", "howto/callback.md",
+        for name in ("how-it-works.md", "quickstart.md", "writing-a-source.md", "howto/callback.md",
                      "howto/coming-from-rails.md", "howto/deploys.md", "howto/migrating.md")
     },
+    "docs/callbacks.md": Page((DOCS / "callbacks.md").read_text, of_callbacks),
+    "docs/django.md": Page((DOCS / "django.md").read_text, needs_django=True),
+    "docs/testing.md": Page((DOCS / "testing.md").read_text, of_testing),
+    "docs/transactions.md": Page((DOCS / "transactions.md").read_text, needs_django=True),
     "docs/howto/long-imports.md": Page((DOCS / "howto/long-imports.md").read_text, then=opens_its_database),
 }  # fmt: skip
 
@@ -196,7 +227,7 @@ class Example:
 
         setup()
         with delivered(**self.delivers):
-            assert_resumable(task, *self.args, setup=setup, check=check)
+            assert_resumable(task, *self.args, setup=setup, check=check, pairs=PAIRS)
         assert check(), "the example did nothing"
 
 
@@ -213,6 +244,21 @@ def _of_long_imports(*args: Any) -> Example:
     )  # fmt: skip
 
 
+def accounts_of_two(names: Names) -> None:
+    with names["Session"](names["engine"]) as session, session.begin():
+        session.execute(names["accounts"].delete())
+        session.execute(names["accounts"].insert(), [{"name": "ann", "balance": 100}, {"name": "bob", "balance": 50}])
+
+
+def balances(names: Names) -> Any:
+    with names["Session"](names["engine"]) as session:
+        return [tuple(row) for row in session.execute(names["select"](names["accounts"]))]
+
+
+def rows_of_django(names: Names) -> Any:
+    return list(names["User"].objects.order_by("pk").values("id", "username", "is_active"))
+
+
 PROOFS: dict[tuple[str, str], Example] = {
     ("the contract", "import_users"): Example((7,), "world", delivers={"approval": "ann"}),
     ("README.md", "import_users"): Example(("users.csv",), "world"),
@@ -224,6 +270,19 @@ PROOFS: dict[tuple[str, str], Example] = {
     ("docs/waiting.md", "fetch_orders"): Example((1,), "world"),
     ("docs/waiting.md", "publish_album"): Example((1,), "", check=lambda names: "what it returns"),
     ("docs/quickstart.md", "count"): Example((3, 0), "", check=lambda names: "what it returns"),
+    ("docs/how-it-works.md", "import_all"): Example((), "order"),
+    ("docs/callbacks.md", "fulfil"): Example((1,), "asked"),
+    ("docs/testing.md", "import_users"): Example((["ann@example.org", "bob@example.org"],), "users"),
+    ("docs/testing.md", "invoice"): Example(
+        (7,), "", check=lambda names: "what it returns", delivers={"payment": {"id": "pay_7"}}
+    ),
+    ("docs/django.md", "deactivate"): Example(
+        (), "", check=rows_of_django, setup=lambda names: users_of_django("ann", "bob")
+    ),
+    ("docs/transactions.md", "pay_interest"): Example((["ann", "bob"],), "", check=balances, setup=accounts_of_two),
+    ("docs/transactions.md", "rename"): Example(
+        (), "", check=rows_of_django, setup=lambda names: users_of_django("ann", "bob")
+    ),
     ("docs/sources.md", "import_names"): Example(),
     ("docs/sources.md", "export_prices"): Example(),
     ("docs/sources.md", "bill"): Example(),
@@ -255,14 +314,28 @@ PROOFS: dict[tuple[str, str], Example] = {
 UNPROVEN: dict[tuple[str, str], str] = {
     ("docs/sources.md", "import_set"): "it shows what is refused",
     ("docs/sources.md", "send"): "it fails on purpose, and its page shows how",
+    ("docs/transactions.md", "rename_all_at_once"): "it shows what is refused: a checkpoint in an open transaction",
     ("docs/howto/deploys.md", "import_users_before"): "the page proves it, by test_the_upgrade",
 }
 
 SHOWN = [(page, task) for page, one in PAGES.items() for task in one.tasks()]
 
 
-def test_each_how_to_is_looked_at() -> None:
-    assert {f"docs/howto/{page.name}" for page in (DOCS / "howto").glob("*.md")} <= set(PAGES)
+def test_each_page_whose_examples_have_a_step_is_looked_at() -> None:
+    assert pages_with_tasks(ROOT) - set(PAGES) == set()
+
+
+def test_a_page_that_is_not_listed_is_found(tmp_path: Path) -> None:
+    shown = {
+        "docs/bare.md": "A step: `self.step()`.\n\n```python\ndef run(self):\n    self.steps()\n```\n",
+        "docs/new.md": '```python\ndef run(self):\n    self.step("one", print)\n```\n',
+        "docs/howto/list.md": '- Do:\n\n  ```python\n  def run(task):\n      for _ in task.iterate("n", [1]):\n'
+                              "          pass\n  ```\n",
+    }  # fmt: skip
+    for name, text in shown.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert pages_with_tasks(tmp_path) == {"docs/new.md", "docs/howto/list.md"}
 
 
 def test_each_example_is_proven_or_says_why_not() -> None:
@@ -279,6 +352,8 @@ def test_the_examples_of_a_page_are_resumable(
     monkeypatch.chdir(tmp_path)
     app = Celery("page", broker="memory://", set_as_current=False)
     names: Names = {"__name__": f"examples.{tmp_path.name}", "app": app, "ContinuableTask": ContinuableTask}
+    monkeypatch.setenv("CALLBACK_SECRET", SECRET)
+    monkeypatch.setitem(sys.modules, "proj", SimpleNamespace(app=app))
     if PAGES[page].needs_django:
         request.getfixturevalue("django_database")
     PAGES[page].prepare(names)
