@@ -6,6 +6,7 @@ import inspect
 import logging
 import sys
 import time
+import traceback
 from datetime import datetime
 from functools import cache
 from math import inf
@@ -663,16 +664,17 @@ class Execution:
             Interrupt: when the task is to resume.
         """
         run = self.run
-        if run is not None and run.misfit is None and self.resumed and self._does_not_bind(error):
+        if run is not None and run.misfit is None and self._goes_on and self._does_not_bind(error):
             run.misfit = InvalidStepError(
                 f"its arguments do not fit {self.task.name}{inspect.signature(self.task.run)}: {error}", recorded=True
             )
             error = run.misfit
         if run is not None and run.misfit is not None:
             self._hand_back_if_changed(run.misfit)
-        if run is not None and error in (run.misfit, run.changed):
-            run.failed(error)
-            raise Final(error)
+        final = None if run is None else run.changed or run.misfit
+        if run is not None and final is not None:  # whatever the task has made of it
+            run.failed(final)
+            raise Final(final)
         if run is None or run.interrupted is not None or seams.is_predicate(error):
             return
         run.failed(error)
@@ -711,9 +713,16 @@ class Execution:
                 self._hand_back_if_changed(run.misfit)
             raise
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether an earlier execution has begun the task."""
+        return self.resumed or (self._claim is not None and self._claim.snapshot is not None)
+
     def _does_not_bind(self, error: Exception) -> bool:
         """Whether the body never ran because the function does not take these arguments."""
-        if type(error) is not TypeError or error.__traceback__ is None:
+        code = getattr(inspect.unwrap(self.task.run), "__code__", None)
+        ran = any(frame.f_code is code for frame, _ in traceback.walk_tb(error.__traceback__))
+        if type(error) is not TypeError or ran:
             return False
         try:
             inspect.signature(self.task.run).bind(*self.called_with[0], **self.called_with[1])
@@ -976,6 +985,12 @@ class Execution:
                     raise
             time.sleep(delay)
             delay = min(2 * delay, _PUBLISH_DELAY_MAX)
+
+    def refuse_if_changed(self) -> None:
+        """Raise the misfit, or the change of a loop's source, that the task has caught."""
+        found = None if self.run is None else self.run.changed or self.run.misfit
+        if found is not None:
+            raise found
 
     def forget(self) -> None:
         """``self.replace()`` puts another task under this id, which must not inherit the record.

@@ -536,6 +536,7 @@ class AppTask(Task):  # type: ignore[misc]
         """As of Task; the task that comes in place of this one starts afresh."""
         execution = execution_of(self.request_stack.top)
         if isinstance(execution, Execution):
+            execution.refuse_if_changed()
             execution.forget()
         return super().replace(sig)
 

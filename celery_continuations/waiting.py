@@ -142,6 +142,7 @@ def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, paren
             step.cursor = [children.name_them(), False]
             waiter.keep()
         ids, are_started = step.cursor
+        children.check(ids)
         if not are_started:
             children.start(ids, directly=waiter.is_direct)
             step.cursor = [ids, True]
@@ -177,13 +178,16 @@ class _Children:
     def name_them(self) -> list[str]:
         return [str(one.clone().freeze().id) for one in self._signatures]
 
-    def start(self, ids: list[str], *, directly: bool) -> None:
+    def check(self, ids: list[str]) -> None:
+        """Refuse other tasks than those that an earlier execution has named."""
         if len(ids) != len(self._signatures):
             raise InvalidStepError(
                 f"wait_for_results {self._name!r} was given {len(self._signatures)} tasks, an earlier execution "
                 f"{len(ids)}; they may depend on the arguments and on remembered values only",
                 found=self._name,
             )
+
+    def start(self, ids: list[str], *, directly: bool) -> None:
         headers = {PARENT: [self._parent.request.id, self._parent.name]}
         for one, task_id in zip(self._signatures, ids, strict=True):
             signature = one.clone()
@@ -237,7 +241,7 @@ def tell_parent(sender: Any = None, task_id: str = "", state: str | None = None,
 
 def _fixed(step: Step, moment: Callable[[], float | None]) -> float | None:
     """Return the moment that the first execution has chosen."""
-    if not step.resumed:
+    if not step.resumed or step.cursor is None:
         step.cursor = moment()
     until: float | None = step.cursor
     return until

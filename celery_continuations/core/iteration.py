@@ -73,7 +73,7 @@ class Keep(NamedTuple):
     """What to keep of each item before the loop's body can change it, to take its fingerprint at a save.
 
     Attributes:
-        by_position: nothing: the item is found again by its position.
+        by_position: the item itself, and the loop need not count: the cursor does.
         same: the item itself, which cannot be changed.
         copied: a shallow copy, of items of exactly this class.
         make: what this makes of an item, where none of the others applies; None to keep nothing.
@@ -216,7 +216,10 @@ class Iteration(Step):
                 return self._begun.progress
             return (self.cursor if type(self.cursor) is int else 0 if self.cursor is None else None, None)
         done, total = self._opened.reader.progress(self.cursor)
-        return self._done if done is None else done, self._total if total is None else total
+        done = self._done if done is None else done
+        total = self._total if total is None else total
+        # Of rows that are gone once they are done there are fewer in each execution than are done in all.
+        return done, None if done is not None and total is not None and done > total else total
 
     def to_resume(self) -> Begun:
         """Return what the next execution has to know of this loop."""
@@ -279,14 +282,13 @@ class Iteration(Step):
                     # One after the other, and not through a chain of the two, which would cost each item.
                     parts = iter((first,)), pairs
                     first = None  # zip makes each pair in the same tuple, unless something still refers to it
-                    if by_position:
-                        self._kept = None
                     for part in parts:
                         if by_position:
-                            # The hot path: a store and an attribute read for each item, and nothing else.
+                            # The hot path: two stores and an attribute read for each item, and nothing else.
                             for item, after in part:
                                 yield item
                                 self.cursor = after
+                                self._kept = item
                                 if run.attention:
                                     break
                             else:

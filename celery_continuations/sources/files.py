@@ -224,11 +224,15 @@ class _Chunk(NamedTuple):
 
 
 class _Lines(FileSource):
+    kind = "bytes of lines"
+
     def _rows(self, chunks: Iterator[_Chunk]) -> Pairs:
         return chain.from_iterable(zip(chunk.lines(), chunk.places, strict=True) for chunk in chunks)
 
 
 class _JsonLines(FileSource):
+    kind = "bytes of JSON lines"
+
     def _rows(self, chunks: Iterator[_Chunk]) -> Pairs:
         return chain.from_iterable(map(self._values_of, chunks))
 
@@ -245,6 +249,8 @@ class _JsonLines(FileSource):
 
 
 class _CsvRows(FileSource):
+    kind = "bytes of CSV rows"
+
     def __init__(self, file: Any, encoding: str, header: bool, options: dict[str, Any]) -> None:
         super().__init__(file, encoding)
         self._header = header
@@ -259,6 +265,8 @@ class _CsvRows(FileSource):
         # The names are read each time: they are where the file begins.
         first = next(super()._read(None, None), None)
         if first is None:
+            if cursor is not None and mark != ACCEPTED:
+                raise SourceChanged(f"{self.path} was cut off since: it is empty", _ADVICE)
             return iter(())
         names, after = first
         return self._rows(self._chunks(after if cursor is None else cursor, mark), names)

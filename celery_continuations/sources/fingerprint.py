@@ -21,7 +21,6 @@ from celery_continuations.core.iteration import Print
 __all__ = [
     "NONE",
     "Identity",
-    "has_parts",
     "identity_of",
     "is_immutable",
     "print_again",
@@ -41,6 +40,9 @@ _IMMUTABLE = frozenset((str, int, float, bool, Decimal, bytes, UUID, date, datet
 
 # Parts of a container that count, and characters of them.
 _LEAVES, _CHARACTERS = 64, 4096
+
+# Characters of a text that count as they are; of the rest a digest counts.
+_SHORT = 64
 
 # The longest text that is shown of an id.
 _SHOWN = 40
@@ -89,7 +91,7 @@ def print_of(item: Any) -> Print:
 
 
 def print_of_copy(item: Any) -> Print:
-    """Return the fingerprint of a shallow copy of a dict or list, whose mutable parts may have been changed since.
+    """Return the fingerprint of a shallow copy of a container, whose mutable parts may have been changed since.
 
     Where it has such parts, the digest is of the others, and begins with ``~``.
 
@@ -110,7 +112,7 @@ def print_of_copy(item: Any) -> Print:
 
 def print_again(item: Any, digest: str) -> Print:
     """Return the fingerprint of an item in the way in which ``digest`` was taken."""
-    return print_of_copy(item) if digest.startswith("~") and type(item) in (dict, list) else print_of(item)
+    return print_of_copy(item) if digest.startswith("~") and isinstance(item, (dict, list, tuple)) else print_of(item)
 
 
 def _digest(leaves: list[str]) -> str:
@@ -188,7 +190,7 @@ def _text(value: Any) -> str:
     if isinstance(value, (datetime, date, time)):
         return f"{value.isoformat()}"
     if isinstance(value, str):
-        return f"'{str.__str__(value)}"
+        return f"'{_shortened(str.__str__(value))}"
     if isinstance(value, bytes):
         return f"b{hashlib.blake2b(value, digest_size=12).hexdigest()}"
     if isinstance(value, PathLike):
@@ -200,6 +202,13 @@ def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{int.__index__(value):x}"
     return f"{value!r}"
+
+
+def _shortened(text: str) -> str:
+    """Return a text, or of a long one a digest, so that what comes after it in a container counts as well."""
+    if len(text) <= _SHORT:
+        return text
+    return f"{text[:_SHORT]}…{hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()}"
 
 
 class _Room:
@@ -248,22 +257,18 @@ def _parts(item: Any) -> Iterator[tuple[str | None, Any]] | None:
     """Return the parts of a container, those that have names with these, or None for anything else."""
     if isinstance(item, Mapping):
         return _sorted_items(item)
-    if isinstance(item, Sequence) or type(item).__name__ == "Row":  # sqlite3.Row is no Sequence
+    kind = type(item)
+    if isinstance(item, Sequence) or (kind.__module__, kind.__name__) == ("sqlite3", "Row"):  # not a Sequence itself
         return ((None, part) for part in item)
     if isinstance(item, Set):
         return ((None, part) for part in sorted(item, key=lambda part: str(print_of(part).digest)))
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
-        return ((one.name, getattr(item, one.name, None)) for one in dataclasses.fields(item))
+        return ((one.name, getattr(item, one.name, None)) for one in dataclasses.fields(item) if one.compare)
     if hasattr(type(item), "__attrs_attrs__"):
         return ((one.name, getattr(item, one.name, None)) for one in type(item).__attrs_attrs__)
     if hasattr(type(item), "model_fields") or hasattr(type(item), "__pydantic_fields__"):
         return iter(list(vars(item).items()))
     return None
-
-
-def has_parts(item: Any) -> bool:
-    """Whether an item is a container or a model instance, of whose kind others may have a fingerprint."""
-    return _parts(item) is not None or hasattr(type(item), "_meta") or hasattr(item, "_sa_instance_state")
 
 
 def _sorted_items(item: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

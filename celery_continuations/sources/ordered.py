@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from celery_continuations.core import codec
+from celery_continuations.core.iteration import OtherKind, Pairs
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import BaseReader, Pairs, Source
+from celery_continuations.sources.base import BaseReader, Source
 
 __all__ = ["keyed", "keyed_pages"]
 
@@ -109,12 +112,30 @@ def keyed(rows: Any, key: Any, descending: bool = False) -> Source:
 
 
 class _KeyedPages(BaseReader):
-    """A cursor is the key of the last row done."""
+    """A cursor is the key of the last row done.
+
+    Keys that are numbers or dates have to ascend, or to descend; ids that are texts may come in the order of something
+    else.
+    """
 
     def __init__(self, fetch: Callable[[Any], Iterable[Any]], key: Any) -> None:
         self._fetch = fetch
         self._key_of = _key_of(key)
-        self.kind = _kind(key)
+        self._key = _kind(key)
+        self._descends: bool | None = None  # None while only one key has been seen, and for texts
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """The key, and its order once that is known."""
+        order = {None: "", False: ", ascending", True: ", descending"}
+        return self._key + order[self._descends]
+
+    def refuse_other(self, kind: str | None) -> None:
+        """Refuse the cursor of another key; where the saved one says its order, that is the one to come."""
+        key, _, order = (kind or self._key).partition(", ")
+        if key != self._key:
+            raise OtherKind(str(kind), self.kind)
+        self._descends = order == "descending" if order else None
 
     def read(self, cursor: Any) -> Pairs:
         """Yield rows, a page after the other, until one is empty."""
@@ -126,18 +147,41 @@ class _KeyedPages(BaseReader):
             asked = last
             for row in rows:
                 key = self._key_of(row)
-                if key is None or key in (last, asked):
-                    problem = "has no key" if key is None else f"has the key {key!r} of the row before it"
-                    if key is not None and key != last:
-                        problem = f"has the key {key!r}, after which it was asked for"
-                    raise InvalidStepError(
-                        f"the row {row!r:.200} {problem}; return the rows that come after the key, without it, each "
-                        "with a key of its own",
-                        found=self.step,
-                    )
-                codec.encode(key, "a key of keyed_pages")
+                self._check(row, key, last, asked)
                 last = key
                 yield row, key
+
+    def _check(self, row: Any, key: Any, last: Any, asked: Any) -> None:
+        problem: str | None = None
+        if key is None:
+            problem = "has no key"
+        elif key == last:
+            problem = f"has the key {key!r} of the row before it"
+        elif key == asked:
+            problem = f"has the key {key!r}, after which it was asked for"
+        elif last is not None and isinstance(key, _ORDERED) and isinstance(last, _ORDERED):
+            descends = self._is_before(key, last)
+            if self._descends is None:
+                self._descends = descends
+            if descends is not self._descends:
+                problem = f"has the key {key!r} after {last!r}, against the order of the rows before"
+        if problem is not None:
+            raise InvalidStepError(
+                f"the row {row!r:.200} {problem}; return the rows that come after the key, without it, in the order of "
+                "their keys, each with a key of its own",
+                found=self.step,
+            )
+        codec.encode(key, "a key of keyed_pages")
+
+    def _is_before(self, first: Any, second: Any) -> bool:
+        try:
+            return bool(first < second)
+        except TypeError as exc:
+            raise InvalidStepError(f"the keys {first!r} and {second!r} have no order: {exc}", found=self.step) from exc
+
+
+# Keys whose order is that of the rows.
+_ORDERED = (int, float, Decimal, date)
 
 
 def keyed_pages(fetch: Callable[[Key | None], Iterable[Row]], *, key: Any) -> Source:

@@ -34,7 +34,7 @@ class _Pages(BaseReader):
     def __init__(self, function: Callable[[Any], Page]) -> None:
         self._function = function
         self._prints = Prints()
-        self._before: dict[Any, tuple[Any, int]] = {}  # token and size of the page before, by token
+        self._before: dict[str, tuple[Any, int]] = {}  # token and size of the page before, by the text of a token
 
     @property
     def checks(self) -> bool:  # type: ignore[override]
@@ -68,7 +68,7 @@ class _Pages(BaseReader):
                     return iter(())  # all that came after it is gone
                 if following != token:
                     raise SourceChanged(f"page {before!r} is followed by {following!r} now, and not {token!r}", _ADVICE)
-                self._before[token] = (before, mark[1])
+                self._before[codec.dumps(token)] = (before, mark[1])
         return self._items(token, done, page)
 
     def _items(self, token: Any, done: int, page: tuple[list[Any], Any] | None) -> Pairs:
@@ -76,7 +76,7 @@ class _Pages(BaseReader):
             items, following = page or self._page(token)
             page = None
             if _counts(following):
-                self._before[following] = (token, len(items))
+                self._before[codec.dumps(following)] = (token, len(items))
                 if len(self._before) > _REMEMBERED:
                     del self._before[next(iter(self._before))]
             last = len(items) - 1
@@ -126,18 +126,18 @@ class _Pages(BaseReader):
         if done == 0:
             # A token that counts pages or items says nothing of the data: the page before is asked for again. Any
             # other is taken for a place in the data.
-            if not _counts(token) or token not in self._before:
+            if not _counts(token) or codec.dumps(token) not in self._before:
                 return None
-            token, done = self._before[token]
+            token, done = self._before[codec.dumps(token)]
         return [codec.encode(token), done, *self._prints.taken(kept)]
 
 
-# In the address of the next page.
-_NUMBERED = re.compile(r"[?&](page|offset|skip)=\d+(&|#|$)")
+# In a text, such as the address of the next page: page=2, /page/2, page[number]=2, startAt=50, p=2.
+_NUMBERED = re.compile(r"(page|offset|skip|start|from|index|\bp\b)[^0-9]{0,12}\d", re.IGNORECASE)
 
 
 def _counts(token: Any) -> bool:
-    """Whether a token is the number of a page or of an item, or an address that has one."""
+    """Whether a token is the number of a page or of an item, or has one."""
     if type(token) is not str:
         return type(token) is int
     return (token.isdecimal() and len(token) < 10) or _NUMBERED.search(token) is not None

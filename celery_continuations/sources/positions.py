@@ -12,7 +12,6 @@ from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import (
     NONE,
     Identity,
-    has_parts,
     identity_of,
     is_immutable,
     print_again,
@@ -81,14 +80,16 @@ class Prints:
             return Keep(make=_id_or_print if type(item) is dict and found.of == "id" else _identity_or_print)
         if type(item) in (dict, list) and scalar_parts(item):
             return Keep(copied=type(item), make=print_of)
-        return Keep(make=print_of if has_parts(item) or print_of(item) != NONE else None)
+        return Keep(make=print_of)
 
     def taken(self, kept: Any) -> Print:
         """Return the fingerprint of what was kept of an item."""
         if isinstance(kept, Print):
             return kept
         if self.keep.same:
-            return print_of(kept)
+            if is_immutable(kept):
+                return print_of(kept)
+            return print_of_copy(kept) if isinstance(kept, tuple) else NONE
         if self.keep.copied is not None and type(kept) is self.keep.copied:
             return print_of_copy(kept)
         if self.keep.make is _id_or_print:
@@ -186,10 +187,6 @@ class Positions:
         """Return the fingerprint of the item before a cursor."""
         if isinstance(self._items, range):
             return _print_of_range(self._items)
-        if kept is None and self._prints.keep.by_position:
-            if cursor > len(self._items):
-                return NONE  # the body has shortened it
-            kept = self._items[cursor - 1]
         return self._prints.taken(kept)
 
     def mark(self, cursor: Any, kept: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from celery import Celery, states
 
 from celery_continuations import ContinuableTask
 from celery_continuations.core.snapshot import VERSION, Snapshot
-from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 from celery_continuations.republish import CHANGED
 from celery_continuations.stores import Record, Status, open_store
 from celery_continuations.worker import unknown
@@ -195,3 +196,71 @@ def test_m2_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, m
     consumer.on_unknown_task(None, message, None)
     assert consumer.failed == ["fresh", "resumed"]
     assert keeper.decided == [("resumed", Status.FAILED)], "the record is kept, as failed"
+
+
+# -- arguments
+
+
+def test_a_type_error_of_the_body_is_no_misfit(worker: Any, task: Any) -> None:
+    """Also where a decorator gives the function an argument that its signature seems to ask of the caller."""
+    done: list[str] = []
+
+    def inject(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(self: Any, *args: Any) -> Any:
+            return function(self, "session", *args)
+
+        return wrapper
+
+    @inject
+    def body(self: Any, session: str, names: list[str]) -> None:
+        for name in self.iterate("names", names):
+            done.append(name)
+            if name == "b" and self.continuation.resumptions == 0:
+                worker.stop()
+            if name == "d":
+                raise TypeError("of the body's own")
+
+    result = task(body, continuation_resume_errors_after_advancing=False).delay(["a", "b", "c", "d"])
+    worker.drain()
+    assert (result.state, str(result.result), done) == (states.FAILURE, "of the body's own", ["a", "b", "c", "d"])
+
+
+# -- a source that has changed, and a task that catches the error
+
+
+class ImportFailed(Exception):
+    pass
+
+
+def retries(self: Any, error: Exception) -> Any:
+    raise self.retry(exc=error, countdown=0)
+
+
+def raises_another(self: Any, error: Exception) -> Any:
+    raise ImportFailed from error
+
+
+def replaces(self: Any, error: Exception) -> Any:
+    raise self.replace(self.app.signature("other"))
+
+
+@pytest.mark.parametrize("handle", [retries, raises_another, replaces])
+def test_it_fails_all_the_same(worker: Any, task: Any, record: Any, handle: Any) -> None:
+    names = ["a", "b", "c", "d"]
+
+    def body(self: Any) -> None:
+        try:
+            for name in self.iterate("names", list(names)):
+                if name == "b" and self.continuation.resumptions == 0:
+                    worker.stop()
+        except Exception as error:
+            handle(self, error)
+
+    result = task(body, autoretry_for=(ImportFailed,)).delay()
+    worker.deliver()
+    names.remove("a")
+    worker.drain()
+    assert isinstance(result.result, SourceChangedError)
+    assert record(result.id).fence.status == Status.FAILED
+    assert len(worker.deliveries) == 2

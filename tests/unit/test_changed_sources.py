@@ -680,8 +680,89 @@ def test_rows_that_are_not_in_the_order_of_their_key() -> None:
 def test_rows_that_come_again_after_their_key() -> None:
     with_the_last_one = Executions().loop(keyed_pages(lambda last: [(last or 0,), ((last or 0) + 1,)], key=0))
     assert "has the key 1 of the row before it" in str(with_the_last_one)
-    always_the_same = Executions().loop(keyed_pages(lambda last: [(1,), (2,)], key=0))
-    assert "the row (2,) has the key 2, after which it was asked for" in str(always_the_same)
+    always_the_same = Executions().loop(keyed_pages(lambda last: [("a",), ("b",)], key=0))
+    assert "the row ('b',) has the key 'b', after which it was asked for" in str(always_the_same)
+
+
+def test_pages_by_key_that_come_in_no_order() -> None:
+    def fetch(last: int | None) -> list[dict[str, int]]:
+        return [{"id": key} for key in (5, 2, 7, 1) if key != last]
+
+    found = Executions().loop(keyed_pages(fetch, key="id"))
+    assert "the row {'id': 7} has the key 7 after 2, against the order of the rows before" in str(found)
+
+
+def test_pages_by_key_whose_order_has_changed() -> None:
+    def ascending(last: int | None) -> list[int]:
+        return [number for number in range(1, 9) if number > (last or 0)][:2]
+
+    def descending(last: int | None) -> list[int]:
+        return [number for number in range(8, 0, -1) if number < (last or 9)][:2]
+
+    executions = Executions()
+    assert executions.loop(keyed_pages(ascending, key=lambda row: row), 3) == [1, 2, 3]
+    found = executions.loop(keyed_pages(descending, key=lambda row: row))
+    assert "has the key 1 after 2" in str(found) or "against the order" in str(found)
+
+
+def test_a_csv_file_that_was_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id\n" + "".join(f"{number}\n" for number in range(8)))
+    executions = Executions()
+    assert len(executions.loop(csv_rows(path), 3)) == 3
+    path.write_text("")
+    assert "was cut off since: it is empty" in str(executions.loop(csv_rows(path)))
+
+
+def test_what_comes_after_a_long_text_counts() -> None:
+    mails = [{"body": "x" * 5000, "to": name} for name in ("ann", "bob", "cyd", "dan", "eve")]
+    executions = Executions()
+    assert len(executions.loop(mails, 3)) == 3
+    assert "is another one now" in str(executions.loop(mails[1:]))
+
+
+def test_items_after_some_that_have_no_fingerprint() -> None:
+    class Row:
+        def __init__(self, ident: int | None) -> None:
+            self.id = ident
+
+    executions = Executions()
+    assert len(executions.loop([Row(ident) for ident in (None, None, 1, 2, 3, 4)], 4)) == 4
+    assert "is another one now" in str(executions.loop([Row(ident) for ident in (None, None, 2, 3, 4, 5)]))
+
+
+@pytest.mark.parametrize("change", ["replaced", "sorted"])
+def test_a_body_that_writes_into_the_list_it_loops_over(change: str) -> None:
+    """Only what the source gave counts: it is given again in the next execution."""
+
+    def names() -> list[str]:
+        return ["b", "c", "a", "d", "e"]
+
+    executions = Executions()
+    rows = names()
+    run_of_three = executions.loop(rows, 3, lambda item: _write_into(rows, item, change))
+    assert len(run_of_three) == 3
+    assert executions.loop(names()) == ["d", "e"]
+
+
+def _write_into(rows: list[str], item: str, change: str) -> None:
+    if change == "replaced":
+        rows[rows.index(item)] = item.upper()
+    elif item == "a":
+        rows.sort()
+
+
+def test_pairs_whose_second_part_the_body_changes() -> None:
+    def pairs() -> list[Any]:
+        return [("a", None), ("b", None), ("c", {"x": 1}), ("d", {"x": 1})]
+
+    def mark(pair: Any) -> None:
+        if pair[1] is not None:
+            pair[1]["seen"] = True
+
+    executions = Executions()
+    assert len(executions.loop(pairs(), 3, mark)) == 3
+    assert executions.loop(pairs()) == [("d", {"x": 1})]
 
 
 def test_tokens_that_cannot_be_hashed() -> None:

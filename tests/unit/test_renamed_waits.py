@@ -70,3 +70,43 @@ def test_a_wait_that_is_over_is_over_under_both_names(worker: Any, deploy: Any, 
     for name in ("approval", "consent"):
         with pytest.raises(DeliveryError):
             result.deliver(name, "ann")
+
+
+def test_a_wait_that_became_a_sleep_ends(app: Celery, worker: Any, later: Any) -> None:
+    """What the first execution has fixed of a wait without a timeout is no moment to wake at."""
+    sleeps = False
+
+    @app.task(base=ContinuableTask, bind=True, name="waits or sleeps")
+    def waits(self: Any) -> str:
+        if sleeps:
+            self.sleep("pause", 30)
+        else:
+            self.wait_for("pause")
+        return "end"
+
+    result = waits.delay()
+    worker.deliver()
+    sleeps = True
+    result.deliver("pause", None)
+    worker.drain()
+    later(31)
+    worker.drain()
+    assert result.get() == "end"
+
+
+def test_other_children_than_an_earlier_execution_has_started(app: Celery, worker: Any) -> None:
+    count = 3
+
+    @app.task(name="child")
+    def child(number: int) -> int:
+        return number
+
+    @app.task(base=ContinuableTask, bind=True, name="parent")
+    def parent(self: Any) -> Any:
+        return self.wait_for_results("children", [child.s(number) for number in range(count)])
+
+    result = parent.delay()
+    worker.deliver()
+    count = 1
+    worker.drain()
+    assert "was given 1 tasks, an earlier execution 3" in str(result.result)
