@@ -73,7 +73,7 @@ class Keep(NamedTuple):
     """What to keep of each item before the loop's body can change it, to take its fingerprint at a save.
 
     Attributes:
-        by_position: the item itself, and the loop need not count: the cursor does.
+        by_position: whether the cursor counts the items, so that the loop need not.
         same: the item itself, which cannot be changed.
         copied: a shallow copy, of items of exactly this class.
         make: what this makes of an item, where none of the others applies; None to keep nothing.
@@ -82,7 +82,7 @@ class Keep(NamedTuple):
     by_position: bool = False
     same: bool = False
     copied: Any = None
-    make: Callable[[Any], Any] | None = None
+    make: Any = None
 
 
 #: Nothing is kept.
@@ -283,12 +283,23 @@ class Iteration(Step):
                     parts = iter((first,)), pairs
                     first = None  # zip makes each pair in the same tuple, unless something still refers to it
                     for part in parts:
-                        if by_position:
+                        if by_position and same:
                             # The hot path: two stores and an attribute read for each item, and nothing else.
                             for item, after in part:
                                 yield item
                                 self.cursor = after
                                 self._kept = item
+                                if run.attention:
+                                    break
+                            else:
+                                continue
+                            break
+                        if by_position:
+                            for item, after in part:
+                                kept = item.copy() if item.__class__ is copied else make(item)
+                                yield item
+                                self.cursor = after
+                                self._kept = kept
                                 if run.attention:
                                     break
                             else:

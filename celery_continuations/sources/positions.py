@@ -65,16 +65,17 @@ class Prints:
 
     def keep_of(self, item: Any, by_position: bool = False, is_mixed: bool = False) -> Keep:
         """Choose how to keep items like this one, or, where they are mixed, items of any class."""
-        self.keep = Keep(make=self.of) if is_mixed and self.identity is AUTO else self._choose(item, by_position)
+        keep = Keep(make=self.of) if is_mixed and self.identity is AUTO else self._choose(item)
+        self.keep = keep._replace(by_position=by_position)
         return self.keep
 
-    def _choose(self, item: Any, by_position: bool) -> Keep:
+    def _choose(self, item: Any) -> Keep:
         if self.identity is None:
             return Keep()
         if self.identity is not AUTO:
             return Keep(make=self.of)
         if is_immutable(item):
-            return Keep(by_position, same=True)
+            return Keep(same=True)
         found = identity_of(item)
         if found is not None:
             return Keep(make=_id_or_print if type(item) is dict and found.of == "id" else _identity_or_print)
@@ -181,7 +182,7 @@ class Positions:
         if self._is_mixed is None:
             items = self._items[:_LOOKED_AT] if isinstance(self._items, (list, tuple)) else ()
             self._is_mixed = len(set(map(type, items))) > 1
-        return self._prints.keep_of(item, isinstance(self._items, Sequence), self._is_mixed)
+        return self._prints.keep_of(item, by_position=True, is_mixed=self._is_mixed)
 
     def taken(self, cursor: Any, kept: Any) -> Print:
         """Return the fingerprint of the item before a cursor."""

@@ -82,7 +82,7 @@ def shell(on_redis: Cluster) -> Shell:
 
 def test_the_life_of_a_task(on_redis: Cluster, shell: Shell, show: Callable[[str, str], None]) -> None:
     worker = on_redis.worker()
-    task = on_redis.send("rows", 300, 0.03).id
+    task = on_redis.send("rows", 600, 0.03).id
     on_redis.trace.await_items(40)
     for words in (("list",), ("show", task)):
         text = shell.on_terminal(*words)
@@ -98,7 +98,7 @@ def test_the_life_of_a_task(on_redis: Cluster, shell: Shell, show: Callable[[str
     # with no worker
     [facts] = json.loads(shell.piped("show", task, "--json"))
     assert (facts["state"], facts["task"], facts["step"]) == ("paused", "project.rows", "rows")
-    assert 0 < facts["done"] < facts["total"] == 300
+    assert 0 < facts["done"] < facts["total"] == 600
     assert shell.piped("resume", task) == f"{task}: queued\n"
     assert shell.piped("pause", task, "--json", code=0)
     shell.piped("resume", task)
@@ -108,7 +108,7 @@ def test_the_life_of_a_task(on_redis: Cluster, shell: Shell, show: Callable[[str
     text = shell.on_terminal("watch", task)
     show("watch", text[:2000])
     assert "━" in text
-    assert sorted(on_redis.trace.items()) == list(range(300))
+    assert sorted(on_redis.trace.items()) == list(range(600))
     assert shell.piped("list") == "no such tasks\n"
     assert task in shell.piped("list", "--state", "done")
 
