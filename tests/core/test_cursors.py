@@ -83,6 +83,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 @example("\ud800\udc00")
+@settings(deadline=None)
 @given(VALUES)
 def test_what_comes_back_equals_what_was_set_type_included(value: Any) -> None:
     text = codec.dumps(value)
@@ -142,6 +143,7 @@ def test_what_cannot_be_decoded_is_named(text: str) -> None:
         codec.loads(text, "the cursor")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_snapshot_of_anything_else_is_refused(text: str) -> None:
     with pytest.raises(UnserializableValueError, match="the snapshot cannot be read"):
@@ -348,7 +350,7 @@ def test_every_source_resumes_at_every_position(executions: Any, source: Any, it
         assert seen == items
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     items=st.lists(st.integers(), max_size=40), size=st.integers(1, 7), stops=st.sets(st.integers(1, 12), max_size=6)
 )
@@ -542,7 +544,7 @@ def test_a_throttled_loop_leaves_at_its_cursor_and_goes_on_there(executions: Any
     assert (list(executions.snapshot.completed), seen) == (["loop"], [0, 1, 2, 3])
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.booleans(), max_size=6), st.integers(1, 3))
 def test_what_fails_is_put_aside_once_wherever_the_loop_is_interrupted(
     executions: Any, fails: list[bool], size: int
