@@ -30,15 +30,15 @@ def test_a_rolling_deploy_with_both_versions_at_once(request: Any, broker: str) 
     cluster.trace.await_items(20)
     new = cluster.worker("-c", "2", env=NEW)
     old[0].kill("SIGTERM")
-    old[0].await_exit()
+    old[0].await_exit(within=60)
     second = [cluster.send("deployed", COUNT) for _ in range(4)]
     cluster.trace.await_items(60)
     new.kill("SIGTERM")  # what newer code has begun now comes to the old worker alone
-    new.await_exit()
+    new.await_exit(within=60)
     newer = cluster.worker("-c", "2", env=NEW)
     cluster.trace.await_items(120)
     old[1].kill("SIGTERM")
-    old[1].await_exit()
+    old[1].await_exit(within=60)
     ended = [result.get(timeout=90, propagate=False) for result in (*first, *second)]
     assert set(ended) <= {"old", "new"}
     items = done(cluster)
@@ -56,7 +56,7 @@ def test_a_task_that_newer_code_has_begun_waits_for_newer_code(on_redis: Any) ->
     result = on_redis.send("deployed", COUNT)
     on_redis.trace.await_items(5)
     new.kill("SIGTERM")
-    new.await_exit()
+    new.await_exit(within=60)
     old = on_redis.worker("-c", "1", env=OLD)
     old.await_log(
         "cannot resume its snapshot: the task was begun by version 2 of its code, and this worker has version 1"
@@ -77,11 +77,11 @@ def test_a_task_that_was_renamed_goes_on_under_its_new_name(on_redis: Any) -> No
     result = on_redis.send("old_name", COUNT)
     on_redis.trace.await_items(5)
     old.kill("SIGTERM")
-    old.await_exit()
+    old.await_exit(within=60)
     new = on_redis.worker("-c", "1", env=NEW)
     on_redis.trace.await_items(15)
     new.kill("SIGTERM")
-    new.await_exit()
+    new.await_exit(within=60)
     on_redis.worker("-c", "1", env=NEW)
     assert result.get(timeout=30) == COUNT
     assert sorted(on_redis.trace.items()) == list(range(COUNT))
@@ -97,7 +97,7 @@ def test_a_list_from_which_rows_are_removed(on_redis: Any, how: str) -> None:
     result = on_redis.send("listed")
     on_redis.trace.await_items(22)
     worker.kill("SIGTERM")
-    worker.await_exit()
+    worker.await_exit(within=60)
     finished = len(on_redis.trace.items())
     path.write_text(json.dumps([row for row in table if row["id"] not in (1, 3, 5, 7, 9)]))
     on_redis.worker("-c", "1")
