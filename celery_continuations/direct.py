@@ -162,7 +162,7 @@ class DirectExecution:
         return is_of_item(error)
 
     def unchecked(self, run: Run, step: Step) -> None:
-        """There is no other execution whose items could differ."""
+        """A direct call has a single execution, so no items could differ."""
 
     def failed(self, error: Exception) -> None:
         """Errors are raised as they are."""

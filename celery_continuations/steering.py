@@ -160,7 +160,7 @@ def retry(
     Args:
         task_id: the task.
         step: a step that was begun, or completed.
-        accept_source: whether the loop that failed goes on from its place in its source as that is now, after a
+        accept_source: whether the loop that failed continues from its place in its source as that is now, after a
             :class:`SourceChangedError`; items may be left out, or done twice.
         app: the task's app; without it the current one.
         store: the task's setting ``continuation_store``; without it the app's.

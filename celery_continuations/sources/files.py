@@ -34,7 +34,7 @@ _CHUNK = 1 << 14
 _HEAD = 4096
 _NEAR = 256
 
-# Bytes right before a cursor that are compared when a loop goes on there: rows may have long parts in common.
+# Bytes right before a cursor that are compared when a loop resumes there: rows may have long parts in common.
 _BEFORE = 4096
 
 # From which byte to which, and a digest of what stands there.

@@ -24,7 +24,7 @@ def instances(items: Any) -> Instances | None:
 
 
 def _key_columns(item: Any) -> tuple[str, list[str]] | None:
-    """Return what a loop over a query of such instances calls its key, or None for what is no saved instance."""
+    """Return what a loop over a query of such instances calls its key, or None for anything but a saved instance."""
     if identity_of(item) is None:
         return None
     meta = getattr(type(item), "_meta", None)

@@ -159,7 +159,7 @@ def pages(function: Callable[[Any], Page]) -> Source:
     """Return the items of an API that gives them in pages.
 
     A task that resumes asks for the page again in which it was, and leaves out as many items as it has done, if the
-    last of them is still the same one.  Between two pages it goes on with the next token; where that is a number, of a
+    last of them is still the same one.  Between two pages it continues with the next token; where that is a number, of a
     page or of an item, it first asks for the page before and compares its last item.
 
     Args:

@@ -48,7 +48,7 @@ REFUSED = {
 }
 
 
-# What they yield by their methods is no query.
+# Their methods yield rows that are in memory, and run no query.
 _FRAMES = frozenset(name for name in REFUSED if name.partition(".")[0] in ("pandas", "polars"))
 
 

@@ -214,7 +214,7 @@ def retry(store: Store, task_id: str, step: str | None = None, accept_source: bo
         store: where the record is.
         task_id: the task.
         step: to begin again at, instead of going on in the one that failed.
-        accept_source: whether the loop that failed goes on in its source as that is now.
+        accept_source: whether the loop that failed continues in its source as that is now.
 
     Raises:
         DeliveryError: when it has not failed, when its record is gone, or has no such step.
@@ -261,7 +261,7 @@ def _go_back(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
 
 
 def _accept_source(task_id: str, snapshot: Snapshot) -> None:
-    """Have the loop that failed compare nothing when it goes on."""
+    """Have the loop that failed compare nothing when it resumes."""
     if snapshot.current is None or snapshot.current[1] is None or snapshot.kind in NO_LOOPS:
         where = "it has no current step" if snapshot.current is None else f"step {snapshot.current[0]!r} has none"
         raise DeliveryError(task_id, f"there is no source to accept: {where}; only a loop that was begun has one")

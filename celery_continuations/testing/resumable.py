@@ -49,7 +49,7 @@ def assert_resumable(
     checkpoint before.  What a task waits for passes at once; use :func:`delivered` for what it is to be given.
 
     With ``upgrade_from`` it shows that the task resumes what older code has begun: each run begins with the old task,
-    and goes on with the new one from the first place at which it is stopped or killed.  Then ``check()`` alone is
+    and continues with the new one from the first place at which it is stopped or killed.  Then ``check()`` alone is
     compared, with what an undisturbed run of the new task leaves.
 
     Args:
