@@ -159,8 +159,8 @@ def pages(function: Callable[[Any], Page]) -> Source:
     """Return the items of an API that gives them in pages.
 
     A task that resumes asks for the page again in which it was, and leaves out as many items as it has done, if the
-    last of them is still the same one.  Between two pages it continues with the next token; where that is a number, of a
-    page or of an item, it first asks for the page before and compares its last item.
+    last of them is still the same one.  Between two pages it continues with the next token; where that is a number,
+    of a page or of an item, it first asks for the page before and compares its last item.
 
     Args:
         function: from the token of a page, None for the first, to a tuple of its items and the token of the next,
