@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Processes that run tests; many tests wait more than they compute.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: help demo test servers unit exploration integration explore chaos lint lines docs bench clean
+
+# Of make lines; all of tox.ini if empty.
+LINES ?=
 
 # Of make chaos.
 SECONDS ?= 60
@@ -35,13 +40,13 @@ servers:
 # The core is tested with Celery blocked, and so in a run of its own.
 unit: $(VENV)/.test
 	$(PYTEST) tests/core -p no:celery -p no:docker_tools
-	$(PYTEST) tests/unit celery_continuations --doctest-modules -p no:celery -p no:docker_tools
+	$(PYTEST) tests/unit celery_continuations --doctest-modules -p no:celery -p no:docker_tools -n $(JOBS)
 
 exploration: $(VENV)/.test
-	$(PYTEST) tests/exploration -p no:celery -p no:docker_tools
+	$(PYTEST) tests/exploration -p no:celery -p no:docker_tools -n $(JOBS) --dist worksteal
 
 integration: $(VENV)/.test servers
-	$(PYTEST) tests/integration tests/chaos
+	$(PYTEST) tests/integration tests/chaos -n $(JOBS) --dist worksteal
 
 explore: $(VENV)/.test
 	$(BIN)/python -m tests.exploration
@@ -56,7 +61,7 @@ lint: $(VENV)/.lint
 	$(BIN)/lint-imports
 
 lines: $(VENV)/.lines servers
-	sh tests/lines.sh $(BIN)/tox
+	sh tests/lines.sh $(BIN)/tox $(LINES)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build

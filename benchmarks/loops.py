@@ -13,7 +13,8 @@ from benchmarks.timing import fastest
 __all__ = ["CASES", "time_items"]
 
 ITEMS = 100_000
-ROWS = 20_000
+ROWS = 1_000
+PASSES = 20
 COLUMNS = 20
 
 
@@ -27,10 +28,15 @@ def _texts() -> list[Any]:
 
 def _rows() -> list[Any]:
     names = [f"column_{column}" for column in range(COLUMNS)]
-    return [
+    rows: list[Any] = [
         {name: f"value {row} of {name}" if column % 2 else row * COLUMNS + column for column, name in enumerate(names)}
         for row in range(ROWS)
     ]
+    return rows * PASSES  # few enough for the processor's cache, where rows are that have just been read
+
+
+def _rows_with_id() -> list[Any]:
+    return [{"id": number, **row} for number, row in enumerate(_rows()[:ROWS])] * PASSES
 
 
 # Each of the loops returns the seconds from its second item to its last. What a step does once, at its beginning
@@ -46,16 +52,31 @@ def _looped(rows: Iterator[Any], last: Any) -> float:
     return ended - began
 
 
-def _bare(task: Any, items: list[Any], number: int) -> float:
-    return _looped(iter(items), items[-1])
+def _looked_at(rows: Iterator[Any], last: Any) -> float:
+    """Loop over rows as a task does that uses them: what it takes to read one from memory is paid by every loop."""
+    next(rows)
+    began = ended = perf_counter()
+    for row in rows:
+        for _ in row.values():
+            pass
+        if row is last:
+            ended = perf_counter()
+    return ended - began
 
 
-def _generated(task: Any, items: list[Any], number: int) -> float:
-    return _looped(pass_through(items), items[-1])
+Body = Callable[[Iterator[Any], Any], float]
 
 
-def _iterated(task: Any, items: list[Any], number: int) -> float:
-    return _looped(iter(task.iterate(f"items {number}", items)), items[-1])
+def _bare(body: Body, task: Any, items: list[Any], number: int) -> float:
+    return body(iter(items), items[-1])
+
+
+def _generated(body: Body, task: Any, items: list[Any], number: int) -> float:
+    return body(pass_through(items), items[-1])
+
+
+def _iterated(body: Body, task: Any, items: list[Any], number: int) -> float:
+    return body(iter(task.iterate(f"items {number}", items)), items[-1])
 
 
 def _set_all(step: Any, items: list[Any]) -> float:
@@ -84,14 +105,22 @@ def _passed(task: Any, items: list[Any], number: int) -> float:
     return perf_counter() - began
 
 
-_ITERATE = {"bare": _bare, "floor": _generated, "ours": _iterated}
+def _around(body: Body) -> dict[str, Callable[[Any, list[Any], int], float]]:
+    return {
+        "bare": partial(_bare, body),
+        "floor": partial(_generated, body),
+        "ours": partial(_iterated, body),
+    }
+
+
 _SET = {"bare": _passed, "floor": _called, "ours": _set}
 
 #: What can be timed: the items, and the loops over them.
 CASES: dict[str, tuple[Callable[[], list[Any]], dict[str, Callable[[Any, list[Any], int], float]]]] = {
-    "iterate ints": (_numbers, _ITERATE),
-    "iterate strs": (_texts, _ITERATE),
-    "iterate dicts": (_rows, _ITERATE),
+    "iterate ints": (_numbers, _around(_looped)),
+    "iterate strs": (_texts, _around(_looped)),
+    "iterate dicts": (_rows, _around(_looked_at)),
+    "iterate dicts with an id": (_rows_with_id, _around(_looked_at)),
     "set ints": (_numbers, _SET),
 }
 

@@ -74,15 +74,25 @@ class Keep(NamedTuple):
 
     Attributes:
         by_position: whether the cursor counts the items, so that the loop need not.
-        same: the item itself, which cannot be changed.
-        copied: a shallow copy, of items of exactly this class.
-        make: what this makes of an item, where none of the others applies; None to keep nothing.
+        same: keep the item itself, which cannot be changed.
+        exact: keep a shallow copy of items of exactly this class, or their id.
+        by_id: keep what they have under "id" instead of the copy.
+        make: what this makes of any other item; None to keep nothing.
     """
 
     by_position: bool = False
     same: bool = False
-    copied: Any = None
+    exact: Any = None
+    by_id: bool = False
     make: Any = None
+
+    def of(self, item: Any) -> Any:
+        """Return what to keep of an item."""
+        if self.same:
+            return item
+        if item.__class__ is self.exact:
+            return item.get("id") if self.by_id else item.copy()
+        return None if self.make is None else self.make(item)
 
 
 #: Nothing is kept.
@@ -278,7 +288,9 @@ class Iteration(Step):
                 # How to keep items is chosen again after each checkpoint that had something to do, by the next item:
                 # the body may have changed the last one.
                 while first is not _END:
-                    by_position, same, copied, make = reader.keep_of(first[0]) if reader.checks else NOTHING
+                    keep = reader.keep_of(first[0])
+                    keeps = keep.same or keep.make is not None
+                    by_position, same, exact, by_id, make = keep
                     # One after the other, and not through a chain of the two, which would cost each item.
                     parts = iter((first,)), pairs
                     first = None  # zip makes each pair in the same tuple, unless something still refers to it
@@ -294,9 +306,15 @@ class Iteration(Step):
                             else:
                                 continue
                             break
-                        if by_position:
+                        if by_position and make is not None:
                             for item, after in part:
-                                kept = item.copy() if item.__class__ is copied else make(item)
+                                # As keep.of(item), whose call would cost each item.
+                                if item.__class__ is not exact:
+                                    kept = make(item)
+                                elif by_id:
+                                    kept = item.get("id")
+                                else:
+                                    kept = item.copy()
                                 yield item
                                 self.cursor = after
                                 self._kept = kept
@@ -306,14 +324,7 @@ class Iteration(Step):
                                 continue
                             break
                         for item, after in part:
-                            if same:
-                                kept = item
-                            elif make is None:
-                                kept = None
-                            elif item.__class__ is copied:
-                                kept = item.copy()
-                            else:
-                                kept = make(item)
+                            kept = keep.of(item) if keeps else None
                             size = len(item) if is_batched else 1
                             yield item
                             self.cursor = after

@@ -245,17 +245,10 @@ class Batched(BaseReader):
 
     def keep_of(self, item: Any) -> Keep:
         """Keep of a batch what is to be kept of its last item."""
-        _, same, copied, make = keep = self._reader.keep_of(item[-1])
-        if keep == NOTHING:
+        if not self.checks:
             return NOTHING
-
-        def keep_last(batch: Any) -> Any:
-            last = batch[-1]
-            if same or make is None:
-                return last
-            return last.copy() if last.__class__ is copied else make(last)
-
-        return Keep(make=keep_last)
+        keep: Keep = self._reader.keep_of(item[-1])
+        return Keep(make=lambda batch: keep.of(batch[-1]))
 
     def taken(self, cursor: Any, kept: Any) -> Any:
         """Return the fingerprint of the last item of a batch."""

@@ -157,7 +157,8 @@ class _Nested(BaseReader):
             self._kinds[level] = reader.kind
             if keep is None and reader.checks and self.checks:
                 keep = reader.keep_of(item)
-            self._kept = (tuple(self._kinds), tuple(self._outer), reader, _kept(keep, item))
+            kept = None if keep is None else keep.of(item)
+            self._kept = (tuple(self._kinds), tuple(self._outer), reader, kept)
             yield (*above, item), after
 
     def keep_of(self, item: Any) -> Keep:
@@ -206,16 +207,6 @@ def _skipped_to(expected: Any, pairs: Pairs) -> Pairs:
             return chain((pair,), pairs)
         passed.append(pair)
     return chain(passed, pairs)
-
-
-def _kept(keep: Keep | None, item: Any) -> Any:
-    if keep is None:
-        return None
-    if keep.same:
-        return item
-    if item.__class__ is keep.copied:
-        return item.copy()
-    return keep.make(item) if keep.make is not None else NONE
 
 
 def _place(cursor: Any) -> tuple[Any, Any, Any]:

@@ -31,7 +31,7 @@ AUTO: Any = object()
 # Items that are looked through for the one that was done last, to say where it is now.
 _LOOKED_THROUGH = 100_000
 
-# Items that are looked at for their classes, to choose how to keep them.
+# Items that are looked at for their classes and ids, to choose how to keep them.
 _LOOKED_AT = 1000
 
 
@@ -71,44 +71,46 @@ class Prints:
 
     def _choose(self, item: Any) -> Keep:
         if self.identity is None:
-            return Keep()
+            return Keep(same=True)  # nothing is looked at: the cheapest
         if self.identity is not AUTO:
             return Keep(make=self.of)
         if is_immutable(item):
             return Keep(same=True)
         found = identity_of(item)
         if found is not None:
-            return Keep(make=_id_or_print if type(item) is dict and found.of == "id" else _identity_or_print)
+            # "id" comes before the other names: an item that has it as well as another one is known by it.
+            by_id = type(item) is dict and found.of == "id"
+            return Keep(exact=dict if by_id else None, by_id=by_id, make=_identity_or_print)
         if type(item) in (dict, list) and scalar_parts(item):
-            return Keep(copied=type(item), make=print_of)
+            return Keep(exact=type(item), make=print_of)
         return Keep(make=print_of)
 
     def taken(self, kept: Any) -> Print:
         """Return the fingerprint of what was kept of an item."""
+        if self.identity is None:
+            return NONE
         if isinstance(kept, Print):
             return kept
         if self.keep.same:
             if is_immutable(kept):
                 return print_of(kept)
             return print_of_copy(kept) if isinstance(kept, tuple) else NONE
-        if self.keep.copied is not None and type(kept) is self.keep.copied:
-            return print_of_copy(kept)
-        if self.keep.make is _id_or_print:
-            return print_of(Identity("id", kept))
-        return print_of(kept) if isinstance(kept, Identity) else NONE
-
-
-def _id_or_print(item: Any) -> Any:
-    """Return the id of a dict alone: the cheapest that tells it from others."""
-    try:
-        value = item["id"]
-    except (KeyError, TypeError, IndexError):
-        return print_of(item)
-    return value if value.__class__ is int or value.__class__ is str else print_of(item)
+        if isinstance(kept, Identity):
+            return print_of(kept)
+        if self.keep.by_id:
+            found = identity_of({"id": kept})
+            return NONE if found is None else print_of(found)
+        return NONE if self.keep.exact is None else print_of_copy(kept)
 
 
 def _identity_or_print(item: Any) -> Any:
     return identity_of(item) or print_of(item)
+
+
+def _sort_of(item: Any) -> tuple[type, str | None]:
+    """Return what decides how an item is kept."""
+    found = identity_of(item) if type(item) is dict else None
+    return type(item), found and found.of
 
 
 class Positions:
@@ -181,7 +183,7 @@ class Positions:
         """Choose how to keep items like this one."""
         if self._is_mixed is None:
             items = self._items[:_LOOKED_AT] if isinstance(self._items, (list, tuple)) else ()
-            self._is_mixed = len(set(map(type, items))) > 1
+            self._is_mixed = len(set(map(_sort_of, items))) > 1
         return self._prints.keep_of(item, by_position=True, is_mixed=self._is_mixed)
 
     def taken(self, cursor: Any, kept: Any) -> Print:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.exploration import scenarios, suite
 from tests.exploration.breaks import BREAKS, FOUND, Break, notice, numbered
-from tests.exploration.explorer import Explorer, Report, simulated
+from tests.exploration.explorer import Explorer, simulated
 from tests.exploration.suite import Exploration
 from tests.exploration.world import Budget
 
@@ -19,27 +19,14 @@ def simulation() -> Iterator[None]:
         yield
 
 
-_reports: list[Report] = []
-
-
-def explored(exploration: Exploration) -> Report:
-    report = Explorer(exploration.make(), exploration.budget).explore()
-    _reports.append(report)
-    return report
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("exploration", list(suite.short()), ids=str)
-def test_no_history_breaks_a_promise(exploration: Exploration) -> None:
-    report = explored(exploration)
+def test_no_history_breaks_a_promise(exploration: Exploration, record_property: Callable[[str, object], None]) -> None:
+    report = Explorer(exploration.make(), exploration.budget).explore()
+    record_property("histories", report.histories)
+    record_property("seconds", report.seconds)
     assert report.violation is None, str(report)
     assert report.is_complete
-
-
-def test_how_many_histories_that_were(capsys: pytest.CaptureFixture[str]) -> None:
-    histories, seconds = sum(one.histories for one in _reports), sum(one.seconds for one in _reports)
-    with capsys.disabled():
-        print(f"\n{histories} histories in {len(_reports)} explorations, {seconds:.0f} s")
 
 
 def test_a_place_that_was_met_before_need_not_be_explored_again() -> None:
