@@ -11,7 +11,8 @@ from benchmarks.floors import BareRedis
 from benchmarks.report import Figure, Row
 from benchmarks.servers import Site, connect, private_site
 from benchmarks.timing import interleave, median_ratio
-from celery_continuations.stores import Fence, Status, rules
+from celery_continuations.protocol import rules
+from celery_continuations.stores import Fence, Status
 from celery_continuations.stores.redis import RedisStore
 
 __all__ = ["measure"]

@@ -16,7 +16,7 @@ from benchmarks.timing import interleave, median_ratio
 from celery_continuations.stores import Fence, Record, Status, Store
 from celery_continuations.stores.database import DatabaseStore
 from celery_continuations.stores.redis import RedisStore
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.worker.sweeper import Sweeper
 
 __all__ = ["measure"]
 

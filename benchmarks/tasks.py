@@ -27,8 +27,9 @@ from benchmarks.loops import time_items
 from benchmarks.servers import CONF, FOLDER, MACHINE, REDIS, connect
 from benchmarks.timing import interleave
 from celery_continuations import ContinuableTask
-from celery_continuations.stores import Record, open_store, rules
-from celery_continuations.worker import identity
+from celery_continuations.process import identity
+from celery_continuations.protocol import rules
+from celery_continuations.stores import Record, open_store
 
 URL = os.environ[REDIS]
 FOLDER_PATH = Path(os.environ[FOLDER])

@@ -32,7 +32,7 @@ _MODULES = {
     "task": ("AppTask", "ContinuableTask"),
     "decorator": ("continuable",),
     "result": ("ContinuableAsyncResult",),
-    "steering": ("deliver",),
+    "control": ("deliver",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

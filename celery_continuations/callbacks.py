@@ -20,6 +20,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celery_continuations import conf
+from celery_continuations.control import deliver
 from celery_continuations.exceptions import (
     CallbackError,
     DeliveryError,
@@ -27,7 +28,6 @@ from celery_continuations.exceptions import (
     StoreError,
     UnserializableValueError,
 )
-from celery_continuations.steering import deliver
 
 try:
     from itsdangerous import BadData, URLSafeSerializer

@@ -8,7 +8,7 @@ from typing import Any
 from celery import Task, shared_task
 from celery.local import Proxy
 
-from celery_continuations import conf, refusals, seams
+from celery_continuations import celery_internals, conf, refusals
 from celery_continuations.task import ContinuableTask
 
 __all__ = ["continuable"]
@@ -57,11 +57,11 @@ def _continuable(target: Any, attributes: dict[str, Any]) -> Any:
     if not issubclass(kind, (Proxy, Task)):
         refusals.refuse_lazy_function(target)
         task = shared_task(base=ContinuableTask, bind=True, **attributes)(target)
-        return seams.FinishedTask(task._get_current_object)
-    options = seams.promised_options(target)
+        return celery_internals.FinishedTask(task._get_current_object)
+    options = celery_internals.promised_options(target)
     if options is not None and not options.get("bind"):
         raise TypeError(_UNBOUND.format(options.get("name") or "this task"))
-    seams.when_evaluated(target, lambda task: _convert(task, options, attributes))
+    celery_internals.when_evaluated(target, lambda task: _convert(task, options, attributes))
     return target
 
 
@@ -82,7 +82,7 @@ def _convert(task: Task, options: dict[str, Any] | None, attributes: dict[str, A
         bases = (ContinuableTask, cls)
         attributes = {**_delivery(task, options), **attributes}
     task.__class__ = type(cls.__name__, bases, {**attributes, "__module__": cls.__module__})
-    seams.rewrap_autoretry(task)
+    celery_internals.rewrap_autoretry(task)
     type(task).bind(task.app)
 
 

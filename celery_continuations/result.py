@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from celery.result import AsyncResult
 
-from celery_continuations import conf, seams, steering
+from celery_continuations import celery_internals, conf, control
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.stores import Record, Status, open_store
 
@@ -62,24 +62,24 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
 
     def deliver(self, name: str, payload: Any) -> None:
         """Deliver ``payload`` to the task's wait ``name``; see :func:`celery_continuations.deliver`."""
-        steering.deliver(self.id, name, payload, app=self.app, store=self._store)
+        control.deliver(self.id, name, payload, app=self.app, store=self._store)
 
     def pause(self) -> None:
-        """Have the task leave its worker at its next checkpoint; see :func:`celery_continuations.steering.pause`."""
-        steering.pause(self.id, app=self.app, store=self._store)
+        """Have the task leave its worker at its next checkpoint; see :func:`celery_continuations.control.pause`."""
+        control.pause(self.id, app=self.app, store=self._store)
 
     def resume(self) -> None:
-        """Let a paused task go on; see :func:`celery_continuations.steering.resume`."""
-        steering.resume(self.id, app=self.app, store=self._store)
+        """Let a paused task go on; see :func:`celery_continuations.control.resume`."""
+        control.resume(self.id, app=self.app, store=self._store)
 
     def cancel(self) -> None:
-        """End the task in the state REVOKED; see :func:`celery_continuations.steering.cancel`."""
-        steering.cancel(self.id, app=self.app, store=self._store)
+        """End the task in the state REVOKED; see :func:`celery_continuations.control.cancel`."""
+        control.cancel(self.id, app=self.app, store=self._store)
 
     def retry(self, step: str | None = None, *, accept_source: bool = False) -> None:
-        """Take up a failed task; see :func:`celery_continuations.steering.retry`."""
-        steering.retry(self.id, step, accept_source=accept_source, app=self.app, store=self._store)
-        seams.forget_cached(self)
+        """Take up a failed task; see :func:`celery_continuations.control.retry`."""
+        control.retry(self.id, step, accept_source=accept_source, app=self.app, store=self._store)
+        celery_internals.forget_cached(self)
 
     # -- what is known of it
 

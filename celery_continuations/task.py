@@ -27,20 +27,26 @@ from weakref import WeakSet
 from celery import Celery, Task
 from celery import signals as celery_signals
 
-from celery_continuations import conf, refusals, seams, waiting
+from celery_continuations import celery_internals, conf, refusals, waits
 from celery_continuations.core import codec
 from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Continuation, Run, check_name
 from celery_continuations.core.snapshot import Saved
-from celery_continuations.direct import ATTRIBUTE, DirectExecution, execution_of, rehearsed, rehearsed_arguments
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.execution import Execution
+from celery_continuations.execution.direct import (
+    ATTRIBUTE,
+    DirectExecution,
+    execution_of,
+    rehearsed,
+    rehearsed_arguments,
+)
+from celery_continuations.execution.execution import Execution
 from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.sources import opener
 from celery_continuations.sources.base import AUTO
 from celery_continuations.transactions import unit_of
-from celery_continuations.waiting import RAISE, tell_parent
-from celery_continuations.worker.hearing import Hearing
+from celery_continuations.waits import RAISE, tell_parent
+from celery_continuations.worker.bootstep import Hearing
 
 __all__ = ["AppTask", "ContinuableTask"]
 
@@ -160,8 +166,8 @@ class AppTask(Task):  # type: ignore[misc]
     """
 
     abstract = True
-    Request = "celery_continuations.worker.receiving:Request"
-    Strategy = "celery_continuations.worker.receiving:strategy"
+    Request = "celery_continuations.worker.requests:Request"
+    Strategy = "celery_continuations.worker.requests:strategy"
 
     #: Claim when the task starts, not at its first step.
     claims_at_start = False
@@ -313,7 +319,7 @@ class AppTask(Task):  # type: ignore[misc]
         'ann'
         """
         run, waiter = self._waits(name)
-        return waiting.wait_for(run, waiter, name, timeout, default)
+        return waits.wait_for(run, waiter, name, timeout, default)
 
     def sleep(self, name: str, until: float | timedelta | datetime) -> None:
         """Go on at a moment, which is fixed at the first call.
@@ -326,7 +332,7 @@ class AppTask(Task):  # type: ignore[misc]
             StoreError: as of :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
-        waiting.sleep(run, waiter, name, until, self.app)
+        waits.sleep(run, waiter, name, until, self.app)
 
     def wait_until(
         self,
@@ -352,7 +358,7 @@ class AppTask(Task):  # type: ignore[misc]
             StoreError: as of :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
-        return waiting.wait_until(run, waiter, name, predicate, every, timeout)
+        return waits.wait_until(run, waiter, name, predicate, every, timeout)
 
     def resume_in(self, delay: float | timedelta) -> NoReturn:
         """Inside a step: leave now, and come back after ``delay`` at the same cursor.  No retry is counted.
@@ -364,7 +370,7 @@ class AppTask(Task):  # type: ignore[misc]
             InvalidStepError: outside of a step, and in a direct call.
             StoreError: as of :meth:`wait_for`.
         """
-        waiting.resume_in(*self._waits("resume_in"), delay)
+        waits.resume_in(*self._waits("resume_in"), delay)
 
     def wait_for_results(self, name: str, signatures: Any) -> Any:
         """Start other tasks, give the worker back, and go on when all of them have ended.
@@ -395,7 +401,7 @@ class AppTask(Task):  # type: ignore[misc]
         12
         """
         run, waiter = self._waits(name)
-        return waiting.wait_for_results(run, waiter, name, signatures, self)
+        return waits.wait_for_results(run, waiter, name, signatures, self)
 
     def checkpoint(self) -> None:
         """A place where the task may stop, outside or inside a step."""
@@ -458,7 +464,7 @@ class AppTask(Task):  # type: ignore[misc]
         run: Run = execution.begin()
         return run
 
-    def _waits(self, name: str) -> tuple[Run, waiting.Waiter]:
+    def _waits(self, name: str) -> tuple[Run, waits.Waiter]:
         check_name(name)
         return self._run(name), execution_of(self.request_stack.top)
 
@@ -484,7 +490,7 @@ class AppTask(Task):  # type: ignore[misc]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        app = seams.app_of_unbound(cls)
+        app = celery_internals.app_of_unbound(cls)
         if app is not None and issubclass(cls, ContinuableTask):
             refusals.refuse_unbound(cls, app, ContinuableTask)
         _wrap(cls, "__call__", _boundary)

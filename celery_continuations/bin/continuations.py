@@ -15,7 +15,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.exceptions import ImproperlyConfigured
 from kombu.exceptions import OperationalError
 
-from celery_continuations import steering
+from celery_continuations import control
 from celery_continuations.bin import doctor as checks
 from celery_continuations.bin import facts, shown, watching
 from celery_continuations.bin.sweeping import sweep as sweep_once
@@ -187,7 +187,7 @@ def _outcome(one: dict[str, Any]) -> str:
 @_as_json
 def pause(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
     """Have tasks leave their workers at the next checkpoint, and stay away."""
-    _steer(ctx, task_ids, as_json, steering.pause)
+    _steer(ctx, task_ids, as_json, control.pause)
 
 
 @_command
@@ -195,7 +195,7 @@ def pause(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
 @_as_json
 def resume(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
     """Let paused tasks go on."""
-    _steer(ctx, task_ids, as_json, steering.resume)
+    _steer(ctx, task_ids, as_json, control.resume)
 
 
 @_command
@@ -207,7 +207,7 @@ def cancel(ctx: click.Context, task_ids: tuple[str, ...], yes: bool, as_json: bo
     if not yes and sys.stdin.isatty():
         what = "this task" if len(task_ids) == 1 else f"these {len(task_ids)} tasks"
         click.confirm(f"Cancel {what}? Their progress is dropped", abort=True, err=True)
-    _steer(ctx, task_ids, as_json, steering.cancel)
+    _steer(ctx, task_ids, as_json, control.cancel)
 
 
 @_command
@@ -221,7 +221,7 @@ def retry(ctx: click.Context, task_ids: tuple[str, ...], step: str | None, accep
         raise click.UsageError("--step begins a loop again, which accepts its source anyway: give one of the two")
 
     def retry_one(task_id: str, **options: Any) -> None:
-        steering.retry(task_id, step, accept_source=accept_source, **options)
+        control.retry(task_id, step, accept_source=accept_source, **options)
 
     _steer(ctx, task_ids, as_json, retry_one)
 
@@ -237,7 +237,7 @@ def deliver(ctx: click.Context, task_id: str, name: str, payload: str, as_json: 
         value = json.loads(sys.stdin.read() if payload == "-" else payload)
     except ValueError as exc:
         raise click.BadParameter(f"this is no JSON: {exc}", param_hint="PAYLOAD") from exc
-    _steer(ctx, [task_id], as_json, lambda one, **options: steering.deliver(one, name, value, **options))
+    _steer(ctx, [task_id], as_json, lambda one, **options: control.deliver(one, name, value, **options))
 
 
 # -- the whole

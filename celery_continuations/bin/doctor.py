@@ -12,13 +12,13 @@ import click
 from celery.backends.base import DisabledBackend
 from celery.exceptions import ImproperlyConfigured
 
-from celery_continuations import conf, seams
+from celery_continuations import celery_internals, conf
 from celery_continuations.bin import facts
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError, StoreError
 from celery_continuations.stores import Record, Store, open_store
+from celery_continuations.stores.factory import stores_of, without_store
 from celery_continuations.stores.memory import MemoryStore
-from celery_continuations.stores.opening import stores_of, without_store
 from celery_continuations.task import AppTask, ContinuableTask
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _some(names: list[str]) -> str:
 
 
 def _backend(app: Celery) -> Iterator[Finding]:
-    if seams.keeps_results(app.backend):
+    if celery_internals.keeps_results(app.backend):
         yield Finding(OK, "result backend", f"{type(app.backend).__name__} can say what has become of a task.")
         return
     because = (

@@ -11,7 +11,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError, StoreError
-from celery_continuations.republish import kept
+from celery_continuations.messages.republish import kept
 from celery_continuations.result import Progress
 from celery_continuations.stores import Record, Status, Store, open_store
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery_continuations import conf
 from celery_continuations.bin import facts
+from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Store
-from celery_continuations.worker.identity import new_worker
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from celery import Celery

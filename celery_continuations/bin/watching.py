@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery import states
 
-from celery_continuations import seams
+from celery_continuations import celery_internals
 from celery_continuations.bin import facts, shown
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _given(app: Celery, task_id: str) -> dict[str, Any]:
     _, record = facts.find(app, task_id)
     if record is not None:
         return facts.brief(task_id, record)
-    state = app.backend.get_state(task_id) if seams.keeps_results(app.backend) else states.PENDING
+    state = app.backend.get_state(task_id) if celery_internals.keeps_results(app.backend) else states.PENDING
     return facts.nothing(task_id, state.lower() if state in states.READY_STATES else _UNKNOWN)
 
 

@@ -17,8 +17,7 @@ from celery_continuations.stores.base import (
     fits,
     merge,
 )
-from celery_continuations.stores.opening import open_store
-from celery_continuations.stores.rules import Claim
+from celery_continuations.stores.factory import open_store
 
 __all__ = [
     "CANCEL",
@@ -26,7 +25,6 @@ __all__ = [
     "OWNED",
     "PAUSE",
     "UNCHANGED",
-    "Claim",
     "Fence",
     "Lease",
     "Look",

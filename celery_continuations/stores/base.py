@@ -1,7 +1,7 @@
 """What a record is, what a lease is, and what a store does with them.
 
 A store is a few primitives.  What is written when, and who may, is decided in
-:mod:`celery_continuations.stores.rules`, once, for all of them.
+:mod:`celery_continuations.protocol.rules`, once, for all of them.
 
 Every record has a *fence*: generation, status and owner.  ``swap`` writes only if
 the fence in the store is the one the writer knows, so that an execution which has

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery_continuations import direct
+from celery_continuations.execution import direct
 from celery_continuations.testing.clock import Clock
 from celery_continuations.testing.interrupting import interrupt_after_step, interrupt_during_step
 from celery_continuations.testing.rehearsal import Rehearsal, rehearse, run_until_done

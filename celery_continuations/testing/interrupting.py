@@ -10,8 +10,8 @@ from celery import states
 
 from celery_continuations.core.run import Run, check_name
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.execution import STOPPING
-from celery_continuations.testing.guide import Guide
+from celery_continuations.execution.execution import STOPPING
+from celery_continuations.testing.fault_plan import Guide
 from celery_continuations.testing.rehearsal import Rehearsal, go_on, within
 
 __all__ = ["interrupt_after_step", "interrupt_during_step"]

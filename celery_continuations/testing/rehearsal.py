@@ -14,8 +14,7 @@ from celery import states
 from celery.exceptions import Ignore, Retry
 from kombu.exceptions import EncodeError
 
-from celery_continuations import conf, direct
-from celery_continuations.body import Body, written
+from celery_continuations import conf
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import adapt, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
@@ -23,10 +22,12 @@ from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Saved, Snapshot, Waiting
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import DeliveryError, InvalidStepError
-from celery_continuations.execution import Execution
+from celery_continuations.execution import direct
+from celery_continuations.execution.execution import Execution
+from celery_continuations.messages.body import Body, written
 from celery_continuations.task import AppTask, _RetryMessage
 from celery_continuations.testing.clock import Clock
-from celery_continuations.testing.guide import Guide, Killed
+from celery_continuations.testing.fault_plan import Guide, Killed
 
 __all__ = ["Rehearsal", "rehearse", "run_until_done"]
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import LOST, Snapshot
-from celery_continuations.execution import STOPPING
+from celery_continuations.execution.execution import STOPPING
 from celery_continuations.testing.differences import are_same, differences
-from celery_continuations.testing.guide import Guide
+from celery_continuations.testing.fault_plan import Guide
 from celery_continuations.testing.rehearsal import Rehearsal, run_until_done
 
 __all__ = ["assert_resumable"]

@@ -16,7 +16,7 @@ from functools import partial
 from typing import NoReturn
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores import rules
+from celery_continuations.protocol import rules
 from celery_continuations.stores.base import ENDED, UNCHANGED, Fence, Look, Record, Status, Store
 
 __all__ = ["StoreConformance"]

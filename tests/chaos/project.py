@@ -11,9 +11,9 @@ from celery import Celery
 from celery.signals import task_failure
 
 from celery_continuations import ContinuableTask
-from celery_continuations.direct import execution_of
+from celery_continuations.execution.direct import execution_of
+from celery_continuations.protocol import rules
 from celery_continuations.signals import task_interrupted
-from celery_continuations.stores import rules
 from tests.chaos.checks import value_of
 
 app = Celery("chaos", set_as_current=True)

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_continuations import execution
-from celery_continuations.stores import outside, rules
+from celery_continuations.execution import execution
+from celery_continuations.protocol import commands, rules
 from tests.exploration import scenarios
 from tests.exploration.explorer import Explorer, Report, budgets
 from tests.exploration.scenarios import Scenario
@@ -134,28 +134,28 @@ BREAKS: tuple[Break, ...] = (
         17, rules, _REMIND, "if known.status == Status.WAITING:", "if False:", scenarios.AnsweredInTime,
     ),
     Break(
-        18, outside, "deliver", "Record(fence, inbox=text)", "Record(fence, inbox=None if is_alone else text)",
+        18, commands, "deliver", "Record(fence, inbox=text)", "Record(fence, inbox=None if is_alone else text)",
         scenarios.Answered,
     ),
     Break(
-        19, outside, "deliver", "Fence(known.generation, Status.QUEUED) if known and waits else known",
+        19, commands, "deliver", "Fence(known.generation, Status.QUEUED) if known and waits else known",
         "known", scenarios.Answered,
     ),
     Break(
-        20, outside, "close_wait",
+        20, commands, "close_wait",
         'if store.swap(task_id, record.fence, Record(record.fence, inbox=inbox.dumps()), inbox=record.inbox or ""):',
         "if True:", scenarios.AnsweredInTime,
     ),
     Break(
-        21, outside, "pause", "if known is not None and known.owner and known.status == Status.RUNNING:", "if False:",
+        21, commands, "pause", "if known is not None and known.owner and known.status == Status.RUNNING:", "if False:",
         scenarios.Paused,
     ),
     Break(
-        21, outside, "cancel", "if known is not None and known.owner and known.status == Status.RUNNING:", "if False:",
+        21, commands, "cancel", "if known is not None and known.owner and known.status == Status.RUNNING:", "if False:",
         scenarios.Cancelled,
     ),
     Break(
-        22, outside, "retry", "store.swap(task_id, record.fence,",
+        22, commands, "retry", "store.swap(task_id, record.fence,",
         "store.swap(task_id, (store.read(task_id) or record).fence,", scenarios.RetriedTwice,
         budget=Budget(switches=1),
     ),
@@ -173,7 +173,7 @@ BREAKS: tuple[Break, ...] = (
         scenarios.PausedWaiting, budget=Budget(switches=1),
     ),
     Break(
-        "a finished execution's record is not cancelled", outside, "_refuse_over", "if record.value else",
+        "a finished execution's record is not cancelled", commands, "_refuse_over", "if record.value else",
         "if False else", scenarios.Cancelled, budget=Budget(freezes=1),
     ),
     Break(
@@ -224,7 +224,7 @@ BREAKS: tuple[Break, ...] = (
 def numbered() -> set[int]:
     """Return the numbers of the rules that the source has."""
     return {
-        int(number) for number in re.findall(r"# Rule (\d+)", inspect.getsource(rules) + inspect.getsource(outside))
+        int(number) for number in re.findall(r"# Rule (\d+)", inspect.getsource(rules) + inspect.getsource(commands))
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 
-from celery_continuations import steering
+from celery_continuations import control
 from celery_continuations.exceptions import DeliveryError, StoreError
 from celery_continuations.stores import Record, Status
 
@@ -156,27 +156,27 @@ class Clients:
 
 def deliver(payload: str) -> Callable[[World], None]:
     """Return what delivers it to the wait "answer"."""
-    return lambda world: steering.deliver(TASK_ID, "answer", payload, app=world.app)
+    return lambda world: control.deliver(TASK_ID, "answer", payload, app=world.app)
 
 
 def pause(world: World) -> None:
-    """As of :mod:`celery_continuations.steering`, as are the others."""
-    steering.pause(TASK_ID, app=world.app)
+    """As of :mod:`celery_continuations.control`, as are the others."""
+    control.pause(TASK_ID, app=world.app)
 
 
 def resume(world: World) -> None:
     """Take back the pause."""
-    steering.resume(TASK_ID, app=world.app)
+    control.resume(TASK_ID, app=world.app)
 
 
 def cancel(world: World) -> None:
     """End the task."""
-    steering.cancel(TASK_ID, app=world.app)
+    control.cancel(TASK_ID, app=world.app)
 
 
 def retry(world: World) -> None:
     """Take up the failed task."""
-    steering.retry(TASK_ID, app=world.app)
+    control.retry(TASK_ID, app=world.app)
 
 
 def has_failed(world: World) -> bool:
@@ -193,4 +193,4 @@ def is_child_started(world: World) -> bool:
 def end_child(world: World) -> None:
     """The child's result is stored, and its parent told."""
     world.end_child(CHILD_ID, "grown")
-    steering.wake(TASK_ID, CHILD_ID, app=world.app)
+    control.wake(TASK_ID, CHILD_ID, app=world.app)

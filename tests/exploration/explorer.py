@@ -19,8 +19,10 @@ from unittest.mock import patch
 from celery.app import trace
 from celery.signals import task_revoked
 
-from celery_continuations import conf, execution
-from celery_continuations.worker import death, flag, keeper, watcher
+from celery_continuations import conf
+from celery_continuations.execution import execution, triggers
+from celery_continuations.process import liveness, stop_flag
+from celery_continuations.worker import maintenance
 from tests.exploration.promises import Violation
 from tests.exploration.scenarios import Scenario
 from tests.exploration.stand_ins import Clock, Now, NoWatcher, PlainInfo
@@ -135,14 +137,14 @@ def budgets(most: Budget) -> Iterator[Budget]:
 def simulated() -> Iterator[None]:
     """The package's clock, watcher and processes are those of the world."""
     with ExitStack() as stack:
-        for module in (execution, flag, keeper, watcher):
+        for module in (execution, stop_flag, maintenance, triggers):
             stack.enter_context(patch.object(module, "time", Clock))
         stack.enter_context(patch.object(conf, "app_setting", cache(conf.app_setting)))  # they do not change here
         stack.enter_context(patch.object(trace, "ExceptionInfo", PlainInfo))
         stack.enter_context(patch.object(execution, "watcher", NoWatcher()))
         stack.enter_context(patch.object(execution, "new_owner", lambda worker: Now.world.new_owner(worker)))
-        stack.enter_context(patch.object(keeper, "_is_at_work", lambda task_id: Now.world.is_at_work(task_id)))
-        stack.enter_context(patch.object(death, "is_gone", lambda name: Now.world.is_gone(name)))
+        stack.enter_context(patch.object(maintenance, "_is_at_work", lambda task_id: Now.world.is_at_work(task_id)))
+        stack.enter_context(patch.object(liveness, "is_gone", lambda name: Now.world.is_gone(name)))
         task_revoked.connect(_on_revoked)
         stack.callback(task_revoked.disconnect, _on_revoked)
         disabled = logging.root.manager.disable

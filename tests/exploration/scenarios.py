@@ -12,7 +12,7 @@ from celery import Celery, states
 from celery.exceptions import Reject
 
 from celery_continuations import ContinuableTask
-from celery_continuations.stores import Status, opening
+from celery_continuations.stores import Status, factory
 from tests.exploration.clients import (
     CHILD_ID,
     Clients,
@@ -486,5 +486,5 @@ def _app() -> Celery:
     app.amqp._producer_pool = Producer(Connection())
     app.amqp.Producer = Producer
     app.events.default_dispatcher = NoEvents()
-    opening._opened.setdefault(app, {})["memory"] = SimStore()
+    factory._opened.setdefault(app, {})["memory"] = SimStore()
     return app

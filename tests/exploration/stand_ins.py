@@ -18,9 +18,9 @@ from celery.backends.base import BaseBackend
 from kombu.serialization import dumps, loads
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.republish import GENERATION, SNAPSHOT
+from celery_continuations.messages.republish import GENERATION, SNAPSHOT
+from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Fence, Look, Record, Store
-from celery_continuations.worker import flag as flags
 
 if TYPE_CHECKING:
     from tests.exploration.world import World

@@ -18,14 +18,14 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.worker import state as celery_state
 from greenlet import getcurrent, greenlet
 
+from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Fence, Record, Status
 from celery_continuations.stores.base import ENDED
 from celery_continuations.stores.memory import MemoryStore
-from celery_continuations.worker import flag as flags
-from celery_continuations.worker import keeper as keepers
-from celery_continuations.worker.hearing import Hearing
-from celery_continuations.worker.keeper import Keeper
-from celery_continuations.worker.receiving import Request
+from celery_continuations.worker import maintenance as keepers
+from celery_continuations.worker.bootstep import Hearing
+from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.requests import Request
 from tests.exploration.clients import KIND, TASK_ID, Clients, Process
 from tests.exploration.promises import FINAL, FINISHED, Promises, Violation
 from tests.exploration.stand_ins import Message, Now, PlainInfo, SimFlag, told
@@ -314,7 +314,7 @@ class World:
         self.promises.forget()
 
     def is_gone(self, name: str) -> bool:
-        """As of :mod:`celery_continuations.worker.identity`."""
+        """As of :mod:`celery_continuations.process.identity`."""
         known, _, rest = name.partition("/")
         worker = next((one for one in self.workers if one.name == known), None)
         asking = self.acting.worker
@@ -323,11 +323,11 @@ class World:
         return worker.is_crashed or worker.has_ended or rest.partition("/")[0] in worker.lost_children
 
     def new_owner(self, worker: str) -> str:
-        """As of :mod:`celery_continuations.worker.identity`."""
+        """As of :mod:`celery_continuations.process.identity`."""
         return f"{worker}/{self.acting.child}/e{self.acting.number}"
 
     def is_at_work(self, task_id: str) -> bool:
-        """As of :mod:`celery_continuations.worker.keeper`, which knows of one worker in a process."""
+        """As of :mod:`celery_continuations.worker.maintenance`, which knows of one worker in a process."""
         received = celery_state.reserved_requests
         return any(one.id == task_id and one.hostname == self.acting.worker.name for one in received)
 
@@ -608,7 +608,7 @@ class World:
         self.start("revoking", actor.worker, run)
 
     def on_revoked(self, task: Any, request: Any) -> None:
-        """As of :mod:`celery_continuations.worker.hearing`."""
+        """As of :mod:`celery_continuations.worker.bootstep`."""
         Hearing._on_revoked(self.acting.worker, sender=task, request=request)  # type: ignore[arg-type]
 
     def _end_child(self, actor: Actor) -> None:

@@ -19,7 +19,7 @@ from celery import Celery
 from pytest_celery import CeleryTestWorker, CeleryWorkerContainer
 
 from celery_continuations import ContinuableAsyncResult
-from celery_continuations.stores.opening import stores_of
+from celery_continuations.stores.factory import stores_of
 from tests.integration import servers
 from tests.integration.processes import LocalProcess, await_condition
 from tests.integration.proxy import Proxy

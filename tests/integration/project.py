@@ -15,9 +15,10 @@ from celery.backends.redis import RedisBackend
 from celery.signals import before_task_publish, task_failure, task_postrun
 from kombu import Exchange, Queue
 
-from celery_continuations import AppTask, ContinuableTask, ContinuationError, execution
-from celery_continuations.stores import rules
-from celery_continuations.waiting import RAISE
+from celery_continuations import AppTask, ContinuableTask, ContinuationError
+from celery_continuations.execution import execution
+from celery_continuations.protocol import rules
+from celery_continuations.waits import RAISE
 
 app = Celery("project", set_as_current=True)
 app.conf.update(json.loads(os.environ.get("TEST_CONF", "{}")))

@@ -28,11 +28,11 @@ from kombu.serialization import prepare_accept_content
 
 import tests.unit.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import ContinuableTask
+from celery_continuations.execution.triggers import watcher
+from celery_continuations.process.identity import new_worker
+from celery_continuations.process.stop_flag import STOPPING, new_flag
 from celery_continuations.stores import Fence, Record, Status, open_store
-from celery_continuations.worker.flag import STOPPING, new_flag
-from celery_continuations.worker.identity import new_worker
-from celery_continuations.worker.sweeping import Sweeper
-from celery_continuations.worker.watcher import watcher
+from celery_continuations.worker.sweeper import Sweeper
 
 _numbers = itertools.count()
 

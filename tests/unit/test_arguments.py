@@ -27,16 +27,18 @@ from kombu import serialization
 from kombu.exceptions import OperationalError
 from kombu.message import Message
 
-from celery_continuations import AppTask, ContinuableTask, StoreError, execution
-from celery_continuations.body import Body, carried, received, written
-from celery_continuations.republish import SNAPSHOT, publish_kept, republish
-from celery_continuations.steering import deliver
-from celery_continuations.stores import Fence, Record, Status, open_store, rules
-from celery_continuations.worker.flag import new_flag
-from celery_continuations.worker.identity import new_worker
-from celery_continuations.worker.receiving import Request
-from celery_continuations.worker.sweeping import Sweeper
-from celery_continuations.worker.watcher import watcher
+from celery_continuations import AppTask, ContinuableTask, StoreError
+from celery_continuations.control import deliver
+from celery_continuations.execution import execution
+from celery_continuations.execution.triggers import watcher
+from celery_continuations.messages.body import Body, carried, received, written
+from celery_continuations.messages.republish import SNAPSHOT, publish_kept, republish
+from celery_continuations.process.identity import new_worker
+from celery_continuations.process.stop_flag import new_flag
+from celery_continuations.protocol import rules
+from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.worker.requests import Request
+from celery_continuations.worker.sweeper import Sweeper
 from tests.unit.conftest import Delivery, Killed, make_app
 
 DEAD = "elsewhere.1.dead"
@@ -308,7 +310,7 @@ def test_handed_back_because_of_other_code(worker: Any, task: Any, driver: Drive
         for _ in self.iterate("loop", range(2)):
             worker.stop()
 
-    monkeypatch.setattr("celery_continuations.worker.unknown.HAND_BACK_DELAY", 0.0)
+    monkeypatch.setattr("celery_continuations.worker.unknown_tasks.HAND_BACK_DELAY", 0.0)
     seen: list[Any] = []
     result = task(run).delay([1, 2, 3])
     worker.deliver()
@@ -512,8 +514,8 @@ def test_the_saved_message_serializes_nothing(worker: Any, task: Any, monkeypatc
         raise AssertionError("serialized")
 
     result = task(run).delay(1, 2)
-    monkeypatch.setattr("celery_continuations.body.dumps", refuse)
-    monkeypatch.setattr("celery_continuations.body.loads", refuse)
+    monkeypatch.setattr("celery_continuations.messages.body.dumps", refuse)
+    monkeypatch.setattr("celery_continuations.messages.body.loads", refuse)
     worker.deliver()
     assert result.get() == 2
 

@@ -15,7 +15,7 @@ from django.db import connections, transaction
 from celery_continuations import StoreError, conf
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import PAUSE, Fence, Record, Status, Store, open_store
-from celery_continuations.stores.opening import without_store
+from celery_continuations.stores.factory import without_store
 from celery_continuations.testing.stores import StoreConformance
 from tests.unit.conftest import make_app
 

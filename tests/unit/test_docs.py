@@ -14,8 +14,10 @@ from celery import signals as celery_signals
 from celery.app import defaults
 
 import celery_continuations
-from celery_continuations import conf, exceptions, republish, telling
+from celery_continuations import conf, exceptions
 from celery_continuations import signals as our_signals
+from celery_continuations.execution import reporting
+from celery_continuations.messages import republish
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "celery_continuations"
@@ -155,7 +157,7 @@ def test_rules_are_referred_to_by_numbers_that_there_are(page: Path) -> None:
 
 def actions() -> set[str]:
     """Every ``action`` of a log record, as far as it can be read off the source."""
-    found = set(telling._STEP_MESSAGES)  # the one place where it is a variable
+    found = set(reporting._STEP_MESSAGES)  # the one place where it is a variable
     trees = [ast.parse(text) for text in sources().values()]
     takes = {
         function.name: names.index("action")

@@ -16,12 +16,13 @@ from celery import Celery, states
 from celery.events.state import State
 from kombu.exceptions import OperationalError
 
-from celery_continuations import ContinuationError, events, execution, signals
+from celery_continuations import ContinuationError, events, signals
 from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.execution import execution
+from celery_continuations.execution.triggers import watcher
+from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Fence, Record, Status, open_store
-from celery_continuations.worker.identity import new_worker
-from celery_continuations.worker.sweeping import Sweeper
-from celery_continuations.worker.watcher import watcher
+from celery_continuations.worker.sweeper import Sweeper
 from tests.unit.conftest import Killed
 
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"
@@ -150,7 +151,7 @@ def test_r38_the_event_of_a_resumption(worker: Any, task: Any, seen: Seen) -> No
 
 
 def test_r38_a_cursor_that_cannot_be_read_is_told_as_it_is_saved() -> None:
-    from celery_continuations.telling import _current
+    from celery_continuations.execution.reporting import _current
 
     assert _current(Snapshot(current=("a", {"of": "another version"}))) == ("a", {"of": "another version"})
 
@@ -455,7 +456,7 @@ class Clock:
     def __init__(self, monkeypatch: Any) -> None:
         self.now = 1000.0
         monkeypatch.setattr(execution, "time", self)
-        monkeypatch.setattr("celery_continuations.worker.watcher.time", self)
+        monkeypatch.setattr("celery_continuations.execution.triggers.time", self)
 
     def monotonic(self) -> float:
         return self.now
@@ -476,7 +477,7 @@ def clock(monkeypatch: Any) -> Clock:
     monkeypatch.setattr(execution, "_slow", set())
     while watcher._looking:
         time.sleep(0.001)  # the thread of an earlier test is about to end
-    monkeypatch.setattr("celery_continuations.worker.watcher.native.start_thread", lambda look: None)
+    monkeypatch.setattr("celery_continuations.execution.triggers.native.start_thread", lambda look: None)
     yield Clock(monkeypatch)  # type: ignore[misc]
     watcher._looking = False
 

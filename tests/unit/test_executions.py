@@ -26,8 +26,9 @@ from celery_continuations import (
     conf,
 )
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import Fence, Record, Status, open_store, rules
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.protocol import rules
+from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.worker.sweeper import Sweeper
 from tests.unit.conftest import make_app, take_over
 
 
@@ -375,7 +376,7 @@ def test_s2_j1_arguments_reach_every_execution(worker: Any, task: Any) -> None:
 
 
 def test_s4_j7_executions_cursor_and_run_time(worker: Any, task: Any, monkeypatch: Any) -> None:
-    from celery_continuations import execution
+    from celery_continuations.execution import execution
 
     class Clock:
         now = 100.0
@@ -429,7 +430,7 @@ def test_s7_j6_max_runtime_of_the_app_of_the_task_and_changed_at_run_time(worker
     def run(self: Any) -> None:
         for item in self.iterate("loop", range(3)):
             seen.append(item)
-            from celery_continuations.worker.watcher import watcher
+            from celery_continuations.execution.triggers import watcher
 
             for watch in tuple(watcher._watches):
                 watch.look()
@@ -476,7 +477,7 @@ def test_j5_a_hook_that_publishes_does_not_double_the_message(worker: Any, task:
 
 
 def test_the_state_is_stored_before_the_message_is_out(worker: Any, task: Any, monkeypatch: Any) -> None:
-    from celery_continuations import execution
+    from celery_continuations.execution import execution
 
     states_at_publish: list[str] = []
     republish = execution.republish
@@ -604,8 +605,8 @@ def test_m7_c22_a_stopping_worker_does_not_run_a_continuation(worker: Any, task:
 def test_c22_the_main_process_of_a_stopping_worker_gives_a_continuation_back(
     worker: Any, app: Celery, task: Any
 ) -> None:
-    from celery_continuations.worker.flag import STOPPING, new_flag
-    from celery_continuations.worker.receiving import strategy
+    from celery_continuations.process.stop_flag import STOPPING, new_flag
+    from celery_continuations.worker.requests import strategy
 
     class Consumer:
         hostname = "stopping@test"
@@ -769,7 +770,7 @@ def test_m3_an_execution_that_was_succeeded_is_refused_at_its_end(
 def test_m1_the_message_goes_out_only_after_the_progress_is_saved_and_waits_for_the_broker(
     worker: Any, task: Any, record: Any, monkeypatch: Any
 ) -> None:
-    from celery_continuations import execution
+    from celery_continuations.execution import execution
 
     republish = execution.republish
     attempts: list[Any] = []
@@ -792,7 +793,7 @@ def test_m1_the_message_goes_out_only_after_the_progress_is_saved_and_waits_for_
 def test_a_message_that_no_broker_would_take_fails_the_task_and_keeps_its_record(
     worker: Any, task: Any, record: Any, monkeypatch: Any
 ) -> None:
-    from celery_continuations import execution
+    from celery_continuations.execution import execution
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise LookupError("no such exchange")

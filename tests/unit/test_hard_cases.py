@@ -16,17 +16,11 @@ from celery import Celery, states
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from celery_continuations import (
-    AppTask,
-    ContinuableTask,
-    InvalidStepError,
-    StoreError,
-    UnserializableValueError,
-    conf,
-    execution,
-)
+from celery_continuations import AppTask, ContinuableTask, InvalidStepError, StoreError, UnserializableValueError, conf
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import Fence, Record, Status, open_store, rules
+from celery_continuations.execution import execution
+from celery_continuations.protocol import rules
+from celery_continuations.stores import Fence, Record, Status, open_store
 from tests.unit.conftest import take_over
 
 
@@ -208,7 +202,7 @@ def test_a_message_is_given_back_when_the_broker_is_there_again(worker: Any, tas
 def test_a_worker_that_is_to_stop_at_once_leaves_the_message_to_the_broker(
     worker: Any, task: Any, monkeypatch: Any
 ) -> None:
-    from celery_continuations.worker.flag import COLD
+    from celery_continuations.process.stop_flag import COLD
 
     def run(self: Any) -> None:
         for item in self.iterate("loop", range(4)):
@@ -236,7 +230,7 @@ def test_a_worker_that_is_to_stop_at_once_leaves_the_message_to_the_broker(
 def test_while_its_message_goes_out_a_task_is_neither_running_nor_gone(
     worker: Any, task: Any, monkeypatch: Any
 ) -> None:
-    from celery_continuations.worker.watcher import watcher
+    from celery_continuations.execution.triggers import watcher
 
     republish = execution.republish
     seen: list[Any] = []
@@ -435,7 +429,7 @@ def test_a_failed_save_is_tried_again_after_the_interval(worker: Any, task: Any,
         raise StoreError("memory", "away")
 
     def run(self: Any) -> None:
-        from celery_continuations.worker.watcher import watcher
+        from celery_continuations.execution.triggers import watcher
 
         (watch,) = watcher._watches
         watch.save_at = 0.0
@@ -493,7 +487,7 @@ def test_a_return_value_is_kept_only_until_its_result_is_stored(
 
 def test_a_wait_that_exceeds_the_slice_is_warned_of(worker: Any, task: Any, monkeypatch: Any, caplog: Any) -> None:
     def run(self: Any) -> None:
-        from celery_continuations.worker.watcher import watcher
+        from celery_continuations.execution.triggers import watcher
 
         for _ in self.iterate("loop", range(2)):
             for watch in tuple(watcher._watches):
@@ -510,7 +504,7 @@ def test_a_wait_that_exceeds_the_slice_is_warned_of(worker: Any, task: Any, monk
 
 
 def test_on_amqp_the_publish_is_confirmed(monkeypatch: Any) -> None:
-    from celery_continuations import republish
+    from celery_continuations.messages import republish
 
     app = Celery("confirmed", broker="pyamqp://localhost//", set_as_current=False)
     acquired: list[Any] = []

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from celery_continuations.contrib.opentelemetry import instrument, uninstrument
+from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Record, open_store
-from celery_continuations.worker.identity import new_worker
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.worker.sweeper import Sweeper
 from tests.unit.conftest import Killed
 from tests.unit.test_events import rows
 

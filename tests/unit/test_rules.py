@@ -10,11 +10,11 @@ import pytest
 
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import DeliveryError
-from celery_continuations.stores import outside, rules
+from celery_continuations.protocol import commands, rules
+from celery_continuations.protocol.rules import PATIENCE, Claim, Death
 from celery_continuations.stores.base import ENDED, PAUSE, Fence, Record, Status
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
-from celery_continuations.stores.rules import PATIENCE, Claim, Death
 
 SAVED = Snapshot().dumps()
 
@@ -388,27 +388,27 @@ def after_read(store: MemoryStore, act: Callable[[], Any]) -> None:
 
 def test_a_pause_that_is_taken_back_while_the_owner_saves_does_not_end_it(store: MemoryStore) -> None:
     fence = running(store)
-    outside.pause(store, "id", ended=never)
-    after_read(store, lambda: outside.resume(store, "id", ended=never))
+    commands.pause(store, "id", ended=never)
+    after_read(store, lambda: commands.resume(store, "id", ended=never))
     assert save(store, "id", fence, SAVED) == fence
 
 
 def test_a_pause_that_is_taken_back_while_the_owner_leaves_does_not_end_it(store: MemoryStore) -> None:
     fence = running(store)
-    outside.pause(store, "id", ended=never)
-    after_read(store, lambda: outside.resume(store, "id", ended=never))
+    commands.pause(store, "id", ended=never)
+    after_read(store, lambda: commands.resume(store, "id", ended=never))
     left = rules.interrupt(store, "id", fence, SAVED, 0.0)
     assert left == record(store).fence == Fence(1, Status.QUEUED)
 
 
 def test_a_task_that_is_resumed_just_when_its_first_message_comes_is_not_lost(store: MemoryStore) -> None:
-    outside.pause(store, "id", ended=never)
+    commands.pause(store, "id", ended=never)
     swap = store.swap
 
     def resume_first(task_id: str, expected: Fence | None, *args: Any, **kwargs: Any) -> bool:
         if expected == Fence(0, Status.PAUSED):
             store.swap = swap  # type: ignore[method-assign]
-            assert outside.resume(store, "id", ended=never) is None
+            assert commands.resume(store, "id", ended=never) is None
         return swap(task_id, expected, *args, **kwargs)
 
     store.swap = resume_first  # type: ignore[method-assign]
@@ -416,9 +416,9 @@ def test_a_task_that_is_resumed_just_when_its_first_message_comes_is_not_lost(st
 
 
 def test_a_task_whose_first_message_comes_just_when_it_is_resumed_is_published(store: MemoryStore) -> None:
-    outside.pause(store, "id", ended=never)
+    commands.pause(store, "id", ended=never)
     after_read(store, lambda: claim(store, 0))
-    resumed = outside.resume(store, "id", ended=never)
+    resumed = commands.resume(store, "id", ended=never)
     assert resumed is not None and resumed.message == "message"
 
 
@@ -430,7 +430,7 @@ def test_a_wish_that_comes_while_a_loss_is_counted_costs_no_progress(store: Memo
         swapped = swap(task_id, expected, new, **kwargs)
         if swapped and new.fence.owner == "w/2/p":
             store.swap = swap  # type: ignore[method-assign]
-            outside.pause(store, "id", ended=never)
+            commands.pause(store, "id", ended=never)
         return swapped
 
     store.swap = swap_and_pause  # type: ignore[method-assign]
@@ -457,7 +457,7 @@ def test_a_look_for_the_message_while_a_loss_is_counted_costs_no_count(store: Me
 
 def test_a_wish_is_passed_on_to_whoever_succeeds_the_execution(store: MemoryStore) -> None:
     running(store)
-    assert not outside.cancel(store, "id", ended=never, kept_for=9.0)
+    assert not commands.cancel(store, "id", ended=never, kept_for=9.0)
     assert claim(store, 1, "w/2/p", SAVED).fence == Fence(2, Status.RUNNING, "w/2/p/cancel")
 
 
@@ -466,7 +466,7 @@ def test_a_finished_execution_that_was_lost_is_not_cancelled(store: MemoryStore)
     assert rules.finish(store, "id", running(store), SAVED, "7")
     assert recover(store, Death.CRASHED) is not None
     with pytest.raises(DeliveryError, match="it has finished"):
-        outside.cancel(store, "id", ended=never, kept_for=9.0)
+        commands.cancel(store, "id", ended=never, kept_for=9.0)
 
 
 def test_a_claim_that_is_succeeded_before_it_has_counted_a_loss_is_none(store: MemoryStore) -> None:

@@ -23,7 +23,7 @@ from celery_continuations.bin import doctor, facts, shown, watching
 from celery_continuations.bin import sweeping as bin_sweeping
 from celery_continuations.bin.continuations import continuations
 from celery_continuations.core.snapshot import Snapshot, Waiting
-from celery_continuations.republish import kept
+from celery_continuations.messages.republish import kept
 from celery_continuations.stores import Fence, Record, Status, open_store
 from tests.unit.conftest import make_app
 
@@ -264,7 +264,7 @@ def test_a_broker_that_is_away_is_one_line(run: Any, put: Any, monkeypatch: Any)
         raise OperationalError("refused")
 
     put("a", Status.PAUSED)
-    monkeypatch.setattr("celery_continuations.steering.publish_kept", refuse)
+    monkeypatch.setattr("celery_continuations.control.publish_kept", refuse)
     said = run("resume", "a", code=1).stderr
     assert "a worker has to publish it: refused" in said
     assert said.count("\n") == 1

@@ -11,12 +11,13 @@ from celery import Celery, chord, states
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import OperationalError
 
-from celery_continuations import DeliveryError, StoreError, steering
+from celery_continuations import DeliveryError, StoreError, control
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import Fence, Record, Status, open_store, outside
-from celery_continuations.worker.identity import new_worker
-from celery_continuations.worker.receiving import Request
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.process.identity import new_worker
+from celery_continuations.protocol import commands
+from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.worker.requests import Request
+from celery_continuations.worker.sweeper import Sweeper
 from tests.unit.conftest import Killed, take_over
 
 
@@ -446,7 +447,7 @@ def test_two_retries_take_it_up_once(worker: Any, failing: Any, store: Any) -> N
 @pytest.mark.parametrize("what", ["pause", "resume", "cancel", "retry"])
 def test_without_a_store_nothing_can_be_reached(app: Celery, what: str) -> None:
     with pytest.raises(StoreError, match="cannot be reached; set continuation_store"):
-        getattr(steering, what)("id", app=app, store="message")
+        getattr(control, what)("id", app=app, store="message")
 
 
 def test_a_broker_that_is_away_leaves_it_to_a_sweep(
@@ -460,7 +461,7 @@ def test_a_broker_that_is_away_leaves_it_to_a_sweep(
 
     result = task(body).apply_async()
     worker.deliver()
-    monkeypatch.setattr(steering, "publish_kept", away)
+    monkeypatch.setattr(control, "publish_kept", away)
     with pytest.raises(OperationalError):
         result.deliver("approval", "kept")
     record = store.read(result.id)
@@ -473,5 +474,5 @@ def test_a_broker_that_is_away_leaves_it_to_a_sweep(
 
 def test_a_snapshot_goes_back_by_its_steps() -> None:
     snapshot = Snapshot(current=("three", 7))
-    assert outside._go_back("id", snapshot, None) == ["three"]
+    assert commands._go_back("id", snapshot, None) == ["three"]
     assert snapshot.current == ("three", 7)

@@ -22,14 +22,16 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores import UNCHANGED, Claim, Fence, Look, Record, Status, Store, open_store, opening, rules
+from celery_continuations.process.identity import new_owner, new_worker
+from celery_continuations.protocol import rules
+from celery_continuations.protocol.rules import Claim
+from celery_continuations.stores import UNCHANGED, Fence, Look, Record, Status, Store, factory, open_store
 from celery_continuations.stores.database import DatabaseStore, metadata
+from celery_continuations.stores.factory import without_store
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
-from celery_continuations.stores.opening import without_store
 from celery_continuations.testing.stores import StoreConformance
-from celery_continuations.worker.identity import new_owner, new_worker
 from tests.unit.conftest import make_app
 
 RUNNING = Fence(1, Status.RUNNING, "me on a host/7")
@@ -651,13 +653,13 @@ def test_a_small_record_in_redis_is_small_and_stays_so(redis_url: str) -> None:
 
 def test_threads_that_open_a_store_at_once_get_the_same(app: Celery, tmp_path: Path, monkeypatch: Any) -> None:
     both = threading.Barrier(2, timeout=10)
-    really = opening._open
+    really = factory._open
 
     def together(app: Celery, setting: str) -> Store:
         both.wait()
         return really(app, setting)
 
-    monkeypatch.setattr(opening, "_open", together)
+    monkeypatch.setattr(factory, "_open", together)
     found: list[Store] = []
     threads = [threading.Thread(target=lambda: found.append(open_store(app, tmp_path.as_uri()))) for _ in range(2)]
     for thread in threads:

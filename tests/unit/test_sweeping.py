@@ -18,13 +18,14 @@ from kombu.exceptions import OperationalError
 from celery_continuations import signals
 from celery_continuations.core.snapshot import VERSION, Snapshot
 from celery_continuations.exceptions import CrashLoopError, StoreError
-from celery_continuations.stores import Fence, Record, Status, open_store, rules
-from celery_continuations.worker import identity, sweeping
-from celery_continuations.worker.death import death_of
-from celery_continuations.worker.flag import new_flag
-from celery_continuations.worker.identity import is_gone, new_owner, new_worker
-from celery_continuations.worker.keeper import Keeper
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.process import identity
+from celery_continuations.process.identity import is_gone, new_owner, new_worker
+from celery_continuations.process.liveness import death_of
+from celery_continuations.process.stop_flag import new_flag
+from celery_continuations.protocol import rules
+from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.sweeper import Sweeper
 from tests.unit.conftest import Killed
 
 ELSEWHERE = "another-machine.7.7.abc"
@@ -143,7 +144,7 @@ def test_m6_a_broker_that_is_away_loses_nothing(
     def away(*args: Any) -> None:
         raise OperationalError("away")
 
-    monkeypatch.setattr(sweeping.Publisher, "publish", away)
+    monkeypatch.setattr("celery_continuations.worker.sweeper.Publisher.publish", away)
     with pytest.raises(OperationalError):
         sweeper.sweep(always)
     monkeypatch.undo()
@@ -443,7 +444,7 @@ def test_where_processes_of_others_are_hidden_nothing_is_proved(monkeypatch: Any
 
 
 def test_a_machine_is_a_boot_and_a_pid_namespace(tmp_path: Any) -> None:
-    script = "from celery_continuations.worker.identity import new_worker; print(new_worker().partition('.')[0])"
+    script = "from celery_continuations.process.identity import new_worker; print(new_worker().partition('.')[0])"
     here = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert here.strip() == new_worker().partition(".")[0]
     unshared = subprocess.run(
@@ -633,7 +634,9 @@ def test_a_record_of_a_later_release_keeps_no_other_from_being_recovered(
 def test_a_second_delivery_of_such_a_task_is_given_back(
     worker: Any, lost: Any, store: Any, monkeypatch: Any, caplog: Any
 ) -> None:
-    monkeypatch.setattr("celery_continuations.execution.death_of", lambda *args, **kwargs: rules.Death.CRASHED)
+    monkeypatch.setattr(
+        "celery_continuations.execution.execution.death_of", lambda *args, **kwargs: rules.Death.CRASHED
+    )
     result = lost()
     later = of_a_later_release(store, result.id)
     worker.flag = new_flag("again@test")

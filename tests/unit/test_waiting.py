@@ -15,15 +15,15 @@ from celery_continuations import (
     StoreError,
     UnserializableValueError,
     WaitTimeout,
-    execution,
-    waiting,
+    waits,
 )
 from celery_continuations import deliver as deliver_to
 from celery_continuations.core.snapshot import Snapshot, Waiting
+from celery_continuations.execution import execution
+from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Fence, Record, Status
 from celery_continuations.testing import delivered
-from celery_continuations.worker.identity import new_worker
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.worker.sweeper import Sweeper
 from tests.unit.conftest import Killed
 
 
@@ -460,13 +460,13 @@ def test_children_may_be_continuable(worker: Any, app: Celery, task: Any, approv
 def test_a_parent_that_is_killed_starts_the_same_children_again(
     worker: Any, parent: Any, double: Any, monkeypatch: Any, store: Any
 ) -> None:
-    start = waiting._Children.start
+    start = waits._Children.start
 
     def killed(self: Any, ids: Any, **options: Any) -> None:
         start(self, ids, **options)
         raise Killed
 
-    monkeypatch.setattr(waiting._Children, "start", killed)
+    monkeypatch.setattr(waits._Children, "start", killed)
     result = parent.apply_async(([1, 2],))
     worker.deliver_killed()
     monkeypatch.undo()
@@ -502,7 +502,7 @@ def test_a_child_that_has_not_told_of_its_end_is_looked_at_after_a_minute(
     worker.deliver()
     assert result.waiting.until == pytest.approx(time.time() + 60, abs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(waiting.steering, "wake", lambda *args, **kwargs: None)
+        patch.setattr(waits.control, "wake", lambda *args, **kwargs: None)
         worker.drain()
     assert result.waiting is not None
     later(61)
@@ -603,7 +603,7 @@ def test_a_child_that_has_ended_is_found_at_the_next_look_if_the_store_is_away(
 ) -> None:
     result = parent.apply_async(([2],), {"shape": "one"})
     monkeypatch.setattr(execution.Execution, "_result_is_there", lambda *_: True)
-    monkeypatch.setattr(execution.outside, "wake", away)
+    monkeypatch.setattr(execution.commands, "wake", away)
     worker.deliver()
     monkeypatch.undo()
     assert result.waiting is not None, "it waits, for it could not end its own wait"

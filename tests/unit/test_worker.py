@@ -15,11 +15,11 @@ import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 
-from celery_continuations import ContinuableTask, seams
+from celery_continuations import ContinuableTask, celery_internals
 from celery_continuations.core.run import Run
-from celery_continuations.direct import DirectExecution
-from celery_continuations.worker import flag as flags
-from celery_continuations.worker.watcher import Watch, Watcher
+from celery_continuations.execution.direct import DirectExecution
+from celery_continuations.execution.triggers import Watch, Watcher
+from celery_continuations.process import stop_flag as flags
 from tests.unit.conftest import make_app
 
 
@@ -83,7 +83,7 @@ def test_a_worker_killed_with_9_leaves_no_flag_behind_for_good(tmp_path: Path, m
     # A folder of its own: any worker that starts on this machine removes what it finds abandoned.
     monkeypatch.setattr(flags, "_SHARED_MEMORY", str(tmp_path))
     code = f"""
-from celery_continuations.worker import flag
+from celery_continuations.process import stop_flag as flag
 import os
 flag._SHARED_MEMORY = {str(tmp_path)!r}
 print(flag.new_flag("killed@test").path, flush=True)
@@ -140,8 +140,8 @@ monkey.patch_all()
 import time
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.worker.flag import new_flag, STOPPING
-from celery_continuations.worker.watcher import Watch, watcher
+from celery_continuations.process.stop_flag import new_flag, STOPPING
+from celery_continuations.execution.triggers import Watch, watcher
 flag = new_flag("green@test")
 run = Run("id", Snapshot(), None)
 watcher.add(Watch(run, flag))
@@ -157,7 +157,7 @@ print(run.attention)
 
 def test_c27_several_workers_in_one_process() -> None:
     """One after the other, as tests start them: the stop of one is nothing to the next."""
-    from celery_continuations.worker.watcher import watcher
+    from celery_continuations.execution.triggers import watcher
 
     app = make_app(worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01})
 
@@ -208,7 +208,7 @@ def test_seam_around_soft_shutdown() -> None:
             order.append("waits")
 
     worker = Worker()
-    seams.around_soft_shutdown(worker, lambda: order.append("before"), lambda: order.append("after"))
+    celery_internals.around_soft_shutdown(worker, lambda: order.append("before"), lambda: order.append("after"))
     worker.wait_for_soft_shutdown()
     assert order == ["before", "waits", "after"]
     assert callable(WorkController.wait_for_soft_shutdown)
@@ -217,15 +217,15 @@ def test_seam_around_soft_shutdown() -> None:
     from celery.apps import worker as celery_worker
 
     source = inspect.getsource(celery_worker.on_cold_shutdown)
-    cancels = [f"worker.consumer.{name}()" for name in seams._CANCELLATIONS]
+    cancels = [f"worker.consumer.{name}()" for name in celery_internals._CANCELLATIONS]
     (cancel,) = [call for call in cancels if call in source]
     assert source.index("worker.wait_for_soft_shutdown()") < source.index(cancel)
 
 
 def test_seam_pool_children_and_their_signal() -> None:
-    assert seams.in_pool_child() is False
-    assert seams.terminate_signal() == signal.SIGTERM
-    code = "from celery_continuations import seams; print(seams.terminate_signal())"
+    assert celery_internals.in_pool_child() is False
+    assert celery_internals.terminate_signal() == signal.SIGTERM
+    code = "from celery_continuations import celery_internals; print(celery_internals.terminate_signal())"
     env = {**os.environ, "REMAP_SIGTERM": "SIGQUIT"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert int(done.stdout) == signal.SIGQUIT
@@ -234,8 +234,8 @@ def test_seam_pool_children_and_their_signal() -> None:
 def test_seam_predicates() -> None:
     from celery.exceptions import Ignore, Reject, Retry
 
-    assert all(map(seams.is_predicate, (Retry(), Ignore(), Reject())))
-    assert not seams.is_predicate(ValueError())
+    assert all(map(celery_internals.is_predicate, (Retry(), Ignore(), Reject())))
+    assert not celery_internals.is_predicate(ValueError())
 
 
 def test_seam_pool_pids(app: Celery) -> None:
@@ -245,21 +245,23 @@ def test_seam_pool_pids(app: Celery) -> None:
     class Owner:
         pool: Any = None
 
-    assert seams.pool_pids(Owner()) == []
+    assert celery_internals.pool_pids(Owner()) == []
     Owner.pool = Solo(app=app)
-    assert seams.pool_pids(Owner()) == []
+    assert celery_internals.pool_pids(Owner()) == []
     Owner.pool = Prefork(2, app=app)
     Owner.pool.start()
     try:
-        assert sorted(seams.pool_pids(Owner())) == sorted(Owner.pool.info["processes"])
-        assert len(seams.pool_pids(Owner())) == 2
+        assert sorted(celery_internals.pool_pids(Owner())) == sorted(Owner.pool.info["processes"])
+        assert len(celery_internals.pool_pids(Owner())) == 2
     finally:
         Owner.pool.terminate()
 
 
 def test_seam_backends_that_keep_results(tmp_path: Any) -> None:
     def keeps(backend: str | None) -> bool:
-        return seams.keeps_results(Celery("seam", backend=backend, broker="memory://", set_as_current=False).backend)
+        return celery_internals.keeps_results(
+            Celery("seam", backend=backend, broker="memory://", set_as_current=False).backend
+        )
 
     assert keeps(f"file://{tmp_path}")
     assert not keeps("rpc://")
@@ -276,10 +278,10 @@ def test_seam_a_lost_process() -> None:
         except BaseException as exc:
             return ExceptionWithTraceback(exc, exc.__traceback__)
 
-    assert seams.is_lost_process(WorkerLostError())
-    assert seams.is_lost_process(wrapped(SystemExit(1)))
-    assert not seams.is_lost_process(wrapped(ValueError()))
-    assert not seams.is_lost_process(ValueError())
+    assert celery_internals.is_lost_process(WorkerLostError())
+    assert celery_internals.is_lost_process(wrapped(SystemExit(1)))
+    assert not celery_internals.is_lost_process(wrapped(ValueError()))
+    assert not celery_internals.is_lost_process(ValueError())
 
 
 def test_seam_ignore_result() -> None:
@@ -288,16 +290,16 @@ def test_seam_ignore_result() -> None:
     class Task:
         ignore_result = True
 
-    assert seams.ignore_result_of(Task, Context()) is True
-    assert seams.ignore_result_of(Task, Context(ignore_result=None)) is True
-    assert seams.ignore_result_of(Task, Context(ignore_result=False)) is False
+    assert celery_internals.ignore_result_of(Task, Context()) is True
+    assert celery_internals.ignore_result_of(Task, Context(ignore_result=None)) is True
+    assert celery_internals.ignore_result_of(Task, Context(ignore_result=False)) is False
 
 
 def test_seam_serializers() -> None:
-    assert seams.serializer_of("application/json") == "json"
-    assert seams.serializer_of("application/x-python-serialize") == "pickle"
-    assert seams.serializer_of("application/data") is None
-    assert seams.serializer_of(None) is None
+    assert celery_internals.serializer_of("application/json") == "json"
+    assert celery_internals.serializer_of("application/x-python-serialize") == "pickle"
+    assert celery_internals.serializer_of("application/data") is None
+    assert celery_internals.serializer_of(None) is None
 
 
 def test_seam_promises(app: Celery) -> None:
@@ -305,14 +307,14 @@ def test_seam_promises(app: Celery) -> None:
         pass
 
     promise = app.task(bind=True, name="promised", queue=None)(body)
-    assert seams.promised_options(promise) == {"bind": True, "name": "promised", "queue": None}
+    assert celery_internals.promised_options(promise) == {"bind": True, "name": "promised", "queue": None}
     evaluated: list[Any] = []
-    seams.when_evaluated(promise, evaluated.append)
+    celery_internals.when_evaluated(promise, evaluated.append)
     assert evaluated == []
     app.finalize()
     assert [task.name for task in evaluated] == ["promised"]
-    assert seams.promised_options(promise) is None
-    assert seams.promised_options(app.tasks["promised"]) is None
+    assert celery_internals.promised_options(promise) is None
+    assert celery_internals.promised_options(app.tasks["promised"]) is None
 
 
 def test_seam_requests_are_as_the_republisher_reads_them(app: Celery) -> None:
@@ -332,18 +334,18 @@ def test_seam_requests_are_as_the_republisher_reads_them(app: Celery) -> None:
 @pytest.fixture
 def child(monkeypatch: Any) -> Any:
     """The handler of a pool child, in this process, with a previous handler that only counts."""
-    from celery_continuations.worker import terminate
+    from celery_continuations.execution import sigterm
 
     calls: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda *args: calls.append(1))
     flag = flags.new_flag("child@test")
-    monkeypatch.setattr(terminate, "_deferring", False)
-    monkeypatch.setattr(terminate, "PATIENCE", 0.2)
-    monkeypatch.setattr(terminate, "COLD_GRACE", 0.05)
-    monkeypatch.setattr(seams, "in_pool_child", lambda: True)
+    monkeypatch.setattr(sigterm, "_deferring", False)
+    monkeypatch.setattr(sigterm, "PATIENCE", 0.2)
+    monkeypatch.setattr(sigterm, "COLD_GRACE", 0.05)
+    monkeypatch.setattr(celery_internals, "in_pool_child", lambda: True)
     watcher = Watcher()
-    monkeypatch.setattr(terminate, "watcher", watcher)
-    terminate.defer_terminate(flag)
+    monkeypatch.setattr(sigterm, "watcher", watcher)
+    sigterm.defer_terminate(flag)
     watch = Watch(make_run(), flag)
     yield flag, watcher, watch, calls
     watcher.remove(watch)
@@ -399,7 +401,7 @@ def test_no_signal_cuts_what_is_between_a_saved_progress_and_its_message(child: 
 
 
 def test_what_the_parent_watches_is_not_the_childs() -> None:
-    from celery_continuations.worker.watcher import watcher
+    from celery_continuations.execution.triggers import watcher
 
     watch = Watch(make_run(), flags.flag_at(None))
     watcher.add(watch)
@@ -413,7 +415,7 @@ def test_what_the_parent_watches_is_not_the_childs() -> None:
 def test_a_hangup_that_is_not_celerys_does_not_stop_anything() -> None:
     from celery.worker import state
 
-    from celery_continuations.worker.hearing import Hearing
+    from celery_continuations.worker.bootstep import Hearing
 
     heard: list[str] = []
     before = signal.signal(signal.SIGHUP, lambda *args: heard.append("own"))
@@ -435,7 +437,7 @@ def test_a_hangup_that_is_not_celerys_does_not_stop_anything() -> None:
 def test_workers_that_start_at_once_leave_each_others_flags_alone() -> None:
     code = """
 import os
-from celery_continuations.worker.flag import new_flag
+from celery_continuations.process.stop_flag import new_flag
 made = [new_flag(f"{n}@test") for n in range(100)]
 print(sum(os.path.exists(flag.path) for flag in made))
 for flag in made:

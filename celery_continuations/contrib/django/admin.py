@@ -10,7 +10,7 @@ from django.contrib import admin
 from celery_continuations.contrib.django.models import RecordRow
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError
-from celery_continuations.republish import kept
+from celery_continuations.messages.republish import kept
 from celery_continuations.result import Progress
 from celery_continuations.stores.base import Fence
 

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from glob import glob
 
-from celery_continuations.worker.identity import new_worker
+from celery_continuations.process.identity import new_worker
 
 try:
     import fcntl

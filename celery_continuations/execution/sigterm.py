@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery_continuations import seams
-from celery_continuations.worker import native
-from celery_continuations.worker.flag import COLD, StopFlag
-from celery_continuations.worker.watcher import watcher
+from celery_continuations import celery_internals
+from celery_continuations.execution.triggers import watcher
+from celery_continuations.process import native
+from celery_continuations.process.stop_flag import COLD, StopFlag
 
 __all__ = ["defer_terminate"]
 
@@ -38,12 +38,12 @@ _deferring = False
 def defer_terminate(flag: StopFlag) -> None:
     """Install the handler, once, where this is the main thread of a prefork pool's child."""
     global _deferring
-    if _deferring or not seams.in_pool_child() or threading.current_thread() is not threading.main_thread():
+    if _deferring or not celery_internals.in_pool_child() or threading.current_thread() is not threading.main_thread():
         return
     _deferring = True
     # SIGQUIT too: Ctrl-\ in a terminal sends it to the whole group. Each is deferred once, for a cold
     # shutdown sends the other one right after it.
-    for number in {seams.terminate_signal(), getattr(signal, "SIGQUIT", signal.SIGTERM)}:
+    for number in {celery_internals.terminate_signal(), getattr(signal, "SIGQUIT", signal.SIGTERM)}:
         previous = signal.getsignal(number)
         if callable(previous):
             signal.signal(number, _deferred(number, previous, flag))

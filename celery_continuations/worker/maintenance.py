@@ -17,13 +17,13 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import conf
 from celery_continuations.exceptions import StoreError
+from celery_continuations.process.identity import is_running
+from celery_continuations.process.stop_flag import StopFlag
+from celery_continuations.protocol.rules import Death
 from celery_continuations.stores import Store
 from celery_continuations.stores.base import LIMIT
-from celery_continuations.stores.opening import stores_of
-from celery_continuations.stores.rules import Death
-from celery_continuations.worker.flag import StopFlag
-from celery_continuations.worker.identity import is_running
-from celery_continuations.worker.sweeping import Sweeper
+from celery_continuations.stores.factory import stores_of
+from celery_continuations.worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import EncodeError
 from kombu.serialization import dumps, loads, prepare_accept_content
 
-from celery_continuations import conf, seams
+from celery_continuations import celery_internals, conf
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -62,7 +62,7 @@ class Body:
     @property
     def serializer(self) -> str | None:
         """Return the name of its serializer, or None where kombu knows none for its content type."""
-        return seams.serializer_of(self._content_type)
+        return celery_internals.serializer_of(self._content_type)
 
     @property
     def size(self) -> int:
@@ -151,7 +151,11 @@ def received(task: Task, request: Any, content_type: str | None) -> Body:
         data, received_type, encoding = found
         return Body(data, received_type, encoding, task.app, in_chord=bool(request.chord))
     parts = {name: getattr(request, name) for name in ("callbacks", "errbacks", "chain", "chord")}
-    chosen = seams.serializer_of(content_type) or task.serializer or conf.celery_setting(task.app, "task_serializer")
+    chosen = (
+        celery_internals.serializer_of(content_type)
+        or task.serializer
+        or conf.celery_setting(task.app, "task_serializer")
+    )
     try:
         return written(request.args or (), request.kwargs or {}, parts, chosen)
     except EncodeError as exc:  # matters only if the task is published again

@@ -18,15 +18,13 @@ from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from celery_continuations import conf, seams, transactions
-from celery_continuations.body import Body, received
+from celery_continuations import celery_internals, conf, transactions
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import adapt, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting, with_misfit
 from celery_continuations.core.step import Step, Wait
-from celery_continuations.direct import ATTRIBUTE, execution_of, is_of_item, snapshot_text
 from celery_continuations.exceptions import (
     CheckpointError,
     ContinuationError,
@@ -39,17 +37,21 @@ from celery_continuations.exceptions import (
     StoreError,
     UnserializableValueError,
 )
-from celery_continuations.republish import CHANGED, GENERATION, OWN_HEADERS, SNAPSHOT, keepable, republish
-from celery_continuations.stores import CANCEL, PAUSE, Claim, Fence, Record, Status, Store, open_store, outside, rules
-from celery_continuations.telling import Teller
-from celery_continuations.worker.death import death_of
-from celery_continuations.worker.flag import COLD, StopFlag, flag_at
-from celery_continuations.worker.identity import new_owner
-from celery_continuations.worker.receiving import DELIVERY
-from celery_continuations.worker.sweeping import ended, is_to_be_counted, seconds_kept
-from celery_continuations.worker.terminate import defer_terminate
-from celery_continuations.worker.unknown import hand_back_delay
-from celery_continuations.worker.watcher import Watch, watcher
+from celery_continuations.execution.direct import ATTRIBUTE, execution_of, is_of_item, snapshot_text
+from celery_continuations.execution.reporting import Teller
+from celery_continuations.execution.sigterm import defer_terminate
+from celery_continuations.execution.triggers import Watch, watcher
+from celery_continuations.messages.body import Body, received
+from celery_continuations.messages.republish import CHANGED, GENERATION, OWN_HEADERS, SNAPSHOT, keepable, republish
+from celery_continuations.process.identity import new_owner
+from celery_continuations.process.liveness import death_of
+from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
+from celery_continuations.protocol import commands, rules
+from celery_continuations.protocol.rules import Claim
+from celery_continuations.stores import CANCEL, PAUSE, Fence, Record, Status, Store, open_store
+from celery_continuations.worker.requests import DELIVERY
+from celery_continuations.worker.sweeper import ended, is_to_be_counted, seconds_kept
+from celery_continuations.worker.unknown_tasks import hand_back_delay
 
 if TYPE_CHECKING:
     from celery import Task
@@ -193,7 +195,7 @@ class Execution:
         self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
         _hear_postrun()
         if claim.value is not None and self.request.chord and self._ended(None) is not None:
-            self._put_off_if_claimed(seams.chord_claim_left(self.task.backend, self.request.group))
+            self._put_off_if_claimed(celery_internals.chord_claim_left(self.task.backend, self.request.group))
             # The chord is to count it; the callbacks were dispatched before the result was stored.
             self.request.callbacks = self.request.chain = None
         try:
@@ -568,7 +570,7 @@ class Execution:
                 record = self._store.read(self.request.id)
                 inbox = Inbox.loads(record.inbox if record else None)
                 return next((inbox[one] for one in names if one in inbox), None)
-            outcomes = [outside.close_wait(self._store, self.request.id, self._fence, one) for one in names]
+            outcomes = [commands.close_wait(self._store, self.request.id, self._fence, one) for one in names]
             outcome = next((one for one in outcomes if one != TIMED_OUT), TIMED_OUT)
         except StoreError as exc:
             self._warn_not_saved(f"the end of wait {name!r}", exc)
@@ -675,7 +677,7 @@ class Execution:
         if run is not None and final is not None:  # whatever the task has made of it
             run.failed(final)
             raise Final(final)
-        if run is None or run.interrupted is not None or seams.is_predicate(error):
+        if run is None or run.interrupted is not None or celery_internals.is_predicate(error):
             return
         run.failed(error)
         if not run.progressed or not conf.setting(self.task, "resume_errors_after_advancing"):
@@ -775,7 +777,7 @@ class Execution:
             assert self.run is not None
             self.run.take_snapshot()
             self._leave(RETRY, self.retry_options)
-        elif isinstance(error, Exception) and not seams.is_predicate(error):
+        elif isinstance(error, Exception) and not celery_internals.is_predicate(error):
             self._save_failure(error)
         return error
 
@@ -899,7 +901,7 @@ class Execution:
     def _wakes(self, key: str) -> bool:
         """End the own wait for a result; whether that is ours to do."""
         try:
-            return outside.wake(self._store, self.request.id, key) is not None
+            return commands.wake(self._store, self.request.id, key) is not None
         except StoreError as exc:
             self._warn_not_saved("that it need not wait, and looks again when it is due", exc)
             return False
@@ -931,7 +933,7 @@ class Execution:
 
     def _tell_revoked(self) -> None:
         task = self.task
-        keeps = not seams.ignore_result_of(task, self.request)
+        keeps = not celery_internals.ignore_result_of(task, self.request)
         task.backend.mark_as_revoked(self.request.id, CANCELLED, request=self.request, store_result=keeps)
         task.send_event("task-revoked", terminated=False, signum=None, expired=False)
         self._teller.log(logging.INFO, "cancelled", "cancelled")

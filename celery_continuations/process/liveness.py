@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from celery_continuations.process.identity import is_gone
+from celery_continuations.protocol.rules import Death
 from celery_continuations.stores import Lease
-from celery_continuations.stores.rules import Death
-from celery_continuations.worker.identity import is_gone
 
 __all__ = ["death_of"]
 

@@ -18,9 +18,9 @@ from kombu.pools import producers
 from kombu.utils import json
 from kombu.utils.functional import maybe_list
 
-from celery_continuations import conf, seams
-from celery_continuations.body import Body, carried
+from celery_continuations import celery_internals, conf
 from celery_continuations.exceptions import StoreError
+from celery_continuations.messages.body import Body, carried
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -321,7 +321,7 @@ def _fields(task: Task, request: Any) -> dict[str, Any]:
         "parent_id": request.parent_id,
         "shadow": request.shadow,
         "origin": request.origin,
-        "ignore_result": seams.ignore_result_of(task, request),
+        "ignore_result": celery_internals.ignore_result_of(task, request),
         "argsrepr": getattr(request, "argsrepr", None),
         "kwargsrepr": getattr(request, "kwargsrepr", None),
         "stamped_headers": request.stamped_headers,

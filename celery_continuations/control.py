@@ -12,12 +12,13 @@ from celery import Task, current_app, states
 from celery.app.task import Context
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from celery_continuations import conf, seams
+from celery_continuations import celery_internals, conf
 from celery_continuations.core.evolution import old_names
 from celery_continuations.core.snapshot import Outcome
 from celery_continuations.exceptions import InvalidStepError, StoreError
-from celery_continuations.republish import context_of, publish_kept, task_name
-from celery_continuations.stores import Record, Store, open_store, outside
+from celery_continuations.messages.republish import context_of, publish_kept, task_name
+from celery_continuations.protocol import commands
+from celery_continuations.stores import Record, Store, open_store
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -60,7 +61,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
         raise InvalidStepError(f"a wait's name must be a non-empty str, not {name!r}", found=name)
     outcome = Outcome.of_value(payload, f"the payload for {name!r}")
     app = app or current_app._get_current_object()
-    record = outside.deliver(
+    record = commands.deliver(
         _store(app, store),
         task_id,
         name,
@@ -77,7 +78,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
 def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None = None) -> None:
     """End a task's wait for the result of another one, ``key``.  Raises as :func:`deliver`."""
     app = app or current_app._get_current_object()
-    _publish(app, outside.wake(_store(app, store), task_id, key))
+    _publish(app, commands.wake(_store(app, store), task_id, key))
 
 
 def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
@@ -90,7 +91,7 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
         StoreError: when the store cannot be reached, or keeps nothing.
     """
     app = app or current_app._get_current_object()
-    outside.pause(_store(app, store), task_id, ended=_ended(app, task_id))
+    commands.pause(_store(app, store), task_id, ended=_ended(app, task_id))
     _log(task_id, "paused", "is to pause")
 
 
@@ -101,7 +102,7 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
         kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task then.
     """
     app = app or current_app._get_current_object()
-    record = outside.resume(_store(app, store), task_id, ended=_ended(app, task_id))
+    record = commands.resume(_store(app, store), task_id, ended=_ended(app, task_id))
     _log(task_id, "unpaused", "may go on")
     _publish(app, record)
 
@@ -120,7 +121,7 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
     opened = _store(app, store)
     record = opened.read(task_id)
     kept_for = conf.tombstone_seconds(app)
-    has_ended = outside.cancel(opened, task_id, ended=_ended(app, task_id), kept_for=kept_for)
+    has_ended = commands.cancel(opened, task_id, ended=_ended(app, task_id), kept_for=kept_for)
     _log(task_id, "cancelled", "is cancelled" if has_ended else "is to be cancelled")
     if has_ended:
         revoke(app, task_id, record)
@@ -128,7 +129,7 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
 
 def revoke(app: Celery, task_id: str, record: Record | None) -> None:
     """Store the state REVOKED for a task that nobody works on, and tell its chord."""
-    if seams.keeps_results(app.backend) and app.backend.get_state(task_id) in states.READY_STATES:
+    if celery_internals.keeps_results(app.backend) and app.backend.get_state(task_id) in states.READY_STATES:
         return
     request = None
     if record is not None and record.message:
@@ -172,10 +173,10 @@ def retry(
     """
     app = app or current_app._get_current_object()
     opened = _store(app, store)
-    outside.check_retry(opened, task_id, step, accept_source)
+    commands.check_retry(opened, task_id, step, accept_source)
     # Before the record is reopened: an execution asks the result backend whether the task has ended.
     app.backend.store_result(task_id, None, states.PENDING)
-    record = outside.retry(opened, task_id, step, accept_source)
+    record = commands.retry(opened, task_id, step, accept_source)
     what = f", from step {step!r}" if step else ", with its source as it is now" if accept_source else ""
     _log(task_id, "retried", f"is taken up again{what}")
     _publish(app, record)
@@ -198,11 +199,11 @@ def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:
     return old_names(name, conf.setting(task, "renamed_steps")) if isinstance(task, Task) else []
 
 
-def _ended(app: Celery, task_id: str) -> outside.Ended:
+def _ended(app: Celery, task_id: str) -> commands.Ended:
     """Without a record the task has not started yet, or has ended long ago."""
 
     def ended() -> str | None:
-        state = str(app.backend.get_state(task_id)) if seams.keeps_results(app.backend) else states.PENDING
+        state = str(app.backend.get_state(task_id)) if celery_internals.keeps_results(app.backend) else states.PENDING
         return state if state in states.READY_STATES else None
 
     return ended

@@ -18,13 +18,13 @@ from celery.worker import strategy as celery_strategy
 from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
 
-from celery_continuations import conf, events, seams
-from celery_continuations.body import BODY
+from celery_continuations import celery_internals, conf, events
 from celery_continuations.exceptions import StoreError
-from celery_continuations.republish import GENERATION
+from celery_continuations.messages.body import BODY
+from celery_continuations.messages.republish import GENERATION
+from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Status, Store, open_store
-from celery_continuations.worker.flag import flag_of
-from celery_continuations.worker.keeper import Keeper, keeper_of
+from celery_continuations.worker.maintenance import Keeper, keeper_of
 
 __all__ = ["DELIVERY", "Request", "decide", "strategy"]
 
@@ -81,7 +81,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """As of Celery's Request; but a task whose process was lost goes on instead of failing."""
-        if not self._is_being_ended and seams.is_lost_process(exc_info.exception) and self._goes_on():
+        if not self._is_being_ended and celery_internals.is_lost_process(exc_info.exception) and self._goes_on():
             celery_state.task_ready(self)
             return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

@@ -1,6 +1,6 @@
 """What somebody outside of a task may do to its record: deliver, pause, resume, cancel, retry.
 
-The rules go on from those of :mod:`celery_continuations.stores.rules`.  An execution that is at work keeps
+The rules go on from those of :mod:`celery_continuations.protocol.rules`.  An execution that is at work keeps
 its record: a delivery leaves the fence as it is, and a wish only adds to it.
 """
 
@@ -12,7 +12,7 @@ from celery_continuations.core.evolution import NO_LOOPS
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.snapshot import ACCEPTED, Outcome, Snapshot
 from celery_continuations.exceptions import DeliveryError
-from celery_continuations.stores import rules
+from celery_continuations.protocol import rules
 from celery_continuations.stores.base import CANCEL, PAUSE, UNCHANGED, Fence, Record, Status, Store
 
 __all__ = ["cancel", "check_retry", "close_wait", "deliver", "pause", "resume", "retry", "wake"]

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_continuations import conf
-from celery_continuations.republish import GENERATION
+from celery_continuations.messages.republish import GENERATION
 from celery_continuations.stores import Status, open_store
-from celery_continuations.worker.keeper import Keeper
+from celery_continuations.worker.maintenance import Keeper
 
 __all__ = ["hand_back_delay", "hand_back_unknown"]
 

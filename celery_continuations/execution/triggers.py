@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 from celery_continuations.core.run import Run
-from celery_continuations.worker import native
-from celery_continuations.worker.flag import StopFlag
+from celery_continuations.process import native
+from celery_continuations.process.stop_flag import StopFlag
 
 __all__ = ["TICK", "Watch", "Watcher", "watcher"]
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_continuations import conf, seams, transactions
+from celery_continuations import celery_internals, conf, transactions
 from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
@@ -41,9 +41,9 @@ def execution_of(request: Any) -> Any:
 
 def is_of_item(error: Exception) -> bool:
     """Return whether an error in a loop's body can be of the item alone, and not of the task."""
-    return not isinstance(error, (SoftTimeLimitExceeded, MemoryError, ContinuationError)) and not seams.is_predicate(
-        error
-    )
+    return not isinstance(
+        error, (SoftTimeLimitExceeded, MemoryError, ContinuationError)
+    ) and not celery_internals.is_predicate(error)
 
 
 #: What a test has delivered to the waits of tasks that it calls directly, by their names.

@@ -20,13 +20,13 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
-from celery_continuations import conf, events, seams
+from celery_continuations import celery_internals, conf, events
+from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Status
-from celery_continuations.stores.opening import without_store
-from celery_continuations.worker import flag as flags
-from celery_continuations.worker.keeper import Keeper
-from celery_continuations.worker.receiving import decide
-from celery_continuations.worker.unknown import hand_back_unknown
+from celery_continuations.stores.factory import without_store
+from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.requests import decide
+from celery_continuations.worker.unknown_tasks import hand_back_unknown
 
 __all__ = ["Hearing"]
 
@@ -43,7 +43,7 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **kwargs)
         self.flag = flags.new_flag(worker.hostname)
         self.keeper: Keeper | None = None
-        seams.around_soft_shutdown(
+        celery_internals.around_soft_shutdown(
             worker,
             before=lambda: self.flag.raise_to(flags.STOPPING),
             after=lambda: self.flag.raise_to(flags.COLD),
@@ -60,7 +60,9 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
                 logger.warning("%s", problem)
         conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a path that leads nowhere ends it here
         self._hear_hangup()
-        self.keeper = Keeper(worker.app, self.flag, lambda: seams.pool_pids(worker), lambda: _sends_as(worker))
+        self.keeper = Keeper(
+            worker.app, self.flag, lambda: celery_internals.pool_pids(worker), lambda: _sends_as(worker)
+        )
         self.keeper.start()
         hand_back_unknown(worker.consumer, self.keeper)
 

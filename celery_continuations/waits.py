@@ -12,7 +12,7 @@ from celery.canvas import Signature
 from celery.result import AsyncResult, allow_join_result
 from kombu.exceptions import OperationalError
 
-from celery_continuations import conf, steering
+from celery_continuations import conf, control
 from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Waiting
@@ -227,7 +227,7 @@ def tell_parent(sender: Any = None, task_id: str = "", state: str | None = None,
     parent_id, parent_name = parent
     task = sender.app.tasks.get(parent_name)
     try:
-        steering.wake(parent_id, task_id, app=sender.app, store=conf.setting(task, "store") if task else None)
+        control.wake(parent_id, task_id, app=sender.app, store=conf.setting(task, "store") if task else None)
     except (StoreError, OperationalError) as exc:
         # The parent looks again by itself.
         logger.warning(

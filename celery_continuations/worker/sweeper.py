@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import Celery, states
 
-from celery_continuations import conf, events, seams, signals
+from celery_continuations import celery_internals, conf, events, signals
+from celery_continuations.control import revoke
 from celery_continuations.exceptions import InvalidStepError, StoreError, UnserializableValueError
-from celery_continuations.republish import Publisher, is_in_chord, publisher, task_name
-from celery_continuations.steering import revoke
-from celery_continuations.stores import CANCEL, Fence, Look, Record, Status, Store, rules
-from celery_continuations.stores.rules import Death
-from celery_continuations.worker.death import death_of
+from celery_continuations.messages.republish import Publisher, is_in_chord, publisher, task_name
+from celery_continuations.process.liveness import death_of
+from celery_continuations.protocol import rules
+from celery_continuations.protocol.rules import Death
+from celery_continuations.stores import CANCEL, Fence, Look, Record, Status, Store
 
 if TYPE_CHECKING:
     from celery import Task
@@ -242,7 +243,7 @@ def ended(owner: Task | Celery, task_id: str, backend: Any) -> tuple[str, float]
     Raises:
         StoreError: when the backend cannot be asked.
     """
-    if not seams.keeps_results(backend):
+    if not celery_internals.keeps_results(backend):
         return None
     try:
         status = _STATUS_OF.get(backend.get_state(task_id))
@@ -257,7 +258,7 @@ def is_to_be_counted(record: Record, in_chord: bool, backend: Any) -> bool:
     Its value is kept, and returning it once more counts it, where counting twice counts once.
     """
     finished = record.fence.status == Status.FINISHING and bool(record.value)
-    return in_chord and finished and seams.counts_in_chords_once(backend)
+    return in_chord and finished and celery_internals.counts_in_chords_once(backend)
 
 
 def seconds_kept(owner: Task | Celery, status: str) -> float:

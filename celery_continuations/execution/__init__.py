@@ -1,0 +1,1 @@
+"""One execution of a task, in the process that runs it."""

@@ -1,0 +1,1 @@
+"""Build, save and publish the messages of tasks."""
