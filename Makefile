@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 # Processes that run tests; many tests wait more than they compute.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help demo test servers unit exploration integration explore chaos lint lines docs bench clean
+.PHONY: help demo picture test servers unit exploration integration explore chaos lint lines docs bench clean
 
 # Of make lines; all of tox.ini if empty.
 LINES ?=
@@ -31,6 +31,10 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/python example_project/demo.py
+
+# The picture in the README, from a run of the demo.
+picture: $(VENV)/.demo
+	$(BIN)/python example_project/picture.py
 
 test: servers unit exploration integration
 

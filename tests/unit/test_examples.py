@@ -117,14 +117,9 @@ def of_the_readme(names: Names) -> None:
         upsert_users=lambda rows: keys.update({row["name"]: row for row in rows}),
         send_welcome=lambda user, key: keys.update({key: user.username}),
         send=lambda newsletter, subscriber, key: keys.update({key: (newsletter, subscriber.username)}),
-        send_mail=lambda issue, address: keys.update(asked=issue),
-        render=names["app"].task(name="render")(_render),
+        send_mail=lambda issue: keys.update(asked=issue),
     )  # fmt: skip
     Path("users.csv").write_text("name,age\n" + "".join(f"user{n},{n}\n" for n in range(1200)))
-
-
-def _render(issue: int, page: int) -> int:
-    return page
 
 
 def of_the_contract(names: Names) -> None:
@@ -179,7 +174,7 @@ def opens_its_database(names: Names) -> None:
 
 PAGES: dict[str, Page] = {
     "the contract": Page(lambda: CONTRACT, of_the_contract, needs_django=True),
-    "README.md": Page((ROOT / "README.md").read_text, of_the_readme, takes_callbacks, needs_django=True),
+    "README.md": Page((ROOT / "README.md").read_text, of_the_readme, needs_django=True),
     "docs/waiting.md": Page((DOCS / "waiting.md").read_text, of_waiting, takes_callbacks),
     "docs/sources.md": Page((DOCS / "sources.md").read_text, needs_django=True),
     **{
