@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 # Processes that run tests; many tests wait more than they compute.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help demo picture test servers unit exploration integration explore chaos lint lines docs bench clean
+.PHONY: help demo picture test servers unit exploration integration explore chaos lint lines signatures docs bench clean
 
 # Of make lines; all of tox.ini if empty.
 LINES ?=
@@ -66,6 +66,11 @@ lint: $(VENV)/.lint
 
 lines: $(VENV)/.lines servers
 	sh tests/lines.sh $(BIN)/tox $(LINES)
+
+# The signatures on the reference pages, from the code.
+signatures: $(VENV)/.test $(VENV)/.lint
+	$(BIN)/python -m tests.signatures
+	$(BIN)/ruff format --quiet docs/reference
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build

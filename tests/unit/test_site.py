@@ -36,8 +36,8 @@ if "upgrade_from" not in inspect.signature(assert_resumable).parameters:
         "upgrade_from= is to come"
     )
 
-# Languages of blocks that are no Python.
-OTHER = {"sh", "yaml", "ini", "text", "json", "{toctree}", "{include} ../CHANGELOG.md", "{eval-rst}", ""}
+# Languages of blocks that are not run.
+OTHER = {"pyi", "sh", "yaml", "ini", "text", "json", "{toctree}", "{include} ../CHANGELOG.md", "{eval-rst}", ""}
 
 
 def fences(page: Path) -> list[tuple[str, str]]:
