@@ -27,6 +27,8 @@ help:
 	@echo "make lint         ruff, mypy --strict, import directions"
 	@echo "make lines        the unit tests on every Python and Celery of tox.ini that can be made here"
 	@echo "make docs         the documentation, as HTML in docs/_build"
+	@echo "make signatures   writes the signatures of the code into docs/reference"
+	@echo "make picture      draws the picture in the README from a run of the demo"
 	@echo "make bench        the benchmarks"
 
 demo: $(VENV)/.demo

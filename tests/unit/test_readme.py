@@ -148,7 +148,10 @@ def test_the_readme_is_a_page() -> None:
     assert sum(lengths) / len(lengths) <= WORDS_IN_A_SENTENCE
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "example_project/README.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md", "example_project/README.md"],
+)
 def test_links_within_the_project_lead_somewhere(page: str) -> None:
     path = README.parent / page
     for target, anchor in re.findall(r"\]\((?!http)([^)#]+)#?([^)]*)\)", path.read_text()):
