@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 # Processes that run tests; many tests wait more than they compute.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help demo test servers unit exploration integration explore chaos lint lines docs bench clean
+.PHONY: help demo picture test servers unit exploration integration explore chaos lint lines signatures docs bench clean
 
 # Of make lines; all of tox.ini if empty.
 LINES ?=
@@ -27,10 +27,16 @@ help:
 	@echo "make lint         ruff, mypy --strict, import directions"
 	@echo "make lines        the unit tests on every Python and Celery of tox.ini that can be made here"
 	@echo "make docs         the documentation, as HTML in docs/_build"
+	@echo "make signatures   writes the signatures of the code into docs/reference"
+	@echo "make picture      draws the picture in the README from a run of the demo"
 	@echo "make bench        the benchmarks"
 
 demo: $(VENV)/.demo
 	$(BIN)/python example_project/demo.py
+
+# The picture in the README, from a run of the demo.
+picture: $(VENV)/.demo
+	$(BIN)/python example_project/picture.py
 
 test: servers unit exploration integration
 
@@ -62,6 +68,11 @@ lint: $(VENV)/.lint
 
 lines: $(VENV)/.lines servers
 	sh tests/lines.sh $(BIN)/tox $(LINES)
+
+# The signatures on the reference pages, from the code.
+signatures: $(VENV)/.test $(VENV)/.lint
+	$(BIN)/python -m tests.signatures
+	$(BIN)/ruff format --quiet docs/reference
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build

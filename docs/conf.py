@@ -27,13 +27,16 @@ autodoc_member_order = "bysource"
 def link_to_the_readme(app: Any, page: str, source: list[str]) -> None:
     """Let the pages link to the README as they do in the repository, of which the site has a copy."""
     if page == "overview":
-        text = (ROOT / "README.md").read_text().replace("](docs/", "](")
-        source[0] = re.sub(
-            r"\[([^]]+)\]\((?!https?:|#)(?![\w/]+\.md)[^)]*\)|\[([^]]+)\]\((?:example_project/|[A-Z])[^)]*\)",
-            r"\1\2",
-            text,
-        )
+        source[0] = re.sub(r"(!?\[([^]]*)\])\(([^)]+)\)", _link, (ROOT / "README.md").read_text())
     source[0] = re.sub(r"\]\((\.\./)+README\.md", "](/overview.md", source[0])
+
+
+def _link(found: re.Match[str]) -> str:
+    """Return a link of the README as it is on the site, or only its text where the site has no such page."""
+    label, text, target = found.groups()
+    if target.startswith(("http:", "https:", "#")):
+        return found[0]
+    return f"{label}({target.removeprefix('docs/')})" if target.startswith("docs/") else text
 
 
 def skip_what_is_celerys(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

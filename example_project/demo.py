@@ -1,4 +1,4 @@
-"""An import waits for an approval while no worker runs, and goes on where another worker was stopped.
+"""An import waits for an approval while no worker runs, and resumes where another worker was stopped.
 
 Run it with ``python demo.py``. It needs celery-continuations[demo], and no server;
 with ``BROKER_URL=redis://127.0.0.1:6379/0`` or an ``amqp://`` URL it uses that one.
@@ -135,7 +135,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("The demo was interrupted; its worker has been ended.")
         return 130
-    console.print(f"[bold green]All of it holds.[/] {time.monotonic() - began:.0f} s")
+    console.print(f"[bold green]All checks passed.[/] {time.monotonic() - began:.0f} s")
     return 0
 
 
@@ -188,7 +188,7 @@ def demonstrate(folder: Path, server: WSGIServer) -> None:
     from proj.tasks import import_airports
     from proj.web import application
 
-    console.print("The world's airports go into SQLite. The import waits for an approval, and is stopped midway.")
+    console.print("A task imports the world's airports into SQLite. It waits for an approval, and is stopped midway.")
     check_broker(app)
     server.set_app(application)
     try:
@@ -197,7 +197,7 @@ def demonstrate(folder: Path, server: WSGIServer) -> None:
             result = import_airports.delay(batch=BATCH, pause=PAUSE)
             console.print(f"import_airports sent, task id {result.id}")
             wait_until(lambda: result.status_of_record == "waiting", worker, "the import did not wait")
-            console.print(f"[bold]{worker.name}[/] is free again, and is not needed while the import waits")
+            console.print(f"[bold]{worker.name}[/] is free: a waiting task holds no worker")
             stop(worker)
         show_saved(result)
         approve()
@@ -206,7 +206,7 @@ def demonstrate(folder: Path, server: WSGIServer) -> None:
             follow(result, worker, stop_at=STOP_AT)
             stop_midway(result, worker)
         cursor = show_saved(result)
-        console.rule("3. A third worker goes on there", align="left")
+        console.rule("3. A third worker resumes there", align="left")
         with Worker("worker3", folder) as worker:
             follow(result, worker)
             if not result.successful():
@@ -230,7 +230,7 @@ def approve() -> None:
     for line in mail.splitlines():
         console.print(f"  {escape(line if len(line) < 100 else line[:97] + '...')}")
     for name, expected, remark in (
-        ("ann", 204, "approved, and kept until a worker comes"),
+        ("ann", 204, "accepted, and kept until a worker runs"),
         ("ann", 204, "the same again changes nothing"),
         ("bob", 409, "refused: the wait has its outcome"),
     ):
@@ -345,9 +345,9 @@ def stop_midway(result: ContinuableAsyncResult, worker: Worker) -> None:
     worker.stop()
     wait_until(lambda: result.state == "RETRY", worker, "the task did not leave the worker")
     left = time.monotonic() - began
-    console.print(f"[bold]{worker.name}[/] was sent SIGTERM: the task left it after {left:.1f} s")
+    console.print(f"[bold]{worker.name}[/] was sent SIGTERM: the task was handed over after {left:.1f} s")
     wait_until(lambda: not worker.running, worker, "the worker did not stop")
-    console.print(f"[bold]{worker.name}[/] ended after {time.monotonic() - began:.1f} s")
+    console.print(f"[bold]{worker.name}[/] exited after {time.monotonic() - began:.1f} s")
 
 
 def stop(worker: Worker) -> None:
@@ -376,7 +376,7 @@ def show_saved(result: ContinuableAsyncResult) -> int:
     waiting = result.waiting
     with table() as db:
         (rows,) = db.execute("SELECT count(*) FROM airports").fetchone()
-    console.print("No worker runs now. What is saved of the task:")
+    console.print("No worker is running. What is saved of the task:")
     for name, value in (
         ("state", f"{result.state}, {interrupted}"),
         ("completed steps", ", ".join(result.steps)),
@@ -421,7 +421,7 @@ def check(result: ContinuableAsyncResult, cursor: int) -> None:
         (returned["approved_by"] == "ann", f"approved by {returned['approved_by']}"),
         (
             sum(returned["regions"].values()) == len(source),
-            f"{len(returned['regions'])} tasks have counted {sum(returned['regions'].values()):,} airports: "
+            f"{len(returned['regions'])} tasks counted {sum(returned['regions'].values()):,} airports: "
             + ", ".join(f"{region} {number:,}" for region, number in returned["regions"].items()),
         ),
         (
@@ -433,7 +433,7 @@ def check(result: ContinuableAsyncResult, cursor: int) -> None:
     for good, text in findings:
         console.print(f"  {'[green]ok[/]' if good else '[bold red]NO[/]'} {text}")
     if not all(good for good, _ in findings):
-        raise DemoError(f"Not all of it holds. The table and the workers' logs are in {settings.run_folder}")
+        raise DemoError(f"Not all checks passed. The table and the workers' logs are in {settings.run_folder}")
 
 
 def table() -> AbstractContextManager[sqlite3.Connection]:

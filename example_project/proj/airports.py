@@ -54,7 +54,7 @@ def validate() -> int:
 
 
 def write_mail(expected: int, address: str) -> None:
-    """Ask somebody to approve; here the mail is a file, whose last line is the address."""
+    """Ask for an approval; here the mail is a file, whose last line is the address."""
     settings.mail.write_text(
         f"{expected:,} airports are ready to be imported.\n"
         'To approve, post {"by": "your name"} to this address:\n'

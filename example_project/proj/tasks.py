@@ -12,7 +12,7 @@ from proj.celery import app
 
 @app.task(base=ContinuableTask, bind=True)
 def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0) -> dict[str, Any]:
-    """Import all airports into the table, once somebody has approved, and report.
+    """Import all airports into the table, once that is approved, and report.
 
     Args:
         batch: rows to a transaction.
@@ -24,10 +24,10 @@ def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0)
     self.step("ask", airports.write_mail, expected, self.callback_url("approval"))
     approval = self.wait_for("approval", timeout=timedelta(days=7))
 
-    # By key: whatever is added to the source, or taken out of it, the import continues after the last airport.
+    # By key: airports may be added to the source or removed, and the import continues after the last one.
     for rows in self.iterate("import", keyed(airports.load, key="icao"), batch=batch, total=expected):
         airports.upsert(rows, imported_by=self.request.hostname)
-        # No part of an import: without it all rows take half a second, too short to stop a worker midway.
+        # Only for the demo: without it all rows take half a second, too short to stop a worker midway.
         time.sleep(pause)
     self.step("index", airports.create_indexes)
 

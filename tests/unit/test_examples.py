@@ -117,14 +117,9 @@ def of_the_readme(names: Names) -> None:
         upsert_users=lambda rows: keys.update({row["name"]: row for row in rows}),
         send_welcome=lambda user, key: keys.update({key: user.username}),
         send=lambda newsletter, subscriber, key: keys.update({key: (newsletter, subscriber.username)}),
-        send_mail=lambda issue, address: keys.update(asked=issue),
-        render=names["app"].task(name="render")(_render),
+        send_mail=lambda issue: keys.update(asked=issue),
     )  # fmt: skip
     Path("users.csv").write_text("name,age\n" + "".join(f"user{n},{n}\n" for n in range(1200)))
-
-
-def _render(issue: int, page: int) -> int:
-    return page
 
 
 def of_the_contract(names: Names) -> None:
@@ -168,20 +163,27 @@ def of_callbacks(names: Names) -> None:
     )  # fmt: skip
 
 
+def of_the_index(names: Names) -> None:
+    Path("users.csv").write_text("name,email\n" + "".join(f"user{n},user{n}@example.org\n" for n in range(3)))
+    names["send_welcome"] = lambda user, key: None
+
+
 def opens_its_database(names: Names) -> None:
     names["db"] = sqlite3.connect("users.db")
 
 
 PAGES: dict[str, Page] = {
     "the contract": Page(lambda: CONTRACT, of_the_contract, needs_django=True),
-    "README.md": Page((ROOT / "README.md").read_text, of_the_readme, takes_callbacks, needs_django=True),
+    "README.md": Page((ROOT / "README.md").read_text, of_the_readme, needs_django=True),
     "docs/waiting.md": Page((DOCS / "waiting.md").read_text, of_waiting, takes_callbacks),
     "docs/sources.md": Page((DOCS / "sources.md").read_text, needs_django=True),
     **{
         f"docs/{name}": Page((DOCS / name).read_text)
         for name in ("how-it-works.md", "quickstart.md", "writing-a-source.md", "howto/callback.md",
-                     "howto/coming-from-rails.md", "howto/deploys.md", "howto/migrating.md")
+                     "howto/coming-from-rails.md", "howto/deploys.md", "howto/migrating.md",
+                     "reference/settings.md", "steering.md", "writing-tasks.md")
     },
+    "docs/index.md": Page((DOCS / "index.md").read_text, then=of_the_index, needs_django=True),
     "docs/callbacks.md": Page((DOCS / "callbacks.md").read_text, of_callbacks),
     "docs/django.md": Page((DOCS / "django.md").read_text, needs_django=True),
     "docs/testing.md": Page((DOCS / "testing.md").read_text, of_testing),
@@ -271,6 +273,18 @@ PROOFS: dict[tuple[str, str], Example] = {
     ("docs/waiting.md", "publish_album"): Example((1,), "", check=lambda names: "what it returns"),
     ("docs/quickstart.md", "count"): Example((3, 0), "", check=lambda names: "what it returns"),
     ("docs/how-it-works.md", "import_all"): Example((), "order"),
+    ("docs/index.md", "import_users"): Example(
+        ("users.csv",),
+        "",
+        check=lambda names: sorted(names["User"].objects.values_list("username", "email")),
+        setup=lambda names: users_of_django(),
+    ),
+    ("docs/reference/settings.md", "export"): Example((), "", check=lambda names: "what it prints"),
+    ("docs/steering.md", "send_newsletter"): Example((["ann", "bob"],), "sent"),
+    ("docs/writing-tasks.md", "import_names"): Example((["ann", "bob"],), "done"),
+    ("docs/writing-tasks.md", "count_letters"): Example((["ann", "bobby"],), "", check=lambda names: "what it returns"),
+    ("docs/writing-tasks.md", "import_in_batches"): Example((["ann", "bob", "eve"],), "done"),
+    ("docs/writing-tasks.md", "report_price"): Example(("ann",), "done"),
     ("docs/callbacks.md", "fulfil"): Example((1,), "asked"),
     ("docs/testing.md", "import_users"): Example((["ann@example.org", "bob@example.org"],), "users"),
     ("docs/testing.md", "invoice"): Example(
@@ -312,6 +326,7 @@ PROOFS: dict[tuple[str, str], Example] = {
 
 #: Examples that cannot be proven, and why.
 UNPROVEN: dict[tuple[str, str], str] = {
+    ("docs/writing-tasks.md", "import_wrongly"): "it shows what loses rows: the test below",
     ("docs/sources.md", "import_set"): "it shows what is refused",
     ("docs/sources.md", "send"): "it fails on purpose, and its page shows how",
     ("docs/transactions.md", "rename_all_at_once"): "it shows what is refused: a checkpoint in an open transaction",
@@ -366,3 +381,12 @@ def test_the_examples_of_a_page_are_resumable(
     for (shown_on, task), example in PROOFS.items():
         if shown_on == page:
             example.prove(names[task], names)
+
+
+@pytest.mark.usefixtures("own_tasks")
+def test_rows_collected_in_a_list_are_lost() -> None:
+    names: Names = {"__name__": "examples.wrong"}
+    for block in Page((DOCS / "writing-tasks.md").read_text).blocks():
+        exec(compile(block, "writing-tasks.md", "exec", dont_inherit=True), names)
+    with pytest.raises(AssertionError, match="import_wrongly is not resumable: interrupted"):
+        Example((["ann", "bob", "eve"],), "done").prove(names["import_wrongly"], names)

@@ -1,21 +1,26 @@
-"""What the README shows is run."""
+"""What the README shows is run; and it stays short."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from celery import Celery
 
-from celery_continuations import ContinuableTask, conf
+from celery_continuations import ContinuableTask
 from celery_continuations.testing import delivered
+from tests.unit.test_docs import anchors
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "images" / "demo.svg"
+
+LINES, COLUMNS, WORDS, WORDS_IN_A_SENTENCE = 130, 100, 900, 18
 
 
 def blocks() -> list[str]:
@@ -50,7 +55,7 @@ def test_the_first_example(tmp_path: Path, users: Any) -> None:
     assert ann[1] != bob[1]
 
 
-def test_the_first_task(app: Celery, worker: Any, users: Any) -> None:
+def test_the_quickstart(app: Celery, worker: Any, users: Any, caplog: Any) -> None:
     sent: list[Any] = []
     names: dict[str, Any] = {"Subscriber": users}
 
@@ -60,8 +65,8 @@ def test_the_first_task(app: Celery, worker: Any, users: Any) -> None:
             worker.stop()
 
     names["send"] = send
-    code = blocks()[1].replace("from celery import shared_task", "").replace("@shared_task", "@app.task")
-    exec(code, {**names, "app": app, "__name__": "readme"}, names)
+    code = blocks()[1].replace("@shared_task", "@app.task")
+    exec(code, {**names, "app": app, "ContinuableTask": ContinuableTask, "__name__": "readme"}, names)
     result = app.tasks["readme.send_newsletter"].delay(7)
     worker.deliver()
     key = str(users.objects.filter().first().pk)
@@ -69,48 +74,86 @@ def test_the_first_task(app: Celery, worker: Any, users: Any) -> None:
     assert shown in README.read_text()
     assert str(result.info) == shown.replace("1234", key).replace("41", "50")
     assert (result.progress.done, result.progress.total) == (1, 2)
-    worker.drain()
+    with caplog.at_level("INFO", "celery_continuations"):
+        worker.drain()
+    shown = "step send resumed from 1234"
+    assert shown in README.read_text()
+    assert shown.replace("1234", key) in caplog.text
     assert sent == [(7, "ann"), (7, "bob")]
 
 
 def test_the_example_of_waiting() -> None:
     asked: list[Any] = []
     app = Celery("readme", broker="memory://", set_as_current=False)
-    app.conf.continuation_callback_url = "https://example.com/callbacks"
-    app.conf.continuation_callback_secret = "only a test, of 32 characters or more"
-
-    def render(issue: int, page: int) -> int:
-        return page
-
-    names: dict[str, Any] = {
-        "app": app, "ContinuableTask": ContinuableTask, "timedelta": timedelta,
-        "send_mail": lambda *args: asked.append(args), "render": app.task(name="render")(render),
-    }  # fmt: skip
+    names: dict[str, Any] = {"app": app, "ContinuableTask": ContinuableTask, "send_mail": asked.append}
     (block,) = (one for one in blocks() if "def publish(" in one)
-    exec(block, names)
+    exec(block.replace("@shared_task", "@app.task"), names)
     with delivered(approval={"by": "ann"}):
-        assert names["publish"].apply((7,)).get() == "3 pages, approved by ann"
-    assert names["publish"].apply((7,)).get() == "nobody has approved"
-    assert asked[0][0] == 7
+        assert names["publish"].apply((7,)).get() == "approved by ann"
+    assert names["publish"].apply((7,)).get() == "not approved"
+    assert asked == [7, 7]
 
 
-def test_every_setting_is_in_the_readme_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `continuation_(\w+)` \| (.*?) \|", README.read_text(), flags=re.M))
-    rows.pop("store_is_chosen", None)
-    assert set(rows) == set(conf.SETTINGS)
-    shown = {
-        "store": '`"auto"`', "namespace": "app name and broker", "max_runtime": '`"auto"`', "resume_options": "`{}`",
-        "renamed_steps": "`{}`",
-        "on_change": '`"fail"`',
-        "max_snapshot": "256 KiB", "keep_failed": "30 days",
-        "callback_expires": "7 days", "callback_max_body": "64 KiB",
-    }  # fmt: skip
-    for name, setting in conf.SETTINGS.items():
-        assert rows[name] == shown.get(name, str(setting.default)), name
+def test_what_is_supported_is_what_tox_runs() -> None:
+    rows = dict(re.findall(r"^\| (\w+) \| (\d.*) \|$", README.read_text(), flags=re.M))
+    found = re.search(r"^envlist = py\{(.*)\}-celery\{(.*)\}$", (ROOT / "tox.ini").read_text(), flags=re.M)
+    assert found
+    pythons, celerys = ([f"{one[0]}.{one[1:]}" for one in part.split(",")] for part in found.groups())
+    assert rows == {"Python": f"{pythons[0]} to {pythons[-1]}", "Celery": ", ".join(celerys)}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "example_project/README.md"])
+def test_the_commands_for_a_fresh_clone() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = set(re.findall(r"`make (\w+)`", README.read_text()))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_the_picture_of_the_demo() -> None:
+    text = PICTURE.read_text()
+    assert len(text) < 100_000
+    shown = "".join(ElementTree.fromstring(text).itertext()).replace("\xa0", " ")
+    for line in ("SIGTERM: the task was handed over", "Interrupted at import:", "All checks passed."):
+        assert line in shown
+    assert not re.search(r"url\(.?http|href=", text), "it must fetch nothing"
+
+
+# -- its length
+
+
+def outside_code(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```\n", "", text, flags=re.M | re.S)
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of paragraphs and lists: headings, tables and pictures have none."""
+    lines = [line for line in outside_code(text).splitlines() if not re.match(r"#|\||!\[", line)]
+    prose = re.sub(r"\]\([^)]*\)", "]", "\n".join(lines))
+    paragraphs = re.split(r"\n\s*\n|\n(?= *(?:-|\d+\.) )", prose)
+    found = [re.split(r"(?<=[.?!])[*`)\]]*\s+", re.sub(r"^ *(?:-|\d+\.) ", "", one)) for one in paragraphs]
+    return [sentence for one in found for sentence in one if re.search(r"\w", sentence)]
+
+
+def test_sentences_are_found() -> None:
+    text = "# No sentence\n\nOne two. Three\nfour `a.b` [five](six.md): seven.\n\n- Eight.\n- Nine\n\n| no | no |\n"
+    assert [len(one.split()) for one in sentences(text)] == [2, 5, 1, 1]
+
+
+def test_the_readme_is_a_page() -> None:
+    text = README.read_text()
+    lines = text.splitlines()
+    assert len(lines) <= LINES
+    assert [line for line in lines if len(line) > COLUMNS] == []
+    assert len(outside_code(text).split()) <= WORDS
+    lengths = [len(one.split()) for one in sentences(text)]
+    assert sum(lengths) / len(lengths) <= WORDS_IN_A_SENTENCE
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md", "example_project/README.md"],
+)
 def test_links_within_the_project_lead_somewhere(page: str) -> None:
     path = README.parent / page
-    for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]+)#?([^)]*)\)", path.read_text()):
         assert (path.parent / target).exists(), target
+        assert not anchor or anchor in anchors(path.parent / target), anchor
