@@ -42,16 +42,23 @@ from celery_continuations.execution.reporting import Teller
 from celery_continuations.execution.sigterm import defer_terminate
 from celery_continuations.execution.triggers import Watch, watcher
 from celery_continuations.messages.body import Body, received
-from celery_continuations.messages.republish import CHANGED, GENERATION, OWN_HEADERS, SNAPSHOT, keepable, republish
+from celery_continuations.messages.republish import (
+    CHANGED,
+    DELIVERY,
+    GENERATION,
+    OWN_HEADERS,
+    SNAPSHOT,
+    keepable,
+    republish,
+)
+from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.process.identity import new_owner
-from celery_continuations.process.liveness import death_of
 from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
 from celery_continuations.protocol import commands, rules
+from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
+from celery_continuations.protocol.liveness import death_of
 from celery_continuations.protocol.rules import Claim
 from celery_continuations.stores import CANCEL, PAUSE, Fence, Record, Status, Store, open_store
-from celery_continuations.worker.requests import DELIVERY
-from celery_continuations.worker.sweeper import ended, is_to_be_counted, seconds_kept
-from celery_continuations.worker.unknown_tasks import hand_back_delay
 
 if TYPE_CHECKING:
     from celery import Task
@@ -255,7 +262,7 @@ class Execution:
         assert self._claim is not None
         now = time.time()
         since = float(getattr(self.request, CHANGED, None) or now)
-        snapshot, countdown = self._claim.snapshot or self._begun_with(None).dumps(), hand_back_delay()
+        snapshot, countdown = self._claim.snapshot or self._begun_with(None).dumps(), requeue_delay()
         if now - since >= conf.seconds(conf.setting(self.task, "change_grace")):
             if conf.setting(self.task, "on_change") != "restart":
                 return
@@ -283,12 +290,12 @@ class Execution:
                 death=lambda owner: death_of(owner, self._store.look().leases, by_lease=False),
             )
         except InvalidStepError as exc:  # the record of an execution that was lost is of a later release
-            self._give_back(hand_back_delay(), f"this worker cannot resume its snapshot: {exc}")
+            self._give_back(requeue_delay(), f"this worker cannot resume its snapshot: {exc}")
         except StoreError as exc:
             self._give_back(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
 
     def _ended(self, record: Record | None) -> tuple[str, float] | None:
-        if record and is_to_be_counted(record, bool(self.request.chord), self.task.backend):
+        if record and needs_chord_count(record, bool(self.request.chord), self.task.backend):
             return None
         return ended(self.task, self.request.id, self.task.backend)
 

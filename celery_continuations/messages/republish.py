@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGED",
+    "DELIVERY",
     "GENERATION",
     "SNAPSHOT",
     "Kept",
@@ -50,8 +51,11 @@ CHANGED = "continuation_changed"
 #: The key of the message's body that carries the snapshot: RabbitMQ closes the connection on a large header.
 SNAPSHOT = "continuation"
 
+#: Where a task finds, in its request, what only the main process knows of its message.
+DELIVERY = "continuation_delivery"
+
 #: What this library puts into a request, of which Celery makes headers.
-OWN_HEADERS = (GENERATION, CHANGED, SNAPSHOT, "continuation_delivery", "continuation_execution")
+OWN_HEADERS = (GENERATION, CHANGED, SNAPSHOT, DELIVERY, "continuation_execution")
 
 # Headers that the broker or this library put into a delivery, and that belong to that delivery only.
 _NOT_THE_CALLERS = (

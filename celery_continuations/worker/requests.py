@@ -21,17 +21,14 @@ from kombu.exceptions import OperationalError
 from celery_continuations import celery_internals, conf, events
 from celery_continuations.exceptions import StoreError
 from celery_continuations.messages.body import BODY
-from celery_continuations.messages.republish import GENERATION
+from celery_continuations.messages.republish import DELIVERY, GENERATION
 from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Status, Store, open_store
 from celery_continuations.worker.maintenance import Keeper, keeper_of
 
-__all__ = ["DELIVERY", "Request", "decide", "strategy"]
+__all__ = ["Request", "decide", "strategy"]
 
 logger = logging.getLogger("celery_continuations")
-
-#: Where a task finds, in its request, what only the main process knows of its message.
-DELIVERY = "continuation_delivery"
 
 
 class Request(CeleryRequest):  # type: ignore[misc]

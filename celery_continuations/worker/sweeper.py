@@ -7,25 +7,24 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from celery import Celery, states
+from celery import Celery
 
-from celery_continuations import celery_internals, conf, events, signals
+from celery_continuations import events, signals
 from celery_continuations.control import revoke
 from celery_continuations.exceptions import InvalidStepError, StoreError, UnserializableValueError
 from celery_continuations.messages.republish import Publisher, is_in_chord, publisher, task_name
-from celery_continuations.process.liveness import death_of
 from celery_continuations.protocol import rules
+from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
+from celery_continuations.protocol.liveness import death_of
 from celery_continuations.protocol.rules import Death
 from celery_continuations.stores import CANCEL, Fence, Look, Record, Status, Store
 
 if TYPE_CHECKING:
-    from celery import Task
+    pass
 
-__all__ = ["Sweeper", "ended", "is_to_be_counted", "seconds_kept"]
+__all__ = ["Sweeper"]
 
 logger = logging.getLogger("celery_continuations")
-
-_STATUS_OF = {states.SUCCESS: Status.DONE, states.FAILURE: Status.FAILED, states.REVOKED: Status.CANCELLED}
 
 # Seconds of patience from which on a message is published again although its queue is not empty: as long as
 # Celery itself takes to give back what a killed worker held, on Redis.
@@ -193,7 +192,7 @@ class Sweeper:
     def _ended(self, task_id: str, record: Record | None) -> tuple[str, float] | None:
         message = record.message if record else None
         owner = (self._app.tasks.get(task_name(message)) if message else None) or self._app
-        if record and message and is_to_be_counted(record, is_in_chord(message), owner.backend):
+        if record and message and needs_chord_count(record, is_in_chord(message), owner.backend):
             return None
         return ended(owner, task_id, owner.backend)
 
@@ -227,44 +226,3 @@ class Sweeper:
                     exc,
                     extra={"action": "recovery_failed", "task_id": task_id},
                 )
-
-
-def ended(owner: Task | Celery, task_id: str, backend: Any) -> tuple[str, float] | None:
-    """Ask the result backend whether a task has ended.
-
-    Args:
-        owner: whose settings count: the task, or the app where that is not known.
-        task_id: the task.
-        backend: to ask.
-
-    Returns:
-        The status that its record should have, and for how many seconds to keep that; or None.
-
-    Raises:
-        StoreError: when the backend cannot be asked.
-    """
-    if not celery_internals.keeps_results(backend):
-        return None
-    try:
-        status = _STATUS_OF.get(backend.get_state(task_id))
-    except Exception as exc:  # of any driver
-        raise StoreError("result backend", f"{type(exc).__name__}: {exc}") from exc
-    return None if status is None else (status, seconds_kept(owner, status))
-
-
-def is_to_be_counted(record: Record, in_chord: bool, backend: Any) -> bool:
-    """Whether a chord may not have counted the task yet, though its result is stored: Celery does that last.
-
-    Its value is kept, and returning it once more counts it, where counting twice counts once.
-    """
-    finished = record.fence.status == Status.FINISHING and bool(record.value)
-    return in_chord and finished and celery_internals.counts_in_chords_once(backend)
-
-
-def seconds_kept(owner: Task | Celery, status: str) -> float:
-    """Return for how many seconds the record of a task that has ended is kept."""
-    app = owner if isinstance(owner, Celery) else owner.app
-    if status != Status.FAILED:
-        return conf.tombstone_seconds(app)
-    keep = conf.app_setting(app, "keep_failed") if owner is app else conf.setting(owner, "keep_failed")
-    return float(conf.seconds(keep))

@@ -6,34 +6,19 @@ Celery would store a failure at once and drop the message.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 from celery_continuations import conf
 from celery_continuations.messages.republish import GENERATION
+from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.stores import Status, open_store
 from celery_continuations.worker.maintenance import Keeper
 
-__all__ = ["hand_back_delay", "hand_back_unknown"]
+__all__ = ["hand_back_unknown"]
 
 logger = logging.getLogger("celery_continuations")
-
-#: Seconds until a worker whose code does not fit a task hands it back, on average.
-HAND_BACK_DELAY = 5.0
-
-
-def hand_back_delay() -> float:
-    """Return the seconds until a worker whose code does not fit a task hands it back.
-
-    They vary: kombu's Redis transport waits for messages in turns of a second, so after the same whole number of
-    seconds the same one of two idle workers would get the message, each time.
-
-    >>> 2.5 <= hand_back_delay() <= 7.5
-    True
-    """
-    return round(HAND_BACK_DELAY * random.uniform(0.5, 1.5), 2)
 
 
 def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
@@ -48,7 +33,7 @@ def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
             return fail(body, message, exc)
         now = time.monotonic()
         if now - first_seen.setdefault(task_id, now) < grace:
-            delay = hand_back_delay()
+            delay = requeue_delay()
             logger.warning(
                 "Task %s[%s] is not known here and handed back, in %s s",
                 message.headers.get("task"),

@@ -21,7 +21,8 @@ from celery.signals import task_revoked
 
 from celery_continuations import conf
 from celery_continuations.execution import execution, triggers
-from celery_continuations.process import liveness, stop_flag
+from celery_continuations.process import stop_flag
+from celery_continuations.protocol import liveness
 from celery_continuations.worker import maintenance
 from tests.exploration.promises import Violation
 from tests.exploration.scenarios import Scenario

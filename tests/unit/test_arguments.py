@@ -310,7 +310,7 @@ def test_handed_back_because_of_other_code(worker: Any, task: Any, driver: Drive
         for _ in self.iterate("loop", range(2)):
             worker.stop()
 
-    monkeypatch.setattr("celery_continuations.worker.unknown_tasks.HAND_BACK_DELAY", 0.0)
+    monkeypatch.setattr("celery_continuations.messages.requeue.REQUEUE_DELAY", 0.0)
     seen: list[Any] = []
     result = task(run).delay([1, 2, 3])
     worker.deliver()

@@ -13,17 +13,17 @@ from celery import Celery, states
 from celery_continuations import ContinuableTask
 from celery_continuations.core.snapshot import VERSION, Snapshot
 from celery_continuations.exceptions import InvalidStepError, SourceChangedError
+from celery_continuations.messages import requeue
 from celery_continuations.messages.republish import CHANGED
 from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.stores import Record, Status, open_store
-from celery_continuations.worker import unknown_tasks
 from celery_continuations.worker.unknown_tasks import hand_back_unknown
 
 
 @pytest.fixture
 def deploy(worker: Any, app: Celery, monkeypatch: Any) -> Any:
     """Run a task of new code, stop it, and put old code in its place."""
-    monkeypatch.setattr("celery_continuations.worker.unknown_tasks.HAND_BACK_DELAY", 0.0)
+    monkeypatch.setattr("celery_continuations.messages.requeue.REQUEUE_DELAY", 0.0)
     ran: list[str] = []
 
     def new_code(self: Any) -> str:
@@ -188,7 +188,7 @@ def test_m2_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, m
     consumer.on_unknown_task(None, message, None)
     ((delay, act),) = consumer.later
     assert message.requeued == 0
-    assert 0.5 * unknown_tasks.HAND_BACK_DELAY <= delay <= 1.5 * unknown_tasks.HAND_BACK_DELAY
+    assert 0.5 * requeue.REQUEUE_DELAY <= delay <= 1.5 * requeue.REQUEUE_DELAY
     act()
     assert (message.requeued, consumer.failed) == (1, ["fresh"])
     now = time.monotonic()

@@ -86,7 +86,7 @@ class Deploy:
 
 @pytest.fixture
 def deploy(app: Celery, worker: Any, monkeypatch: Any) -> Deploy:
-    monkeypatch.setattr("celery_continuations.worker.unknown_tasks.HAND_BACK_DELAY", 0.0)
+    monkeypatch.setattr("celery_continuations.messages.requeue.REQUEUE_DELAY", 0.0)
     return Deploy(app, worker)
 
 

@@ -171,7 +171,7 @@ def actions() -> set[str]:
         if isinstance(node, ast.Dict):
             given = [value for key, value in zip(node.keys, node.values, strict=True) if _is(key, "action")]
         elif isinstance(node, ast.Call) and (name := ast.unparse(node.func).rpartition(".")[2]) in takes:
-            if ast.unparse(node.func).startswith(("logger.", "seams.")):
+            if ast.unparse(node.func).startswith(("logger.", "celery_internals.")):
                 continue
             given = node.args[takes[name] :][:1]
         else:

@@ -20,9 +20,9 @@ from celery_continuations.core.snapshot import VERSION, Snapshot
 from celery_continuations.exceptions import CrashLoopError, StoreError
 from celery_continuations.process import identity
 from celery_continuations.process.identity import is_gone, new_owner, new_worker
-from celery_continuations.process.liveness import death_of
 from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.protocol import rules
+from celery_continuations.protocol.liveness import death_of
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.maintenance import Keeper
 from celery_continuations.worker.sweeper import Sweeper

@@ -1,0 +1,22 @@
+"""How soon a worker gives back a message that its code cannot run, for another worker to try."""
+
+from __future__ import annotations
+
+import random
+
+__all__ = ["requeue_delay"]
+
+#: Seconds until a worker whose code cannot resume a task requeues it, on average.
+REQUEUE_DELAY = 5.0
+
+
+def requeue_delay() -> float:
+    """Return the seconds until a worker whose code cannot resume a task requeues it.
+
+    They vary: kombu's Redis transport waits for messages in turns of a second, so after the same whole number of
+    seconds the same one of two idle workers would get the message, each time.
+
+    >>> 2.5 <= requeue_delay() <= 7.5
+    True
+    """
+    return round(REQUEUE_DELAY * random.uniform(0.5, 1.5), 2)
