@@ -181,7 +181,7 @@ RESUME_OPTIONS = frozenset(("queue", "exchange", "routing_key", "priority", "cou
 def setting(task: Task, name: str) -> Any:
     """Return a setting of ``task``: its own attribute, else the app's, else the default.
 
-    Read anew each time, so that a change takes effect at the next execution.
+    Read again each time, so that a change takes effect at the next execution.
 
     Args:
         task: the task.

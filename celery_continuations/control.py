@@ -84,7 +84,7 @@ def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None
 def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
     """Have a task leave its worker at its next checkpoint, and stay away until :func:`resume`.
 
-    Arguments as of :func:`deliver`.
+    Arguments as in :func:`deliver`.
 
     Raises:
         DeliveryError: when the task is over.
@@ -96,7 +96,7 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
 
 
 def resume(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
-    """Let a paused task go on; one that is not paused is left as it is.  Arguments and errors as of :func:`pause`.
+    """Let a paused task go on; one that is not paused is left as it is.  Arguments and errors as in :func:`pause`.
 
     Raises:
         kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task then.
@@ -111,7 +111,7 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
     """End a task in the state REVOKED: at its next checkpoint, or now if nobody works on it.
 
     Its record is emptied, callbacks are not called; a chord that it is a member of fails, as for a revoked task.
-    Arguments as of :func:`deliver`.
+    Arguments as in :func:`deliver`.
 
     Raises:
         DeliveryError: when the task is over.  Cancelling twice is no error.

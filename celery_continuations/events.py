@@ -62,7 +62,7 @@ def send(app: Celery, hostname: str, action: str, producer: Any = None, **fields
 
 
 def _send_by(app: Celery, hostname: str, action: str, producer: Any, fields: dict[str, Any]) -> None:
-    # kombu would wait for ever where it makes the connection by itself
+    # kombu would wait forever where it makes the connection by itself
     producer.connection.ensure_connection(max_retries=0)
     dispatcher = app.events.Dispatcher(enabled=False, hostname=hostname, buffer_while_offline=False)
     name = "continuation-" + action.replace("_", "-")

@@ -34,7 +34,7 @@ class Interrupt(BaseException):
     """Leave the worker here: raised at a checkpoint, caught at the task's boundary.
 
     Attributes:
-        step: name of the step in hand, or None between two steps.
+        step: name of the current step, or None between two steps.
         cursor: where that step goes on, or None.
         reason: why, as shown in logs and events, e.g. ``"stopping"``.
     """
@@ -56,7 +56,7 @@ class Interrupted(Exception):
     so Flower, as code.
 
     Attributes:
-        step, cursor, reason: as of :class:`Interrupt`.
+        step, cursor, reason: see :class:`Interrupt`.
         percent: how much of the step is done, rounded down, or None where that is unknown.
 
     >>> Interrupted("import", 500, "stopping", percent=50)
@@ -122,7 +122,7 @@ class CheckpointError(ContinuationError):
 
     Attributes:
         transaction: which one is open, e.g. ``"the Django connection 'default'"``.
-        step: name of the step in hand, or None between two steps.
+        step: name of the current step, or None between two steps.
     """
 
     def __init__(self, transaction: str, step: str | None) -> None:
@@ -218,7 +218,7 @@ class CrashLoopError(ContinuationError):
 
     Attributes:
         losses: how often in a row.
-        step: name of the step in hand, or None before the first and between two.
+        step: name of the current step, or None before the first and between two.
         cursor: where that step stood, encoded as in the snapshot, or None.
     """
 

@@ -14,7 +14,7 @@ __all__ = ["ContinuableAsyncResult", "Progress"]
 
 
 class Progress(NamedTuple):
-    """How far the step in hand has come, as of the last save.
+    """How far the current step has come, as of the last save.
 
     Attributes:
         step: its name, or None between two steps.
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
     """An AsyncResult that also tells what the task's store knows.
 
-    Each property reads the store anew; each raises StoreError when that cannot be reached.
+    Each property reads the store again; each raises StoreError when that cannot be reached.
 
     Args:
         id: the task's id.
@@ -99,7 +99,7 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
 
     @property
     def progress(self) -> Progress | None:
-        """How far the step in hand has come, or None where nothing is saved."""
+        """How far the current step has come, or None where nothing is saved."""
         snapshot = self.snapshot()
         if snapshot is None:
             return None

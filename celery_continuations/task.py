@@ -182,14 +182,14 @@ class AppTask(Task):  # type: ignore[misc]
 
         Block form, ``for step in self.step(name, start=None, isolated=False):``: the body
         runs once, and not at all when the step is complete.  With ``transaction=`` each move of the
-        cursor, and the end of the body, is committed together with the work before it, as of :meth:`iterate`.
+        cursor, and the end of the body, is committed together with the work before it, see :meth:`iterate`.
 
         Args:
             name: of the step, a name of its own in this task.
             func: what to call; without it this is the block form.
             start: where the cursor starts (block form).
             isolated: run the step in an execution of its own (block form).
-            transaction: as of :meth:`iterate` (block form).
+            transaction: see :meth:`iterate` (block form).
 
         Raises:
             InvalidStepError: when the step must not come here.
@@ -296,7 +296,7 @@ class AppTask(Task):  # type: ignore[misc]
 
         Args:
             name: of the wait, which is a step.
-            timeout: seconds or a timedelta, from the first call on; None to wait for ever.
+            timeout: seconds or a timedelta, from the first call on; None to wait forever.
             default: what to return when nothing comes in time.
 
         Returns:
@@ -329,7 +329,7 @@ class AppTask(Task):  # type: ignore[misc]
             until: seconds or a timedelta from now, or a datetime; a naive one is of the app's timezone.
 
         Raises:
-            StoreError: as of :meth:`wait_for`.
+            StoreError: see :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
         waits.sleep(run, waiter, name, until, self.app)
@@ -355,7 +355,7 @@ class AppTask(Task):  # type: ignore[misc]
 
         Raises:
             WaitTimeout: when it did not come true in time; in a direct call, when it is not true at once.
-            StoreError: as of :meth:`wait_for`.
+            StoreError: see :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
         return waits.wait_until(run, waiter, name, predicate, every, timeout)
@@ -368,7 +368,7 @@ class AppTask(Task):  # type: ignore[misc]
 
         Raises:
             InvalidStepError: outside of a step, and in a direct call.
-            StoreError: as of :meth:`wait_for`.
+            StoreError: see :meth:`wait_for`.
         """
         waits.resume_in(*self._waits("resume_in"), delay)
 
@@ -387,7 +387,7 @@ class AppTask(Task):  # type: ignore[misc]
 
         Raises:
             Exception: what a child has raised.
-            StoreError: as of :meth:`wait_for`.
+            StoreError: see :meth:`wait_for`.
 
         >>> from celery import Celery
         >>> app = Celery(set_as_current=False)
@@ -500,7 +500,7 @@ class AppTask(Task):  # type: ignore[misc]
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
-        """As of Task; checks the settings, and lets the app's workers hear when they are stopped."""
+        """See Celery's Task; checks the settings, and lets the app's workers hear when they are stopped."""
         bound: Celery = super().bind(app)
         if app not in _prepared:
             conf.validate(app)
@@ -511,7 +511,7 @@ class AppTask(Task):  # type: ignore[misc]
         return bound
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult:  # noqa: N802
-        """As of Task; the result also tells the progress."""
+        """See Celery's Task; the result also tells the progress."""
         return ContinuableAsyncResult(
             task_id, backend=self.backend, app=self.app, store=conf.setting(self, "store"), **kwargs
         )
@@ -531,7 +531,7 @@ class AppTask(Task):  # type: ignore[misc]
         return super().apply(args, kwargs, link, link_error, task_id, *rest, **options)
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Any:
-        """As of Task; for ``self.retry()`` in a run, what keeps the run's progress."""
+        """See Celery's Task; for ``self.retry()`` in a run, what keeps the run's progress."""
         signature = super().signature_from_request(*args, **kwargs)
         execution = execution_of(self.request_stack.top)
         if not isinstance(execution, Execution) or execution.run is None:
@@ -539,7 +539,7 @@ class AppTask(Task):  # type: ignore[misc]
         return _RetryMessage(execution, signature, *args, **kwargs)
 
     def replace(self, sig: Any) -> Any:
-        """As of Task; the task that comes in place of this one starts afresh."""
+        """See Celery's Task; the task that comes in place of this one starts afresh."""
         execution = execution_of(self.request_stack.top)
         if isinstance(execution, Execution):
             execution.refuse_if_changed()

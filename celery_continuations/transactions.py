@@ -78,7 +78,7 @@ class AliasUnit:
             self._block = block
 
     def connection(self) -> Any:
-        """As of Unit; refuses a block that an error has broken, which Django would roll back without a word."""
+        """See Unit; refuses a block that an error has broken, which Django would roll back without a word."""
         connection = self._connection
         connection.validate_no_broken_transaction()
         connection.ensure_connection()
@@ -97,7 +97,7 @@ class AliasUnit:
             block.__exit__(Rollback, Rollback(), None)
 
     def has_more_open(self) -> bool:
-        """As of Unit."""
+        """See Unit."""
         return any(block is not self._block for block in _atomic_blocks(self._connection))
 
 
@@ -126,7 +126,7 @@ class SessionUnit:
             _sessions.committed.discard(self.session)
 
     def connection(self) -> Any:
-        """As of Unit; refuses a session that the task has committed itself, which leaves an item without its cursor."""
+        """See Unit; refuses a session that the task has committed itself, which leaves an item without its cursor."""
         if self.session in _sessions.committed:
             raise InvalidStepError(
                 f"{self.name} of transaction= was committed in the body of the step; leave that to the step, which "
@@ -136,17 +136,17 @@ class SessionUnit:
         return self.session.connection().connection.dbapi_connection
 
     def commit(self) -> None:
-        """As of Unit."""
+        """See Unit."""
         self._begun = False
         self.session.commit()
 
     def rollback(self) -> None:
-        """As of Unit."""
+        """See Unit."""
         self._begun = False
         self.session.rollback()
 
     def has_more_open(self) -> bool:
-        """As of Unit."""
+        """See Unit."""
         return bool(self.session.in_nested_transaction())  # begin_nested() begins what it lies in explicitly, too
 
 
@@ -186,7 +186,7 @@ def refuse_open(step: str | None, own: Unit | None = None) -> None:
     """Refuse a checkpoint inside a transaction that is still open; see the module for what is noticed.
 
     Args:
-        step: the step in hand, or None between two.
+        step: the current step, or None between two.
         own: the one that a step shares with its cursor; None also at the beginning of that step.
 
     Raises:

@@ -193,7 +193,7 @@ def _worker(app: Celery) -> Iterator[Finding]:
         yield Finding(
             HINT,
             "soft shutdown",
-            "worker_soft_shutdown_timeout is 0: a cold stop (SIGQUIT) gives the item in hand one second, then cuts and "
+            "worker_soft_shutdown_timeout is 0: a cold stop (SIGQUIT) gives the current item one second, then cuts and "
             "repeats it. Set it to more than the longest time between two checkpoints.",
             4,
         )

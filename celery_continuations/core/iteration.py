@@ -250,7 +250,7 @@ class Iteration(Step):
         return self.progress()[1]
 
     def attempt(self) -> Attempt:
-        """Put the item in hand aside if it fails: ``with rows.attempt(): load(row)``.
+        """Put the current item aside if it fails: ``with rows.attempt(): load(row)``.
 
         An exception that leaves the block is noted with the cursor of the item, and the loop goes on. It leaves the
         block all the same where it is not of the item alone: an interruption, a soft time limit, ``self.retry()``,

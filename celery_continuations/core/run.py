@@ -53,7 +53,7 @@ class Host(Protocol):
         """Give the worker back, to go on at the same cursor after so many seconds."""
 
     def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
-        """Return whether the error is of the item in hand alone, and tell of it if so."""
+        """Return whether the error is of the current item alone, and tell of it if so."""
 
     def unchecked(self, run: Run, step: Step) -> None:
         """The items of a loop cannot be told apart, so that a change of its source goes unnoticed."""
@@ -179,7 +179,7 @@ class Run:
             self._host.guard(self._open.name if self._open else None, self.unit)
             reason = self._host.attend(self)
             self.attention = self.attention or self.unit is not None
-            # A continuation that stopped again before it got anywhere could go round for ever.
+            # A continuation that stopped again before it got anywhere could go round forever.
             if reason is not None and (self.snapshot.resumptions == 0 or self.progressed):
                 self.interrupt(reason)
 
@@ -216,7 +216,7 @@ class Run:
 
     @property
     def current(self) -> Step | None:
-        """The step in hand."""
+        """The current step."""
         return self._open
 
     def committed(self) -> None:
@@ -355,7 +355,7 @@ class Run:
         self._host.unchecked(self, step)
 
     def put_aside(self, step: Iteration, error: Exception) -> bool:
-        """Note that the item in hand failed, unless the error means more than that.
+        """Note that the current item failed, unless the error means more than that.
 
         Raises:
             ErrorBudgetError: when too many have.
@@ -575,7 +575,7 @@ class Continuation:
 
     @property
     def current(self) -> Step | None:
-        """The step in hand, or None."""
+        """The current step, or None."""
         return self._run.current
 
     @property

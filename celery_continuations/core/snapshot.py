@@ -99,7 +99,7 @@ class Outcome:
 
 
 def _rebuild_error(name: str, args: Any, text: str) -> Exception:
-    """Make the error anew.  Only classes already imported are considered: data never imports."""
+    """Make the error again.  Only classes already imported are considered: data never imports."""
     module, _, qualname = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
@@ -134,7 +134,7 @@ class Snapshot:
 
     Attributes:
         completed: outcomes by step name, in the order of completion.
-        current: name and encoded cursor of the step in hand, or None.
+        current: name and encoded cursor of the current step, or None.
         saved: the task's ``self.saved``.
         executions: how many executions have begun.
         resumptions: how many times the task has left an execution to be resumed.
@@ -143,12 +143,12 @@ class Snapshot:
         reason: why the last execution left, or None.
         left_at: when, in seconds since the epoch.
         errors: the last errors that were resumed from, oldest first.
-        progress: items done and items in all of the step in hand, where known.
+        progress: items done and items in all of the current step, where known.
         losses: how many executions in a row were lost at the same place: alone, and together with others.
         lost_at: that place.
-        waiting: what the step in hand waits for, see :class:`Waiting`, or None.
+        waiting: what the current step waits for, see :class:`Waiting`, or None.
         gap: the longest time seen between two checkpoints, in seconds; 0 up to a second.
-        aside: items of the step in hand that failed: ``[encoded cursor, error]`` of each.
+        aside: items of the current step that failed: ``[encoded cursor, error]`` of each.
         kind: what the current step is, and of a loop what its cursor means; None where that is not known.
         mark: how the source of the current loop was found to be: JSON, read by the source that made it;
             :data:`ACCEPTED` once an operator has accepted the source as it is; None where nothing is known.

@@ -57,7 +57,7 @@ class Checkpoints(Protocol):
         """Give the worker back for so long."""
 
     def put_aside(self, step: Any, error: Exception) -> bool:
-        """Note that the item in hand failed; False when that is not all that the error means."""
+        """Note that the current item failed; False when that is not all that the error means."""
 
     def refuse_source(self, step: Step, problem: str, advice: str) -> NoReturn:
         """The source of the step's loop is not what it was."""

@@ -504,7 +504,7 @@ class Execution:
         """Save as part of the task's own transaction, and commit both.
 
         Raises:
-            Interrupt: as of :meth:`save`; where another has taken over nothing is committed.
+            Interrupt: see :meth:`save`; where another has taken over nothing is committed.
         """
         watch = self._watch
         assert watch is not None
@@ -635,7 +635,7 @@ class Execution:
         self.leave(Waiting("time", time.time() + seconds), f"throttled for {seconds:g} s")
 
     def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
-        """Whether the error is of the item in hand alone; tell of it if so."""
+        """Whether the error is of the current item alone; tell of it if so."""
         if not is_of_item(error):
             return False
         self._teller.log(
@@ -752,7 +752,7 @@ class Execution:
         except UnserializableValueError:
             encoded = None
         if encoded is not None and len(encoded) > self._largest:
-            encoded = None  # steps are remembered: the body would be run again to make it anew
+            encoded = None  # steps are remembered: to compute it again, the body runs again
         try:
             fence = rules.finish(self._store, self.request.id, self._fence, self._timed_text(), encoded)
         except StoreError as exc:

@@ -168,7 +168,7 @@ def _place(snapshot: Snapshot, step: str | None, cursor: Any) -> dict[str, Any]:
 
 
 def _current(snapshot: Snapshot) -> tuple[str | None, Any]:
-    """Return name and cursor of the step in hand; the cursor as it is saved, where it cannot be read."""
+    """Return name and cursor of the current step; the cursor as it is saved, where it cannot be read."""
     step, cursor = snapshot.current or (None, None)
     try:
         return step, codec.decode(cursor, "")

@@ -1,4 +1,4 @@
-"""A SIGTERM for a pool child whose worker is stopping must not cut the item in hand.
+"""A SIGTERM for a pool child whose worker is stopping must not cut the current item.
 
 systemd signals the whole process group by default, and a cold shutdown signals every busy
 child.  The handler that billiard gives its children raises SystemExit wherever the task is.
@@ -29,7 +29,7 @@ __all__ = ["defer_terminate"]
 #: Seconds to wait for the flag: the child can get a group's signal before the parent does.
 PATIENCE = 1.0
 
-#: Seconds that a cold shutdown leaves the item in hand.
+#: Seconds that a cold shutdown leaves the current item.
 COLD_GRACE = 1.0
 
 _deferring = False

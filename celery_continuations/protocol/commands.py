@@ -78,7 +78,7 @@ def deliver(
                 f"before, continuation_max_snapshot allows {largest:,}",
             )
         known = record.fence if record else None
-        # Rule 18: what comes before the task is kept until that starts; not for ever, while there is nothing else.
+        # Rule 18: what comes before the task is kept until that starts; not forever, while there is nothing else.
         is_alone = known in (None, _BEFORE_ITS_TASK) and not (record and record.message)
         # Rule 19: the payload is kept and the wait ended in one write.
         waits = record is not None and _waits_for(record, name)
@@ -126,7 +126,7 @@ def wake(store: Store, task_id: str, key: str) -> Record | None:
 
 
 def pause(store: Store, task_id: str, *, ended: Ended) -> None:
-    """Have the task left to nobody, from its next checkpoint on; arguments as of :func:`deliver`.
+    """Have the task left to nobody, from its next checkpoint on; arguments as in :func:`deliver`.
 
     Raises:
         DeliveryError: when the task is over.
@@ -149,7 +149,7 @@ def pause(store: Store, task_id: str, *, ended: Ended) -> None:
 def resume(store: Store, task_id: str, *, ended: Ended) -> Record | None:
     """Take back a pause; return the record, for its message to be published, where there is one.
 
-    Arguments as of :func:`deliver`.
+    Arguments as in :func:`deliver`.
 
     Raises:
         DeliveryError: when the task is over.
@@ -177,7 +177,7 @@ def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool
     Args:
         store: where the record is.
         task_id: the task.
-        ended: as of :func:`deliver`.
+        ended: see :func:`deliver`.
         kept_for: seconds for which a tombstone is kept.
 
     Returns:

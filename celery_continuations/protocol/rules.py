@@ -170,7 +170,7 @@ def save(
         task_id: the task.
         fence: of the execution's claim.
         snapshot: the progress.
-        message: as of :func:`claim`.
+        message: see :func:`claim`.
     """
     # Rule 8: nobody writes but the owner, in its own generation. Here and below, swap holds it.
     while not store.swap(task_id, fence, Record(fence, snapshot)):
@@ -206,7 +206,7 @@ def wait(
     due_in: float | None,
     is_there: Callable[[str | None], bool],
 ) -> Fence | None:
-    """Save, and leave the task to the time, or to somebody outside; as of :func:`interrupt`.
+    """Save, and leave the task to the time, or to somebody outside; see :func:`interrupt`.
 
     Args:
         store: where the record is.
@@ -270,8 +270,8 @@ def recover(
     Args:
         store: where the record is.
         task_id: the task.
-        ended: as of :func:`claim`.
-        death: as of :func:`claim`.
+        ended: see :func:`claim`.
+        death: see :func:`claim`.
 
     Returns:
         The record as it is now, for its message to be published, or, where it is not queued, to be cancelled; or None

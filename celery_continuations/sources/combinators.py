@@ -321,7 +321,7 @@ def throttled(source: Any, condition: Callable[[], Any], backoff: float | timede
     """Return the items of a source as long as a condition allows it.
 
     Before each item ``condition()`` is asked.  While it is true the source is not read, and the task gives its worker
-    back, to ask again after ``backoff``: as of :meth:`AppTask.resume_in`, and as there it is an error in a direct call,
+    back, to ask again after ``backoff``: see :meth:`AppTask.resume_in`, and as there it is an error in a direct call,
     where there is no worker to be given back.
 
     Args:

@@ -65,7 +65,7 @@ class _QueryRows(KeyedSource):
         self._query = query.order_by(*(f"{'-' * column.descending}{column.name}" for column in self.key))
 
     def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
+        """See Source."""
         if cursor is not None:
             self.check(cursor)
         return chain.from_iterable(self._chunks(cursor))
@@ -150,7 +150,7 @@ class _Place(Expression):  # type: ignore[misc]
         self._number = number
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
-        """As of Django: the SQL, and its values."""
+        """See Django: the SQL, and its values."""
         return "%s", [self]
 
     def of(self, cursor: tuple[Any, ...], connection: Any) -> Any:

@@ -343,7 +343,7 @@ def lines(file: Any, encoding: str = "utf-8") -> FileSource:
     r"""Return the lines of a text file, without their ends, which are ``\n`` or ``\r\n``.
 
     Args:
-        file: a path, an open file, or Django's FieldFile; it is opened by its path, anew in each execution.
+        file: a path, an open file, or Django's FieldFile; it is opened by its path, again in each execution.
         encoding: of the text.
 
     >>> import tempfile
@@ -360,11 +360,11 @@ def csv_rows(file: Any, encoding: str = "utf-8", *, header: bool = True, **optio
     r"""Return the rows of a CSV file; quoted fields may have line feeds in them, and empty lines are left out.
 
     Args:
-        file: as of :func:`lines`.
+        file: see :func:`lines`.
         encoding: of the text; ``"utf-8-sig"`` where the file begins with a byte order mark.
         header: whether the first row has the names of the columns; then rows are dicts, as of
             :class:`csv.DictReader`, else lists.
-        options: as of :func:`csv.reader`: ``dialect``, ``delimiter``, ``quotechar`` and so on.
+        options: see :func:`csv.reader`: ``dialect``, ``delimiter``, ``quotechar`` and so on.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -380,7 +380,7 @@ def json_lines(file: Any, encoding: str = "utf-8") -> FileSource:
     r"""Return the values of a file that has one as JSON in each line; empty lines are left out.
 
     Args:
-        file: as of :func:`lines`.
+        file: see :func:`lines`.
         encoding: of the text.
 
     >>> import tempfile

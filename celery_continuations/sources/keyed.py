@@ -46,7 +46,7 @@ class KeyedSource(BaseReader):
         self.chunk = chunk
 
     def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
+        """See Source."""
         raise NotImplementedError
 
     @property

@@ -192,7 +192,7 @@ class _Keys(BaseReader):
             raise InvalidStepError("the mapping has the key None, which would be taken for the beginning")
 
     def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
+        """See Source."""
         rest = self._keys[self._place(cursor) :]
         return zip(rest, rest, strict=True)
 

@@ -43,7 +43,7 @@ def from_select(select: Any) -> KeyedSource:
     """Return the rows of a select, with a session as told by :func:`sessions`, or of a Query with its own.
 
     Raises:
-        InvalidStepError: as of :func:`select_rows`, and when no session is known.
+        InvalidStepError: see :func:`select_rows`, and when no session is known.
     """
     if isinstance(select, orm.Query):
         return select_rows(select.session, select)
@@ -63,7 +63,7 @@ def select_rows(session: Any, select: Any, *, chunk: int = 1000) -> KeyedSource:
     """Return the rows of a select by key: the primary key, or the unique key that it is ordered by.
 
     Rows are those of ``session.scalars(select)`` where one thing is selected, else those of
-    ``session.execute(select)``.  What expires, as at a commit, is read anew with the next chunk, and chunks
+    ``session.execute(select)``.  What expires, as at a commit, is read again with the next chunk, and chunks
     become as long as it takes until the next commit.
 
     Args:
@@ -110,7 +110,7 @@ class _SelectRows(KeyedSource):
         self._select = select.add_columns(*keys).order_by(None).order_by(*order)
 
     def read(self, cursor: Any) -> Pairs:
-        """As of Source."""
+        """See Source."""
         if cursor is not None:
             self.check(cursor)
         return self._pairs(cursor)

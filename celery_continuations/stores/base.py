@@ -158,7 +158,7 @@ class Look(NamedTuple):
     Attributes:
         leases: of every worker that has not been retired.
         due: ids of records whose due time has passed, the longest past first.
-        owned: the records of the asking worker, as of :meth:`Store.owned`.
+        owned: the records of the asking worker, see :meth:`Store.owned`.
     """
 
     leases: list[Lease]
@@ -194,14 +194,14 @@ def merge(found: Record | None, record: Record, due: float | None) -> Record:
 
 
 def due_at(found: Record | None, due_in: float | None, now: float) -> float | None:
-    """Return when the record becomes due: ``due_in`` as of :meth:`Store.swap`, ``now`` by the store's clock."""
+    """Return when the record becomes due: ``due_in`` see :meth:`Store.swap`, ``now`` by the store's clock."""
     if due_in == UNCHANGED:
         return found.due if found else None
     return None if due_in is None else now + due_in
 
 
 def fits(found: Record | None, inbox: str | None) -> bool:
-    """Whether the inbox is the one that is expected, as of :meth:`Store.swap`."""
+    """Whether the inbox is the one that is expected, see :meth:`Store.swap`."""
     return inbox is None or ((found.inbox if found else None) or "") == inbox
 
 

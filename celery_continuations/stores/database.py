@@ -336,7 +336,7 @@ class DatabaseStore(Store):
         self._next_cleaning = 0.0
 
     def read(self, task_id: str) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         values = self._values(task_id)
         row = self._run(lambda connection: connection.execute(_READ, values).one_or_none(), task_id)
         return None if row is None else self._record(task_id, *row)
@@ -351,7 +351,7 @@ class DatabaseStore(Store):
         expires_in: float | None = None,
         inbox: str | None = None,
     ) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         if expected is None and inbox:
             return False
         dialect = self._engine.dialect
@@ -378,14 +378,14 @@ class DatabaseStore(Store):
         return self._write(statement, values, task_id)
 
     def within(self, connection: Any) -> Store:
-        """As of Store."""
+        """See :class:`Store`."""
         return _Within(self, connection)
 
     def _write(self, statement: _Statement, values: Mapping[str, Any], task_id: str) -> bool:
         return self._run(lambda connection: statement.written(connection, values), task_id)
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         if not self._engine.dialect.update_returning:  # SQLite before 3.35
             return super().take(task_id, expected, fence)
         values = self._values(task_id, expected)
@@ -394,19 +394,19 @@ class DatabaseStore(Store):
         return None if row is None else self._record(task_id, row.fence, row.snapshot, None, row.value)
 
     def delete(self, task_id: str, expected: Fence) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         values = self._values(task_id, expected)
         return self._run(lambda connection: connection.execute(_DELETE, values).rowcount == 1, task_id)
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """As of Store, so many at a time."""
+        """See :class:`Store`, so many at a time."""
         ids = self._ids_after("")
         while ids:
             yield from self._records_of(ids)
             ids = self._ids_after(ids[-1])
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """As of Store; now and then removes what has expired."""
+        """See :class:`Store`; now and then removes what has expired."""
         statement = _renew(self._engine.dialect)
         values = {
             "namespace_": self._namespace,
@@ -422,12 +422,12 @@ class DatabaseStore(Store):
         self._run(work)
 
     def retire(self, worker: str) -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         values = {"namespace_": self._namespace, "worker_": worker}
         self._run(lambda connection: connection.execute(_RETIRE, values).close())
 
     def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """As of Store."""
+        """See :class:`Store`."""
         values = {"namespace_": self._namespace, "worker_": worker, "limit_": limit}
         rows = self._run(lambda connection: connection.execute(_LOOK, values).all())
         found: dict[str, list[Any]] = {"lease": [], "owner": [], "due": [], "owned": []}
@@ -440,7 +440,7 @@ class DatabaseStore(Store):
         return Look(list(leases.values()), due, {task_id: _owner(fence) for task_id, _, fence in found["owned"]})
 
     def owned(self, worker: str) -> dict[str, str]:
-        """As of Store."""
+        """See :class:`Store`."""
         values = {"namespace_": self._namespace, "worker_": worker}
         rows = self._run(lambda connection: connection.execute(_OWNED, values).all())
         return {task_id: _owner(fence) for task_id, fence in rows}
@@ -521,7 +521,7 @@ class DatabaseStore(Store):
             raise
 
     def _clean(self, connection: Connection) -> None:
-        """Remove what has expired, of any namespace: whose nobody opens any more would stay for ever."""
+        """Remove what has expired, of any namespace: whose nobody opens any more would stay forever."""
         now = time.monotonic()
         if now >= self._next_cleaning:
             self._next_cleaning = now + _CLEAN_EVERY
@@ -567,7 +567,7 @@ class _Within(DatabaseStore):
             )
 
     def read(self, task_id: str) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         values = self._values(task_id)
         row = self._executed(lambda cursor: _reading(self._engine.dialect).execute(cursor, values).fetchone(), task_id)
         return None if row is None else self._record(task_id, *row)

@@ -109,7 +109,7 @@ class DjangoStore(Store):
         _aliases.add(alias)
 
     def read(self, task_id: str) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         rows = self._this(task_id).values_list(*_PARTS)
         row = self._run(lambda: next(iter(rows), None), task_id)
         return None if row is None else self._record(task_id, *row)
@@ -124,7 +124,7 @@ class DjangoStore(Store):
         expires_in: float | None = None,
         inbox: str | None = None,
     ) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         if expected is None and inbox:
             return False
         values: dict[str, Any] = {
@@ -145,7 +145,7 @@ class DjangoStore(Store):
         return self._run(lambda: bool(rows.update(**values) == 1), task_id)
 
     def within(self, connection: Any) -> Store:
-        """As of Store, in the transaction that is open on Django's own connection."""
+        """See :class:`Store`, in the transaction that is open on Django's own connection."""
         if connections[self._alias].connection is not connection:
             raise StoreError(
                 "django",
@@ -154,12 +154,12 @@ class DjangoStore(Store):
         return self
 
     def delete(self, task_id: str, expected: Fence) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         rows = self._this(task_id).filter(fence=expected.dumps())
         return self._run(lambda: bool(rows.delete()[0] == 1), task_id)
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """As of Store, so many at a time."""
+        """See :class:`Store`, so many at a time."""
         after = 0
         while True:
             page = self._living().filter(id__gt=after).order_by("id").values_list("id", "task_id")[:_PAGE]
@@ -170,7 +170,7 @@ class DjangoStore(Store):
             after = ids[-1][0]
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """As of Store; now and then removes what has expired."""
+        """See :class:`Store`; now and then removes what has expired."""
         _checked("a worker", worker)
         row = {"namespace": self._namespace, "worker": worker}
         values = {"until": _from_now(seconds), "note": note}
@@ -184,13 +184,13 @@ class DjangoStore(Store):
         self._run(work)
 
     def retire(self, worker: str) -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         owned = self._living().filter(worker=OuterRef("worker"))
         idle = self._leases().filter(~Exists(owned), worker=worker)
         self._run(lambda: idle._raw_delete(self._alias))  # one statement: delete() would look first what there is
 
     def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """As of Store."""
+        """See :class:`Store`."""
         leases = self._leases().values_list("worker", F("until") - _Clock(), "note")
         owners = self._rows().filter(worker__isnull=False).values_list("worker", flat=True).distinct()
         due = self._living().filter(due__lte=_Clock()).order_by("due").values_list("task_id", flat=True)[:limit]
@@ -204,7 +204,7 @@ class DjangoStore(Store):
         return self._run(work)
 
     def owned(self, worker: str) -> dict[str, str]:
-        """As of Store."""
+        """See :class:`Store`."""
         return self._run(lambda: self._owned(worker))
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ class DjangoStore(Store):
         return connection.connection is not None and bool(connection.is_usable())
 
     def _clean(self) -> None:
-        """Remove what has expired, of any namespace: whose nobody opens any more would stay for ever."""
+        """Remove what has expired, of any namespace: whose nobody opens any more would stay forever."""
         now = time.monotonic()
         if now >= self._next_cleaning:
             self._next_cleaning = now + _CLEAN_EVERY

@@ -58,7 +58,7 @@ class FilesystemStore(Store):
         self._remove_expired()
 
     def read(self, task_id: str) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         found = _load(self._path(task_id))
         return None if found is None else found[1]
 
@@ -72,7 +72,7 @@ class FilesystemStore(Store):
         expires_in: float | None = None,
         inbox: str | None = None,
     ) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._locked(task_id) as path:
             found = self.read(task_id)
             if (found.fence if found else None) != expected or not fits(found, inbox):
@@ -99,7 +99,7 @@ class FilesystemStore(Store):
             return True
 
     def delete(self, task_id: str, expected: Fence) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._locked(task_id) as path:
             found = self.read(task_id)
             if found is None or found.fence != expected:
@@ -109,7 +109,7 @@ class FilesystemStore(Store):
             return True
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """As of Store; one that cannot be read comes under its file's name."""
+        """See :class:`Store`; one that cannot be read comes under its file's name."""
         for name in self._names(self._folder, "json"):
             path = self._folder / name
             try:
@@ -121,7 +121,7 @@ class FilesystemStore(Store):
                     yield found
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         path = self._leases / _file_name(worker)
         try:
             _write(path, {"worker": worker, "until": time.time() + seconds, "note": note})
@@ -129,7 +129,7 @@ class FilesystemStore(Store):
             raise StoreError("filesystem", f"{path}: {exc}") from exc
 
     def retire(self, worker: str) -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         if not self.owned(worker):
             try:
                 (self._leases / _file_name(worker)).unlink(missing_ok=True)
@@ -137,7 +137,7 @@ class FilesystemStore(Store):
                 raise StoreError("filesystem", f"{self._leases}: {exc}") from exc
 
     def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """As of Store."""
+        """See :class:`Store`."""
         now = time.time()
         leases = self._read_leases(now)
         due: list[tuple[float, str]] = []
@@ -156,7 +156,7 @@ class FilesystemStore(Store):
         return Look(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], owned)
 
     def owned(self, worker: str) -> dict[str, str]:
-        """As of Store."""
+        """See :class:`Store`."""
         if not worker:
             return {}
         return {

@@ -32,7 +32,7 @@ class MemoryStore(Store):
         self._lock = threading.Lock()
 
     def read(self, task_id: str) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._lock:
             return self._live(task_id)
 
@@ -46,7 +46,7 @@ class MemoryStore(Store):
         expires_in: float | None = None,
         inbox: str | None = None,
     ) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._lock:
             found = self._live(task_id)
             if (found.fence if found else None) != expected or not fits(found, inbox):
@@ -57,7 +57,7 @@ class MemoryStore(Store):
             return True
 
     def delete(self, task_id: str, expected: Fence) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._lock:
             found = self._live(task_id)
             if found is None or found.fence != expected:
@@ -66,7 +66,7 @@ class MemoryStore(Store):
             return True
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """As of Store."""
+        """See :class:`Store`."""
         for task_id in list(self._records):
             with self._lock:
                 record = self._live(task_id)
@@ -74,18 +74,18 @@ class MemoryStore(Store):
                 yield task_id, record
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._lock:
             self._leases[worker] = (self._clock() + seconds, note)
 
     def retire(self, worker: str) -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._lock:
             if not self._owned(worker):
                 self._leases.pop(worker, None)
 
     def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._lock:
             now = self._clock()
             leases = {name: Lease(name, until - now, note) for name, (until, note) in self._leases.items()}
@@ -99,7 +99,7 @@ class MemoryStore(Store):
             return Look(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], self._owned(worker))
 
     def owned(self, worker: str) -> dict[str, str]:
-        """As of Store."""
+        """See :class:`Store`."""
         with self._lock:
             return self._owned(worker)
 

@@ -84,7 +84,7 @@ local was = string.match(redis.call('GETRANGE', KEYS[1], 0, 511), '^[^\\n]*')
 """
 
 # ... expected fence ("" for none), fence and snapshot ("" without a snapshot), and unless it is a save: new fence,
-# seconds until it is due ("" for never, "=" to leave it), milliseconds to live ("" for ever), "=" and the expected
+# seconds until it is due ("" for never, "=" to leave it), milliseconds to live ("" forever), "=" and the expected
 # inbox ("" for any), then field, value, ... of what is kept.
 # The first half alone is what a save runs.
 _SWAP = _script(
@@ -228,7 +228,7 @@ class RedisStore(Store):
         self._index = f"continuations:{space}:"
 
     def read(self, task_id: str) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         found = self._run(_READ, task_id)
         return self._record(task_id, *found) if found else None
 
@@ -242,7 +242,7 @@ class RedisStore(Store):
         expires_in: float | None = None,
         inbox: str | None = None,
     ) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         fence = record.fence.dumps()
         args: list[Any] = [
             expected.dumps() if expected else "",
@@ -263,16 +263,16 @@ class RedisStore(Store):
         return bool(self._run(_SWAP, task_id, *args))
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
-        """As of Store."""
+        """See :class:`Store`."""
         found = self._run(_TAKE, task_id, expected.dumps(), fence.dumps())
         return self._record(task_id, *found) if found else None
 
     def delete(self, task_id: str, expected: Fence) -> bool:
-        """As of Store."""
+        """See :class:`Store`."""
         return bool(self._run(_DELETE, task_id, expected.dumps()))
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """As of Store."""
+        """See :class:`Store`."""
         seen: set[str] = set()  # a SCAN may return a key again
         for keys in self._scan():
             ids = [task_id for task_id in keys if task_id not in seen]
@@ -281,15 +281,15 @@ class RedisStore(Store):
                 yield from self._read_all(ids[start : start + _BATCH])
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         self._run(_RENEW, worker, seconds, note)
 
     def retire(self, worker: str) -> None:
-        """As of Store."""
+        """See :class:`Store`."""
         self._run(_RETIRE, worker)
 
     def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """As of Store."""
+        """See :class:`Store`."""
         now, leases, due, owned = self._run(_LOOK, worker, limit, self._prefix)
         key = self._index
         found = []
@@ -302,7 +302,7 @@ class RedisStore(Store):
         return Look(found, [_text(task_id, f"{key}due") for task_id in due], _by_two(owned, f"{key}owned:{worker}"))
 
     def owned(self, worker: str) -> dict[str, str]:
-        """As of Store."""
+        """See :class:`Store`."""
         key = f"{self._index}owned:{worker}"
         fields = self._call(key, self._client.hgetall, key)
         return {_text(task_id, key): _text(owner, key) for task_id, owner in fields.items()}

@@ -79,7 +79,7 @@ class Rehearsal:
 
     @property
     def step(self) -> str | None:
-        """Name of the step in hand, or None between two."""
+        """Name of the current step, or None between two."""
         current = self.snapshot.current
         return current[0] if current else None
 
@@ -150,7 +150,7 @@ class Rehearsal:
             return
         elif waiting.until is None:
             raise AssertionError(
-                f"{self!r} waits for ever: nothing was delivered to {waiting.key!r}; "
+                f"{self!r} waits forever: nothing was delivered to {waiting.key!r}; "
                 f"call run.deliver({waiting.key!r}, payload), or use delivered({waiting.key}=payload)"
             )
         else:

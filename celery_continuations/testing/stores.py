@@ -205,7 +205,7 @@ class StoreConformance:
     # -- times
 
     def test_due_is_by_the_stores_clock_and_goes_with_the_next_write(self) -> None:
-        """A write says anew when the record is due."""
+        """A write says again when the record is due."""
         self.store.swap("near", None, Record(_RUNNING), due_in=100)
         self.store.swap("far", None, Record(_RUNNING), due_in=10_100)
         near, far = self._due("near"), self._due("far")

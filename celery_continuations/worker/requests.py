@@ -52,18 +52,18 @@ class Request(CeleryRequest):  # type: ignore[misc]
     # -- what the main process decides
 
     def terminate(self, *args: Any, **kwargs: Any) -> Any:
-        """As of Celery's Request: revoked while it runs."""
+        """See Celery's Request: revoked while it runs."""
         self._is_being_ended = True
         decide(self.task, self.id, self._keeper, None)
         return super().terminate(*args, **kwargs)
 
     def cancel(self, *args: Any, **kwargs: Any) -> Any:
-        """As of Celery's Request: the connection to the broker is lost, which will deliver the message again."""
+        """See Celery's Request: the connection to the broker is lost, which will deliver the message again."""
         self._is_being_ended = True
         return super().cancel(*args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """As of Celery's Request."""
+        """See Celery's Request."""
         if soft or celery_state.should_terminate:
             super().on_timeout(soft, timeout)
             return
@@ -77,7 +77,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
     # -- a process that died
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """As of Celery's Request; but a task whose process was lost goes on instead of failing."""
+        """See Celery's Request; but a task whose process was lost goes on instead of failing."""
         if not self._is_being_ended and celery_internals.is_lost_process(exc_info.exception) and self._goes_on():
             celery_state.task_ready(self)
             return None

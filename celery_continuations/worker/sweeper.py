@@ -69,7 +69,7 @@ class Sweeper:
         """Look once, and recover what is to be recovered.
 
         Args:
-            by_lease: asked after the look; as of :func:`death_of`.
+            by_lease: asked after the look; see :func:`death_of`.
 
         Raises:
             StoreError: when the store is away.
@@ -120,7 +120,7 @@ class Sweeper:
     def recover(self, task_id: str) -> None:
         """Recover one task of this worker, whose process has ended, if nobody has done so yet.
 
-        Raises: as of :meth:`sweep`.
+        Raises: see :meth:`sweep`.
         """
         look = self._store.look(self._worker, 0)
         owner = look.owned.get(task_id, "")

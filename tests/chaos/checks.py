@@ -273,7 +273,7 @@ class Checker:
         thawed = [at for _, at in self._faults.freezes[execution.group] if at >= over - NOTICES]
         late = [line for line in execution.done if line.at > over]
         unnoticed = [line for line in late if not any(start <= line.at <= start + NOTICES for start in (over, *thawed))]
-        if len(unnoticed) > 1:  # the item in hand
+        if len(unnoticed) > 1:  # the current item
             yield (
                 f"generation {execution.generation} did {len(unnoticed)} things after the next one had begun, "
                 f"the last {unnoticed[-1].at - over:.2f} s after"

@@ -116,7 +116,7 @@ class Explorer:
     def _look(self, names: list[str], world: World) -> None:
         key = world.key() + names[0].encode()
         if (key, world.budget) in self._here:
-            world.promises.violated(1, "it goes round for ever")
+            world.promises.violated(1, "it goes round forever")
             assert world.violation is not None
             raise world.violation
         self._here.add((key, world.budget))

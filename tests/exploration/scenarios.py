@@ -49,7 +49,7 @@ class Scenario:
     ends = frozenset((states.SUCCESS,))
     #: Repetitions that are no fault's.
     repeats = 0
-    #: Repetitions that each fault may bring: the item in hand, and what was not saved.
+    #: Repetitions that each fault may bring: the current item, and what was not saved.
     repeats_for_each = 1
     items = 2
     #: Whether it may be revoked.
@@ -221,7 +221,7 @@ class Revoked(Plain):
 
 
 class Forgotten(Revoked):
-    """The same, and all workers that knew of it have been started anew."""
+    """The same, and all workers that knew of it have been started again."""
 
     is_remembered = False
 

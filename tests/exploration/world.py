@@ -41,7 +41,7 @@ _WHILE = 11.0
 # Longer than any tombstone is kept.
 _LONG = 3 * 86400.0
 
-# What is enough for every history, and ends one that goes round for ever.
+# What is enough for every history, and ends one that goes round forever.
 _ROUNDS = 60
 _CALLS = 2000
 
@@ -351,7 +351,7 @@ class World:
                 if not self._idle():
                     break
             else:
-                self.promises.violated(1, "it goes round for ever")
+                self.promises.violated(1, "it goes round forever")
             self.promises.at_end()
             self._check()
         finally:
@@ -361,7 +361,7 @@ class World:
         actor = self.stack[-1]
         self._calls += 1
         if self._calls > _CALLS:
-            self.promises.violated(1, "it goes round for ever")
+            self.promises.violated(1, "it goes round forever")
         self.actor = actor
         self.has_written = False
         actor.greenlet.switch()

@@ -146,7 +146,7 @@ def test_a_frozen_worker_touches_nothing_when_it_thaws(cluster: Any, thaw: Any) 
     thaw(cluster, first, child)
     await_condition(lambda: str(child) in [line[2] for line in cluster.trace.lines("over")], "its execution's end")
     late = [line for line in cluster.trace.lines()[frozen:] if line[0] == "item" and line[2] == str(child)]
-    assert len(late) <= 2, f"not only the item in hand, and what the clock's next look leaves: {late}"
+    assert len(late) <= 2, f"not only the current item, and what the clock's next look leaves: {late}"
     assert result.get(timeout=60) == COUNT
     assert repeated(cluster.trace.items(), COUNT) <= 20
     assert runs(cluster) == 2

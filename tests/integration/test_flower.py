@@ -30,12 +30,12 @@ class Flower:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def workers(self) -> str:
-        """Return the text of the list of workers, loaded anew."""
+        """Return the text of the list of workers, loaded again."""
         self.page.goto(f"{self.url}/workers")
         return str(self.page.locator("#workers-table").text_content())  # a name is wrapped where it is shown
 
     def tasks(self) -> list[dict[str, str]]:
-        """Return the list of tasks, loaded anew: for each row the text in each column."""
+        """Return the list of tasks, loaded again: for each row the text in each column."""
         self.page.goto(f"{self.url}/tasks")
         self.page.wait_for_selector("#tasks-table tbody tr")
         heads = self.page.locator(".dataTables_scrollHead th").all_text_contents()
@@ -43,7 +43,7 @@ class Flower:
         return [dict(zip(heads, row.locator("td").all_inner_texts(), strict=True)) for row in rows]
 
     def details(self, task_id: str) -> dict[str, str]:
-        """Return what the task's own page says, loaded anew: the text beside each label."""
+        """Return what the task's own page says, loaded again: the text beside each label."""
         self.page.goto(f"{self.url}/task/{task_id}")
         labels = self.page.locator(".detail-list dt").all_text_contents()
         texts = self.page.locator(".detail-list dd").all_inner_texts()

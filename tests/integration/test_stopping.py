@@ -124,7 +124,7 @@ def test_a_second_signal_while_the_message_goes_out(on_redis: Any, pool: str, th
 
 
 def test_a_cold_stop_does_not_wait_for_a_long_item(on_redis: Any) -> None:
-    """It gives the item in hand a second, then cuts it; the item is done again elsewhere."""
+    """It gives the current item a second, then cuts it; the item is done again elsewhere."""
     first = on_redis.worker("-c", "1")
     result = on_redis.send("rows", 1, 6.0)
     on_redis.trace.await_items(1, "run")

@@ -219,7 +219,7 @@ def test_a_file_that_was_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_file_that_was_replaced_by_one_with_the_same_beginning(tmp_path: Path, encoding: str) -> None:
-    """As a table that is exported anew each night: rows of one length, one of which is gone."""
+    """As a table that is exported again each night: rows of one length, one of which is gone."""
     path = tmp_path / "rows.csv"
     rows = [f"{number:05},some text that makes it longer" for number in range(3000)]
     path.write_text("\n".join(rows), encoding=encoding)

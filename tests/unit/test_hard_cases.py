@@ -166,7 +166,7 @@ def test_a_task_that_gives_its_message_back_keeps_its_progress(worker: Any, task
     result = task(run).delay()
     worker.drain()
     assert steps == [1]
-    assert seen == [0, 1, 2, 3, 3, 4, 5], "only the item in hand is done again"
+    assert seen == [0, 1, 2, 3, 3, 4, 5], "only the current item is done again"
     assert result.state == states.SUCCESS
 
 

@@ -607,7 +607,7 @@ def test_sessions_that_keep_what_is_committed_read_whole_chunks(engine: sa.Engin
 
 @pytest.mark.parametrize("end", [orm.Session.commit, orm.Session.rollback, orm.Session.expunge_all, orm.Session.close])
 def test_rows_that_are_gone_when_their_turn_comes(poems: orm.Session, end: Any) -> None:
-    """After what expires or detaches the rest of a chunk, it is read anew."""
+    """After what expires or detaches the rest of a chunk, it is read again."""
     seen = []
     for poem, _ in select_rows(poems, sa.select(Poem)).read(None):
         assert poem in poems

@@ -443,7 +443,7 @@ def test_generators(worker: Any, task: Any) -> None:
     seen: list[Any] = []
 
     def body(self: Any) -> None:
-        for number in self.iterate("loop", squares()):  # made anew in each execution
+        for number in self.iterate("loop", squares()):  # made again in each execution
             seen.append(number)
             worker.stop()
 

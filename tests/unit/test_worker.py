@@ -127,7 +127,7 @@ def test_the_watcher_raises_attention_when_something_is_due(due: str, monkeypatc
     await_(lambda: not watcher._looking, "the thread's end")
     watcher.add(idle)
     idle.save_at = time.monotonic()
-    await_(lambda: idle.run.attention, "a thread anew")
+    await_(lambda: idle.run.attention, "a thread again")
     watcher.remove(idle)
     flag.remove()
 

@@ -58,7 +58,7 @@ class RecordAdmin(admin.ModelAdmin):
         return None if fence is None else fence.generation
 
     def step(self, row: RecordRow) -> str:
-        """The step in hand."""
+        """The current step."""
         try:
             snapshot = _snapshot(row)
         except ContinuationError as exc:
