@@ -1,7 +1,7 @@
 """Callbacks over HTTP: what an external service posts to an address is delivered to a waiting task.
 
 The address ends in a token: a signed text that names one wait of one task, and when it expires.
-Whoever has the token may deliver to that wait, and may do nothing else.
+The holder of a token may deliver to that wait, and may do nothing else.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _take(app: Celery, environ: WSGIEnvironment) -> CallbackError | None:
     try:
         if environ.get("REQUEST_METHOD") != "POST":
             raise CallbackError(405, "only POST is taken")
-        # Before the body: nobody has to read what a stranger sends.
+        # Before the body, so that a stranger's is never read.
         task_id, name = _verify(app, environ.get("PATH_INFO", "").rpartition("/")[2])
         body = _body(environ, conf.needed(app, "callback_max_body"))
         _deliver(app, task_id, name, _decode(body))

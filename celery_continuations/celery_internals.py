@@ -123,10 +123,10 @@ def counts_in_chords_once(backend: Any) -> bool:
 
 
 def chord_claim_left(backend: Any, group: str) -> float:
-    """Seconds for which one process alone may call a chord's body, be that process dead; 0 where there is none.
+    """Return the seconds for which only one process may call a chord's body, alive or dead; 0 without such a claim.
 
-    Why: from 5.7 on the Redis backend lets whoever counts the last member claim the body, for at least 5 s, and who
-    counts that member again meanwhile calls nothing (CHORD_PART_RETURN_LUA in celery/backends/redis.py).
+    Why: from 5.7 on the process that counts the last member claims the body in the Redis backend, for at least 5 s. A
+    process that counts that member again meanwhile calls nothing (CHORD_PART_RETURN_LUA in celery/backends/redis.py).
     """
     if not counts_in_chords_once(backend):
         return 0.0

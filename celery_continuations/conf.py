@@ -79,7 +79,7 @@ def is_database(scheme: str) -> bool:
 
 _BASE_URL = re.compile(r"https?://[^\s?#]+")
 
-#: Characters. Whoever guesses a secret can deliver to every task.
+#: Characters. An attacker who guesses a secret can deliver to every task.
 SHORTEST_SECRET = 32
 
 

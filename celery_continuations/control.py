@@ -1,4 +1,4 @@
-"""What somebody outside does to a task: deliver, pause, resume, cancel, retry.
+"""What callers and operators do to a task: deliver, pause, resume, cancel, retry.
 
 All of it works while no worker is up: the record is in the store.
 """
@@ -108,7 +108,7 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
 
 
 def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
-    """End a task in the state REVOKED: at its next checkpoint, or now if nobody works on it.
+    """End a task in the state REVOKED: at its next checkpoint, or immediately if it is not running.
 
     Its record is emptied, callbacks are not called; a chord that it is a member of fails, as for a revoked task.
     Arguments as in :func:`deliver`.
@@ -128,7 +128,7 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
 
 
 def revoke(app: Celery, task_id: str, record: Record | None) -> None:
-    """Store the state REVOKED for a task that nobody works on, and tell its chord."""
+    """Store the state REVOKED for a task that is not running, and tell its chord."""
     if celery_internals.keeps_results(app.backend) and app.backend.get_state(task_id) in states.READY_STATES:
         return
     request = None

@@ -70,7 +70,7 @@ class Interrupted(Exception):
     def __init__(
         self, step: str | None = None, cursor: Any = None, reason: str = "", percent: int | None = None
     ) -> None:
-        # Whoever rebuilds it gets what is known only, which a release without percentages can take as well.
+        # It is rebuilt from what is known only, which a release without percentages can take as well.
         super().__init__(step, cursor, reason, *(() if percent is None else (percent,)))
         self.step = step
         self.cursor = cursor
@@ -320,7 +320,7 @@ class WaitTimeout(ContinuationError):
 
 
 class DeliveryError(ContinuationError):
-    """A delivery, or another wish of somebody outside, was refused.
+    """A delivery or a command was refused.
 
     Attributes:
         task_id: of which task.

@@ -290,7 +290,7 @@ class AppTask(Task):  # type: ignore[misc]
         return run.iterate(name, opened, start=start, isolated=isolated, on_error=on_error, unit=unit)
 
     def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
-        """Wait until somebody delivers something under ``name``, see :meth:`ContinuableAsyncResult.deliver`.
+        """Wait until a value is delivered under ``name``, see :meth:`ContinuableAsyncResult.deliver`.
 
         The task holds no worker and no message meanwhile.
 

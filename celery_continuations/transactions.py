@@ -11,8 +11,8 @@ SQLAlchemy     a session with objects that are added, changed or deleted; that h
                a ``with session.begin()`` or ``begin_nested()`` block
 =============  ==============================================================================
 
-It does not notice a session that has only read, for every read begins a transaction; SQL written as ``text()``, of
-which nobody can tell what it does; connections used without a session; Django's ``set_autocommit(False)``; nor
+It does not notice a session that has only read, for every read begins a transaction; SQL written as ``text()``,
+whose effect cannot be known; connections used without a session; Django's ``set_autocommit(False)``; nor
 a session that began before the first checkpoint that found ``sqlalchemy.orm`` imported.
 """
 

@@ -89,7 +89,7 @@ def list_(
 
     def is_wanted(one: dict[str, Any]) -> bool:
         if one["error"]:
-            return True  # nothing is known of it but that it needs somebody
+            return True  # only that it needs attention is known
         if one["state"] not in wanted or (pattern and not fnmatch.fnmatchcase(one["task"] or "", pattern)):
             return False
         if version is not None and one["version"] != version:
@@ -203,7 +203,7 @@ def resume(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_as_json
 def cancel(ctx: click.Context, task_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """End tasks in the state REVOKED: at the next checkpoint, or now if nobody works on them."""
+    """End tasks in the state REVOKED: at the next checkpoint, or immediately if they are not running."""
     if not yes and sys.stdin.isatty():
         what = "this task" if len(task_ids) == 1 else f"these {len(task_ids)} tasks"
         click.confirm(f"Cancel {what}? Their progress is dropped", abort=True, err=True)

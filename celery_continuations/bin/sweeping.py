@@ -52,7 +52,7 @@ def _is_at_work(task_id: str) -> bool:
 
 
 def _watch(store: Store, lease: float) -> None:
-    """Return when the store has answered quickly for a whole lease, so that whoever lives has renewed its own."""
+    """Return when the store has answered quickly for a whole lease, so that each living worker has renewed its own."""
     since = time.monotonic()
     while time.monotonic() - since < lease:
         asked = time.monotonic()

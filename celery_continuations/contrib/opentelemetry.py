@@ -6,7 +6,7 @@ Two headers of the message carry the contexts:
 ============================  =============================================================
 ``traceparent``               of the span within which the task was called (W3C)
 ``continuation_traceparent``  of the last execution that has begun, put there when it begins, so
-                              that whoever publishes the message again carries it on
+                              that every later publication of the message carries on
 ============================  =============================================================
 """
 

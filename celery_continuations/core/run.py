@@ -47,7 +47,7 @@ class Host(Protocol):
         """A step begins whose unit, ``run.unit``, every save is to be part of: refuse what cannot be."""
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Tell whoever listens: the event is the name of its signal, e.g. ``"step_started"``."""
+        """Report an event, which is the name of its signal, e.g. ``"step_started"``."""
 
     def back_off(self, run: Run, seconds: float) -> NoReturn:
         """Give the worker back, to go on at the same cursor after so many seconds."""

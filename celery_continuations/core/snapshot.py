@@ -21,7 +21,7 @@ ACCEPTED = "accepted"
 #: The kind of a step that version 0.1 completed, which did not save kinds.
 UNKNOWN_KIND = "?"
 
-#: The reason of a resumption for which nobody left: the execution was lost.
+#: The reason of a resumption after a lost execution.
 LOST = "lost"
 
 # Errors are kept for the operator, not for the task: a few are enough.
@@ -189,7 +189,7 @@ class Snapshot:
         return [*self.completed, *([self.current[0]] if self.current else [])]
 
     def remember_error(self, error: BaseException) -> None:
-        """Keep ``error`` for whoever asks why the task was resumed."""
+        """Keep ``error``, the reason why the task was resumed."""
         name, cursor = self.current or (None, None)
         entry = {"type": type(error).__name__, "message": str(error), "step": name, "cursor": cursor}
         self.errors = [*self.errors[1 - _ERRORS_KEPT :], entry]

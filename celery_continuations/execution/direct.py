@@ -102,7 +102,7 @@ class DirectExecution:
         setattr(request, ATTRIBUTE, self)
 
     def begin(self) -> Run:
-        """There is nothing to claim."""
+        """No-op: there is nothing to claim."""
         return self.run
 
     guard = staticmethod(transactions.refuse_open)  # a checkpoint that is in a wrong place is found here, too
@@ -123,7 +123,7 @@ class DirectExecution:
             run.committed()
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Nobody listens."""
+        """No-op: there are no listeners."""
 
     # -- waiting
 
@@ -141,7 +141,7 @@ class DirectExecution:
         return Outcome.of_value(payloads[name], f"the payload of {name!r}") if name in payloads else TIMED_OUT
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
-        """There is no worker to be given back, and nobody to take up the rest.
+        """Refuse: a direct call has no worker to give back, and no other worker could continue.
 
         Raises:
             InvalidStepError: always.
@@ -158,7 +158,7 @@ class DirectExecution:
         self.leave(Waiting("time"), f"throttled for {seconds:g} s")
 
     def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
-        """Nobody listens."""
+        """No-op: there are no listeners."""
         return is_of_item(error)
 
     def unchecked(self, run: Run, step: Step) -> None:

@@ -79,7 +79,7 @@ _ASK_EVERY = 0.1
 # Seconds until a message that could not be claimed is tried again.
 _CLAIM_COUNTDOWN = 5
 
-# Seconds between two questions whether somebody else has the task, while the worker's lease is over.
+# Seconds between two checks for another execution that has the task, while the worker's lease is over.
 _VERIFY_EVERY = 0.1
 
 # So many times as long as an attempt to save took that failed, the task works before the next.
@@ -196,7 +196,7 @@ class Execution:
         claim = self._claimed(flag.worker)
         if claim is None:
             if self._was_cancelled() and not self._ended(None):
-                self._tell_revoked()  # whoever cancelled it may not have lived to do so
+                self._tell_revoked()  # the process that cancelled it may have died before it could
             self._teller.log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
             self._refuse("stale")
         self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
@@ -300,7 +300,7 @@ class Execution:
         return ended(self.task, self.request.id, self.task.backend)
 
     def _keepable(self, **options: Any) -> str | None:
-        """Return the message of this task, as the store keeps it for whoever has to publish it again."""
+        """Return the message of this task, as the store keeps it, to be published again."""
         if not self._store.keeps:
             return None
         self._warn_of_large_arguments()
@@ -446,7 +446,7 @@ class Execution:
         """Save the run's progress; and learn, also where there is none, what others want of it.
 
         Raises:
-            Interrupt: when another execution has taken over, or somebody outside wishes it.
+            Interrupt: when another execution has taken over, or a pause or cancel command is pending.
         """
         watch = self._watch
         assert watch is not None
@@ -532,7 +532,7 @@ class Execution:
             run.interrupt(PAUSED if kept.wish == PAUSE else CANCELLED)
 
     def _was_committed(self, fence: Fence, text: str) -> bool:
-        """Ask the store what has become of a commit whose answer was lost; until it says so nobody knows."""
+        """Ask the store, until it answers, what became of a commit whose answer was lost."""
         delay = _PUBLISH_DELAY
         while True:
             try:
@@ -541,7 +541,7 @@ class Execution:
                 record = self._store.read(self.request.id)
             except StoreError as exc:
                 if flag_at(self._delivery.get("flag")).level == COLD:
-                    self._refusal, self._fence = STOPPING, None  # whoever recovers the record finds what is true
+                    self._refusal, self._fence = STOPPING, None  # the sweep that recovers the record finds what is true
                     raise SystemExit(f"the store is away, and this worker is to stop at once: {exc}") from exc
                 self._warn_not_saved("its progress, of which it is not known whether it was committed", exc)
             else:
@@ -864,7 +864,7 @@ class Execution:
         return self.run.snapshot.waiting if self.run is not None else None
 
     def _is_to_be_published(self, handover: dict[str, Any]) -> bool:
-        """Whether the task is left to a message; else to the time, or to somebody outside."""
+        """Whether a message continues the task; otherwise a time, a delivery or an operator does."""
         waiting = self._waiting
         if waiting is not None and self._fence is not None:
             due_in = None if waiting.until is None else max(0.0, waiting.until - time.time())
@@ -896,7 +896,7 @@ class Execution:
         return fence is not None and fence.status not in (Status.WAITING, Status.PAUSED)
 
     def _was_cancelled(self) -> bool:
-        """Whether somebody outside has cancelled the task while nobody was at work on it."""
+        """Whether the task was cancelled while no execution was running."""
         if not self._store.keeps:
             return False
         try:
@@ -920,7 +920,7 @@ class Execution:
         return AsyncResult(str(waiting.key), app=self.task.app).state in states.READY_STATES
 
     def _cancel(self) -> NoReturn:
-        """End as somebody outside wishes.
+        """End as the pending command says.
 
         Raises:
             Ignore: always.
@@ -963,13 +963,13 @@ class Execution:
         finally:
             self._handover = None
             self.close()
-        if self._interrupted is not None:  # told only now: whoever takes the task up need not wait for it
+        if self._interrupted is not None:  # reported only now, so that the next execution need not wait for it
             self._teller.interrupted(self._interrupted, self._error, None if self._handback else self.run)
         elif self.run is not None and self.run.current is not None:
             self._teller.step("step_interrupted", self.run, self.run.current, reason=RETRY)
 
     def _publish(self, **message: Any) -> None:
-        """Publish; while the broker is away wait for it, for the task is in nobody's hands until then."""
+        """Publish; wait while the broker is unavailable, because no other process has the task until then."""
         delay = _PUBLISH_DELAY
         while True:
             try:
@@ -1022,7 +1022,7 @@ class Execution:
             self._end(Status.FAILED)
         elif state in (states.SUCCESS, states.IGNORED) and sys.exc_info()[1] is None:
             # Celery says SUCCESS also where a signal, or its backend, has kept it from storing that: the value is
-            # kept then, and whoever recovers the task returns it.
+            # kept then, and the execution that recovers the task returns it.
             self._end(Status.DONE)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ class Watch:
         save_at: when progress is to be saved.
         leave_at: when the execution has run long enough.
         ask_at: when the task's own predicate is to be asked.
-        verify_at: when to ask again whether somebody else has the task, while the worker's lease is over.
+        verify_at: when to check again whether another execution has the task, while the worker's lease is over.
         verify: whether to ask that now.
         due_since: since when the run's attention has been wanted, if it is.
     """

@@ -143,7 +143,7 @@ class Publisher:
 
     Args:
         app: whose broker.
-        connection: to that broker, connected, and nobody else's.
+        connection: to that broker, connected, and not shared.
 
     Attributes:
         producer: on that connection.

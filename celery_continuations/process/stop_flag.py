@@ -132,7 +132,7 @@ def new_flag(hostname: str) -> StopFlag:
 
 
 def _remove_abandoned(folder: str) -> None:
-    """Remove the flags of workers that were killed: nobody holds their locks any more."""
+    """Remove the flags of workers that were killed: their locks are no longer held."""
     for path in glob(f"{folder}/{_PREFIX}*"):
         with suppress(OSError):  # another user's, or just removed
             fd = os.open(path, os.O_RDWR)

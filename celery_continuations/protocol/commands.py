@@ -1,4 +1,4 @@
-"""What somebody outside of a task may do to its record: deliver, pause, resume, cancel, retry.
+"""What callers and operators may do to a task's record: deliver, pause, resume, cancel, retry.
 
 The rules go on from those of :mod:`celery_continuations.protocol.rules`.  An execution that is at work keeps
 its record: a delivery leaves the fence as it is, and a wish only adds to it.
@@ -20,7 +20,7 @@ __all__ = ["cancel", "check_retry", "close_wait", "deliver", "pause", "resume", 
 #: Asks the result backend for the state of a task without a record: None if it may still come.
 Ended = Callable[[], str | None]
 
-# Of a record that somebody outside has made.
+# Of a record that a caller has made, before its task has started.
 _BEFORE_ITS_TASK = Fence(0, Status.QUEUED)
 
 _OVER = {
@@ -126,7 +126,7 @@ def wake(store: Store, task_id: str, key: str) -> Record | None:
 
 
 def pause(store: Store, task_id: str, *, ended: Ended) -> None:
-    """Have the task left to nobody, from its next checkpoint on; arguments as in :func:`deliver`.
+    """Stop the task at its next checkpoint, until it is resumed; arguments as in :func:`deliver`.
 
     Raises:
         DeliveryError: when the task is over.

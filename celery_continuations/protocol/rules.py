@@ -29,7 +29,7 @@ __all__ = [
     "wait",
 ]
 
-#: Seconds after which a message that nobody has claimed is looked for, and doubled each time.
+#: Seconds after which an unclaimed message is looked for, and doubled each time.
 PATIENCE = 10.0
 
 # Looks that double it: up to more than a day.
@@ -151,7 +151,7 @@ def claim(
                 counted = _count_loss(store, task_id, mine, dead)
                 if counted is not None:
                     return Claim(mine, counted, record.value or None, lost=True)
-            continue  # also where somebody else has it by now
+            continue  # also where another execution has it by now
         text = message() if record.message is None else None  # the record is older than the task's first message
         if store.swap(task_id, known, Record(mine, newest, text)):
             return Claim(mine, newest, record.value or None)
@@ -163,7 +163,7 @@ def save(
     """Save progress; None when another execution has taken over.
 
     Returns:
-        The fence, with the wish that somebody outside may have added.
+        The fence, with the command that may have been added to it.
 
     Args:
         store: where the record is.
@@ -206,7 +206,7 @@ def wait(
     due_in: float | None,
     is_there: Callable[[str | None], bool],
 ) -> Fence | None:
-    """Save, and leave the task to the time, or to somebody outside; see :func:`interrupt`.
+    """Save, and leave the task until a time or a delivery; see :func:`interrupt`.
 
     Args:
         store: where the record is.

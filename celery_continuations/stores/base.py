@@ -58,7 +58,7 @@ ENDED = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED, Status.PAUSED, 
 #: An execution is at work on these.
 OWNED = frozenset((Status.RUNNING, Status.FINISHING))
 
-#: The wishes: to be left to nobody until it is resumed; and to end.
+#: The commands: to stop until it is resumed; and to end.
 PAUSE, CANCEL = "pause", "cancel"
 
 #: How many due records a sweep looks at, one sweep after the other.
@@ -72,7 +72,7 @@ _KNOWN = frozenset(value for name, value in vars(Status).items() if not name.sta
 class Fence(NamedTuple):
     """Who may write: the generation, the status and the owner that the writer knows.
 
-    The owner is an execution, ``worker/process/execution``; ``""`` where nobody works on the
+    The owner is an execution, ``worker/process/execution``; ``""`` where no execution works on the
     record.  Of a queued record it is how often its message has been looked for.  A wish from outside
     is a fourth part of the owner: the execution finds it at its next save, which is refused.
 
@@ -90,7 +90,7 @@ class Fence(NamedTuple):
 
     @property
     def wish(self) -> str:
-        """What somebody outside wants of the execution that owns the record: one of the wishes, or ``""``."""
+        """The pending command to the execution that owns the record: one of the two, or ``""``."""
         return "".join(self.owner.split("/")[_PARTS_OF_OWNER:]) if self.status in OWNED else ""
 
     def wishing(self, wish: str) -> Fence:
@@ -144,7 +144,7 @@ class Lease(NamedTuple):
     Attributes:
         worker: its id.
         left: seconds by the store's clock; 0 or less once it is over.
-        note: what the worker last said of itself, for whoever finds it dead; one word or ``""``.
+        note: what the worker last said of itself, for the sweep that finds it dead; one word or ``""``.
     """
 
     worker: str
@@ -295,7 +295,7 @@ class Store(abc.ABC):
         """Return the owner of each record that an execution of ``worker`` owns, by task id."""
 
     def within(self, connection: Any) -> Store:
-        """Return a store of which ``read`` and ``swap`` run on somebody else's connection, in its transaction.
+        """Return a store of which ``read`` and ``swap`` run on the caller's connection, in its transaction.
 
         They neither commit nor roll back.  Their StoreError has the driver's error as its cause.
 

@@ -138,7 +138,7 @@ _OWNED = sa.select(_row.task_id, _row.fence).where(_own)
 _lease = (_leases.c.namespace == sa.bindparam("namespace_")) & (_leases.c.worker == sa.bindparam("worker_"))
 _RETIRE = sa.delete(_leases).where(_lease, ~sa.exists().where(_own))
 
-# Whoever locks an expired row is about to replace it.
+# A writer that locks an expired row is about to replace it.
 _EXPIRED = (
     sa.select(_row.namespace, _row.task_id)
     .where(_row.expires <= _now)
@@ -521,7 +521,7 @@ class DatabaseStore(Store):
             raise
 
     def _clean(self, connection: Connection) -> None:
-        """Remove what has expired, of any namespace: whose nobody opens any more would stay forever."""
+        """Remove what has expired, of any namespace, also of those that are no longer opened."""
         now = time.monotonic()
         if now >= self._next_cleaning:
             self._next_cleaning = now + _CLEAN_EVERY
@@ -551,7 +551,7 @@ class DatabaseStore(Store):
 
 
 class _Within(DatabaseStore):
-    """The same records, in a transaction of somebody else's."""
+    """The same records, in the caller's transaction."""
 
     def __init__(self, store: DatabaseStore, connection: Any) -> None:
         vars(self).update(vars(store))

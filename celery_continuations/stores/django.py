@@ -271,7 +271,7 @@ class DjangoStore(Store):
         return connection.connection is not None and bool(connection.is_usable())
 
     def _clean(self) -> None:
-        """Remove what has expired, of any namespace: whose nobody opens any more would stay forever."""
+        """Remove what has expired, of any namespace, also of those that are no longer opened."""
         now = time.monotonic()
         if now >= self._next_cleaning:
             self._next_cleaning = now + _CLEAN_EVERY

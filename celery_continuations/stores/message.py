@@ -45,10 +45,10 @@ class MessageStore(Store):
         return iter(())
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """Nobody asks."""
+        """No-op: there are no leases."""
 
     def retire(self, worker: str) -> None:
-        """Nobody asks."""
+        """No-op: there are no leases."""
 
     def look(self, worker: str = "", limit: int = LIMIT) -> Look:
         """There is nothing to find."""

@@ -309,7 +309,7 @@ class RedisStore(Store):
 
     @property
     def client(self) -> Any:
-        """The redis-py client, for whoever checks how the server is set up."""
+        """The redis-py client, for checks of how the server is set up."""
         return self._client
 
     def close(self) -> None:

@@ -141,7 +141,7 @@ class Rehearsal:
         """Let the clock go to the moment at which the task goes on.
 
         Raises:
-            AssertionError: when it waits for what nobody has delivered.
+            AssertionError: when it waits for a value that was not delivered.
         """
         waiting = self.waiting
         if waiting is None:
@@ -300,11 +300,11 @@ class _Execution(Execution):
         """There is no store that could be elsewhere."""
 
     def write(self, run: Run) -> None:
-        """Save, and ask nobody."""
+        """Save without a fault."""
         self._rehearsal.save(self._snapshot_text())
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Nobody listens."""
+        """No-op: there are no listeners."""
 
     def unchecked(self, run: Run, step: Step) -> None:
         """The outcomes of the runs show what changes."""
@@ -366,7 +366,7 @@ class _Execution(Execution):
             raise
         if self._left:
             if self.task.app.conf.task_eager_propagates:
-                instead = Ignore(str(instead))  # Celery would raise a Retry at whoever has called the task
+                instead = Ignore(str(instead))  # Celery would raise a Retry in the caller of the task
             return instead
         if not isinstance(error, Retry):
             self._rehearsal.end(states.IGNORED if isinstance(instead, Ignore) else states.FAILURE, error=instead)
@@ -432,7 +432,7 @@ def run_until_done(run: Rehearsal, *, executions: int = EXECUTIONS) -> Any:
 
     Raises:
         Exception: what the task has raised.
-        AssertionError: when it waits for what nobody delivers, or does not end.
+        AssertionError: when it waits for a value that is never delivered, or does not end.
     """
     while not run.ended:
         go_on(run, executions)

@@ -509,7 +509,7 @@ class StoreConformance:
         assert [(lease.worker, lease.note) for lease in self.store.look().leases] == [("w", "")]
 
     def test_a_worker_that_owns_is_listed_without_a_lease(self) -> None:
-        """Its lease is over: somebody has to look after what it owns."""
+        """Its lease has expired, so a sweep has to find what it owns."""
         self.store.renew("listed", 1000)
         for worker in ("listed", "unlisted", "another"):
             for number in range(3):
@@ -706,7 +706,7 @@ class StoreConformance:
     # -- what goes wrong
 
     def test_a_spoilt_record_is_named_and_kept(self) -> None:
-        """Nobody takes it for none."""
+        """It is not taken for a missing record."""
         for task_id in ("spoilt", "sound"):
             self.store.swap(task_id, None, Record(_RUNNING, "text"))
         self.corrupt(self.store, "spoilt")

@@ -94,7 +94,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
         try:
             record = store.read(self.id)
             if record is None or (record.fence.generation == 0 and record.message is None):
-                return False  # somebody outside may have made the record, before the task could be claimed
+                return False  # a delivery or a command may have made the record before the task was claimed
             sweeper.recover(self.id)
         except StoreError as exc:
             self._tell_later("recovered", exc)

@@ -118,7 +118,7 @@ class Sweeper:
         return lost
 
     def recover(self, task_id: str) -> None:
-        """Recover one task of this worker, whose process has ended, if nobody has done so yet.
+        """Recover one task of this worker, whose process has ended, if that has not been done yet.
 
         Raises: see :meth:`sweep`.
         """
@@ -184,7 +184,7 @@ class Sweeper:
             signals.task_recovered.send(sender=self._app.tasks.get(name), task_id=task_id)
 
     def _cancelled(self, task_id: str, record: Record) -> None:
-        """Somebody outside wished it to end, and its execution was lost before it could."""
+        """It was to be cancelled, and its execution was lost before that."""
         revoke(self._app, task_id, record)
         seconds = seconds_kept(self._app, Status.CANCELLED)
         rules.end(self._store, task_id, record.fence, Status.CANCELLED, "", seconds)

@@ -27,15 +27,15 @@ class RecordAdmin(admin.ModelAdmin):
     ordering = ("-id",)
 
     def has_add_permission(self, request: Any) -> bool:
-        """Nobody: a record is made by its task."""
+        """Return False: only a task makes its record."""
         return False
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
-        """Nobody: a record is written by its task."""
+        """Return False: only a task writes its record."""
         return False
 
     def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
-        """Nobody: a task without its record starts over."""
+        """Return False: a task without its record starts over."""
         return False
 
     def task(self, row: RecordRow) -> str:
@@ -46,7 +46,7 @@ class RecordAdmin(admin.ModelAdmin):
             return f"unreadable: {exc}"
 
     def status(self, row: RecordRow) -> str:
-        """Its status, and what somebody outside wants of it."""
+        """Its status, and the pending command, if there is one."""
         fence = _fence(row)
         if fence is None:
             return f"unreadable: {row.fence!r}"
