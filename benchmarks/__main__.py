@@ -53,7 +53,7 @@ FIGURES = {
 @click.option("--only", type=click.Choice(list(FIGURES)), multiple=True, help="Measure this one; may be repeated.")
 @click.option("--quick", is_flag=True, help="Fewer repetitions: the figures are less certain.")
 def main(only: tuple[str, ...], quick: bool) -> None:
-    """Measure, and print with the targets.  A missed target is shown, and is no failure."""
+    """Measure, and print with the targets.  A missed target is shown, and is not a failure."""
     # So that a SIGTERM also ends what was started: the servers and workers are context managers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     report.print_setting()

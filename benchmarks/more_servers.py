@@ -1,6 +1,6 @@
 """Private servers beside Redis; they are those of the integration tests.
 
-Not in :mod:`benchmarks.servers`, which every worker imports: pytest is no part of what is measured.
+Not in :mod:`benchmarks.servers`, which every worker imports: pytest is not part of what is measured.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def measure(quick: bool) -> Figure:
         with site.worker("steps") as worker:
             worker.wait_until_ready()
             pid = site.wait_for_start("worker celery")
-            _wait(site, WAITING)  # what a worker takes once, for tasks that ran, is no part of what waiting costs
+            _wait(site, WAITING)  # what a worker takes once, for tasks that ran, is not part of what waiting costs
             _deliver_and_forget(site)
             none = [_watch(site, pid, seconds) for _ in range(windows)]
             _wait(site, WAITING)

@@ -62,8 +62,8 @@ def callback_url(app: Celery, task_id: str, name: str, expires: float | timedelt
 
     Raises:
         ImproperlyConfigured: when ``continuation_callback_url`` or ``continuation_callback_secret`` is not set.
-        InvalidStepError: when ``name`` is no name.
-        ValueError: when ``expires`` is no time above 0.
+        InvalidStepError: when ``name`` is not a valid name.
+        ValueError: when ``expires`` is not a time above 0.
 
     >>> app = Celery(broker="memory://", set_as_current=False)
     >>> app.conf.continuation_callback_url = "https://example.com/callbacks"

@@ -241,7 +241,7 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
         prefix = next((one for one in (PREFIX, spaced) if full.startswith(one)), None)
         if prefix is not None and full[len(prefix) :].lower() not in known:
             raise ImproperlyConfigured(
-                f"{full} is no setting of celery-continuations{where}; known are: "
+                f"{full} is not a setting of celery-continuations{where}; known are: "
                 + ", ".join(sorted(PREFIX + name for name in known))
             )
     if app.conf.task_protocol != 2:
@@ -282,12 +282,14 @@ def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check settings given without the prefix, and return them with it.
 
     Raises:
-        TypeError: for a name that is no setting.
+        TypeError: for a name that is not a setting.
         ImproperlyConfigured: for a value that is not allowed.
     """
     for name, value in options.items():
         if name not in _of_tasks():
-            raise TypeError(f"{where} got {name!r}, which is no setting of a task; known are: {', '.join(_of_tasks())}")
+            raise TypeError(
+                f"{where} got {name!r}, which is not a setting of a task; known are: {', '.join(_of_tasks())}"
+            )
         _check(name, value, SETTINGS[name], f" of {where}")
     return {PREFIX + name: value for name, value in options.items()}
 

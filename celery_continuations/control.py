@@ -114,7 +114,7 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
     Arguments as in :func:`deliver`.
 
     Raises:
-        DeliveryError: when the task is over.  Cancelling twice is no error.
+        DeliveryError: when the task is over.  Cancelling twice is not an error.
         StoreError: when the store cannot be reached, or keeps nothing.
     """
     app = app or current_app._get_current_object()

@@ -357,7 +357,7 @@ class CallbackError(ContinuationError):
 
 
 class StoreError(ContinuationError):
-    """The store could not be reached, or holds something that is no record.
+    """The store could not be reached, or holds something that is not a record.
 
     Attributes:
         store: which store.

@@ -425,8 +425,8 @@ class AppTask(Task):  # type: ignore[misc]
 
         Raises:
             ImproperlyConfigured: when ``continuation_callback_url`` or ``continuation_callback_secret`` is not set.
-            InvalidStepError: when the task has no id, as in a direct call, or ``name`` is no name.
-            ValueError: when ``expires`` is no time above 0.
+            InvalidStepError: when the task has no id, as in a direct call, or ``name`` is not a valid name.
+            ValueError: when ``expires`` is not a time above 0.
 
         >>> from celery import Celery
         >>> app = Celery(broker="memory://", set_as_current=False)

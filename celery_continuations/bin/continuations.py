@@ -42,7 +42,7 @@ def _command(function: Callable[..., None]) -> Any:
 
     @wraps(function)
     def run(ctx: click.Context, **options: Any) -> None:
-        # click leaves colours out where the output is no terminal
+        # click leaves colours out where the output is not a terminal
         ctx.color = False if ctx.obj.no_color else None
         try:
             function(ctx, **options)

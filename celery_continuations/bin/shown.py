@@ -46,7 +46,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value)
         if found is None:
-            self.fail(f"{value!r} is no duration; write 90s, 5m, 2h or 3d", param, ctx)
+            self.fail(f"{value!r} is not a duration; write 90s, 5m, 2h or 3d", param, ctx)
         return float(found[1]) * _UNITS[found[2] or "s"]
 
 

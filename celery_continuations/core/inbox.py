@@ -32,7 +32,7 @@ class Inbox(dict[str, Outcome]):
         """Read what :meth:`dumps` wrote; None and ``""`` are an empty one.
 
         Raises:
-            UnserializableValueError: when ``text`` is no inbox.
+            UnserializableValueError: when ``text`` is not an inbox.
         """
         if not text:
             return cls()

@@ -553,7 +553,7 @@ def _begun(snapshot: Snapshot) -> Begun:
 
 
 def check_name(name: Any) -> None:
-    """Refuse what is no name of a step."""
+    """Refuse an invalid step name."""
     if type(name) is not str or not name:
         raise InvalidStepError(
             f"a step's name must be a non-empty str, not {name!r}; it is the first argument", found=name

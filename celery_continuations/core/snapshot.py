@@ -239,7 +239,7 @@ class Snapshot:
         longer be decoded raises inside the task.
 
         Raises:
-            UnserializableValueError: when ``text`` is no snapshot.
+            UnserializableValueError: when ``text`` is not a snapshot.
             InvalidStepError: when it is of a version that comes after the one known here.
 
         >>> Snapshot.loads(Snapshot(current=("import", 500)).dumps()).steps

@@ -158,7 +158,7 @@ class Publisher:
         """Publish a message, as one that continues ``generation``.
 
         Raises:
-            StoreError: for a text that is no message.
+            StoreError: for a text that is not a message.
             kombu.exceptions.OperationalError: when the broker cannot be reached.
         """
         _send_kept(self._app, self.producer, text, generation, retry=False)  # there is another sweep
@@ -265,7 +265,7 @@ def _parsed(text: str) -> Any:
         for key in ("task", "route", "headers", "properties", "sending", "content", "body"):
             message[key]
     except (ValueError, TypeError, KeyError) as exc:
-        raise StoreError("record", f"what it keeps is no message: {exc!r}") from exc
+        raise StoreError("record", f"what it keeps is not a message: {exc!r}") from exc
     return message
 
 

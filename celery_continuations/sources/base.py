@@ -284,7 +284,7 @@ def batches(pairs: Pairs, size: int) -> Pairs:
 
 
 def check_size(size: Any, what: str, step: str | None = None) -> None:
-    """Refuse what is no number of items in a batch."""
+    """Refuse what is not a number of items in a batch."""
     if type(size) is not int or size < 1:
         raise InvalidStepError(f"{what} must be an int of 1 or more, not {size!r}", found=step)
 

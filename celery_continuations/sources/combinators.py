@@ -211,7 +211,7 @@ def _skipped_to(expected: Any, pairs: Pairs) -> Pairs:
 
 def _place(cursor: Any) -> tuple[Any, Any, Any]:
     if type(cursor) is not tuple or len(cursor) != 3:
-        raise InvalidStepError(f"nested sources cannot be read from {cursor!r}: that is no place in two of them")
+        raise InvalidStepError(f"nested sources cannot be read from {cursor!r}: that is not a place in two of them")
     return cursor
 
 

@@ -234,7 +234,7 @@ def _ordered(query: Any, item: Any) -> tuple[str, bool]:
         return item.name, False
     if isinstance(item, OrderBy) and isinstance(item.expression, F):
         return item.expression.name, item.descending
-    raise _order_error(query, f"{item!r} is no column")
+    raise _order_error(query, f"{item!r} is not a column")
 
 
 def _field(query: Any, name: str) -> Any:
@@ -242,7 +242,7 @@ def _field(query: Any, name: str) -> Any:
     fields |= {field.name: field for field in fields.values() if not field.is_relation}
     if name not in fields or name in query.query.annotations:
         hint = f"; write {name}_id for its key" if f"{name}_id" in fields else ""
-        raise _order_error(query, f"{name!r} is no column of its table{hint}")
+        raise _order_error(query, f"{name!r} is not a column of its table{hint}")
     return fields[name]
 
 
@@ -265,7 +265,7 @@ def _order_error(query: Any, problem: str) -> InvalidStepError:
     order = f"its order {', '.join(map(str, ordering))}" if ordering else f"the order of {_name(query)} itself"
     end = "the whole primary key" if len(_pk_fields(query.model._meta)) > 1 else "the primary key"
     return InvalidStepError(
-        f"a queryset of {_name(query)} cannot be read by key: {order} is no unique key: {problem}. "
+        f"a queryset of {_name(query)} cannot be read by key: {order} is not a unique key: {problem}. "
         f'Write .order_by("pk"), or an order of columns that ends with {end}'
     )
 

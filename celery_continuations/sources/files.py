@@ -171,7 +171,7 @@ class FileSource(BaseReader):
                     _ADVICE,
                 )
         except (TypeError, ValueError) as exc:
-            raise InvalidStepError(f"a file cannot be read from {cursor!r}: that is no place in one") from exc
+            raise InvalidStepError(f"a file cannot be read from {cursor!r}: that is not a place in one") from exc
         return int(offset)
 
     def _compare(self, file: IO[bytes], head: Mark, near: Mark, mark: Any) -> None:
@@ -443,8 +443,8 @@ def _of_temporary_file(file: Any) -> FileSource:
 
 def _of_other_file(file: Any) -> FileSource:
     raise InvalidStepError(
-        f"a {type(file).__name__} is no text file with a path; pass lines(path), csv_rows(path) or json_lines(path), "
-        "or a list of what is in it"
+        f"a {type(file).__name__} is not a text file with a path; pass lines(path), csv_rows(path) or "
+        "json_lines(path), or a list of what is in it"
     )
 
 

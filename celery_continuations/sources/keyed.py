@@ -75,7 +75,7 @@ class KeyedSource(BaseReader):
         )
 
     def check(self, cursor: Any) -> None:
-        """Raise for what is no key."""
+        """Raise for what is not a key."""
         count = len(self.key)
         fits = type(cursor) is tuple and len(cursor) == count if count > 1 else not isinstance(cursor, (tuple, list))
         if not fits:

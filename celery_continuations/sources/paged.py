@@ -151,7 +151,7 @@ _ADVICE = (
 
 def _place(cursor: Any) -> tuple[Any, int]:
     if type(cursor) is not tuple or len(cursor) != 2 or type(cursor[1]) is not int or cursor[1] < 0:
-        raise InvalidStepError(f"pages cannot be read from {cursor!r}: that is no token with a number of items")
+        raise InvalidStepError(f"pages cannot be read from {cursor!r}: that is not a token with a number of items")
     return cursor
 
 

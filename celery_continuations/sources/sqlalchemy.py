@@ -276,8 +276,8 @@ def _ordered(clause: Any) -> Column:
         column = column.element
     if not isinstance(column, sa.Column):
         raise InvalidStepError(
-            f"a select cannot be read by key: its order has {str(clause)!r}, which is no column of a table; write the "
-            "column itself, as of order_by(User.name.desc(), User.id)"
+            f"a select cannot be read by key: its order has {str(clause)!r}, which is not a column of a table; "
+            "write the column itself, as in order_by(User.name.desc(), User.id)"
         )
     return _named(column, descending)
 
@@ -287,7 +287,7 @@ _MODIFIERS = (operators.desc_op, operators.asc_op, operators.nulls_first_op, ope
 
 def _order_error(key: list[Column], problem: str) -> InvalidStepError:
     order = ", ".join(column.name for column in key)
-    return InvalidStepError(f"a select cannot be read by key: its order by {order} is no unique key: {problem}")
+    return InvalidStepError(f"a select cannot be read by key: its order by {order} is not a unique key: {problem}")
 
 
 def _unique_keys(select: Any) -> list[list[Any]]:

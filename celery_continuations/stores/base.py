@@ -209,7 +209,7 @@ class Store(abc.ABC):
     """Where records live.  All times are in seconds, and by the store's own clock.
 
     Every method raises StoreError when the store cannot be reached, or holds something
-    that is no record; none of them waits for longer than its driver does.
+    that is not a record; none of them waits for longer than its driver does.
     """
 
     #: False for a store that keeps nothing, so that nothing is saved while a task runs.

@@ -541,7 +541,7 @@ class DatabaseStore(Store):
         try:
             for text in (snapshot, message, value, inbox):
                 if not (text is None or isinstance(text, str)):
-                    raise TypeError(f"{text[:20]!r} is no text")
+                    raise TypeError(f"{text[:20]!r} is not text")
             due = None if due is None else float(due)
             return Record(Fence.loads(fence), snapshot, message, value, due, inbox)
         except (ValueError, TypeError) as exc:

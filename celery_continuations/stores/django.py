@@ -288,7 +288,7 @@ class DjangoStore(Store):
         try:
             for text in (snapshot, message, value, inbox):
                 if not (text is None or isinstance(text, str)):
-                    raise TypeError(f"{text[:20]!r} is no text")
+                    raise TypeError(f"{text[:20]!r} is not text")
             return Record(Fence.loads(fence), snapshot, message, value, None if due is None else float(due), inbox)
         except (ValueError, TypeError, AttributeError) as exc:
             raise StoreError("django", f"task {task_id!r} of {self._namespace}: no record: {exc!r}") from exc

@@ -186,7 +186,7 @@ class FilesystemStore(Store):
             except FileNotFoundError:
                 continue  # retired just now
             except (OSError, ValueError, KeyError, TypeError) as exc:
-                raise StoreError("filesystem", f"{path} is no lease: {exc!r}") from exc
+                raise StoreError("filesystem", f"{path} is not a lease: {exc!r}") from exc
         return leases
 
     @staticmethod
@@ -201,7 +201,7 @@ class FilesystemStore(Store):
         for path in self._folder.glob("*.json"):
             with suppress(
                 OSError, StoreError, ValueError, KeyError, TypeError
-            ):  # what is no record is not ours to judge
+            ):  # what is not a record is not ours to judge
                 if path.stat().st_mtime < time.time() - _A_DAY:
                     with self._locked_file(path):
                         expires = json.loads(path.read_text("ascii"))["expires"]
@@ -243,12 +243,12 @@ def _load(path: Path) -> tuple[str, Record] | None:
         due = None if data["due"] is None else float(data["due"])
         return str(data["task_id"]), Record(Fence.loads(data["fence"]), **texts, due=due)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise StoreError("filesystem", f"{path} is no record: {exc!r}") from exc
+        raise StoreError("filesystem", f"{path} is not a record: {exc!r}") from exc
 
 
 def _text_or_none(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value
 
 

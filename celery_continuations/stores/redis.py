@@ -328,7 +328,7 @@ class RedisStore(Store):
         """Read them in one round trip."""
         pipeline = self._client.pipeline(transaction=False)
         for task_id in task_ids:
-            # as bytes also of a client that decodes: it would fail for all when one is no text
+            # as bytes also of a client that decodes: it would fail for all when one is not text
             pipeline.execute_command("EVAL", _READ[0], *self._args(task_id), **{NEVER_DECODE: True})
         answers = self._call(f"{self._prefix}*", pipeline.execute, False)
         found = dict(zip(task_ids, answers, strict=True))
@@ -355,7 +355,7 @@ class RedisStore(Store):
                 **{name: None if text is None else _text(text, self._kept + task_id) for name, text in texts.items()},
             )
         except ValueError as exc:
-            raise StoreError("redis", f"{key} is no record: {exc}") from exc
+            raise StoreError("redis", f"{key} is not a record: {exc}") from exc
 
     def _args(self, name: str) -> tuple[Any, ...]:
         return 2, self._prefix + name, self._kept + name, self._index, name
@@ -384,7 +384,7 @@ def _text(value: Any, key: str) -> str:
     try:
         return value.decode() if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as exc:
-        raise StoreError("redis", f"{key} is no record: {exc}") from exc
+        raise StoreError("redis", f"{key} is not a record: {exc}") from exc
 
 
 def _by_two(flat: list[Any], key: str) -> dict[str, str]:

@@ -50,7 +50,7 @@ class Rehearsal:
         self, task: Any, *, guide: Guide | None = None, task_id: str | None = None, start: float | None = None
     ) -> None:
         if not isinstance(task, AppTask):
-            raise TypeError(f"{task!r} is no continuable task; give it base=ContinuableTask, or @continuable")
+            raise TypeError(f"{task!r} is not a continuable task; give it base=ContinuableTask, or @continuable")
         self.task = task
         self.id = task_id
         self.state: str = states.PENDING

@@ -38,7 +38,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
         super().__init__(message, **kwargs)
         flag = flag_of(self.hostname)
         self._keeper: Keeper | None = keeper_of(flag.worker) if flag else None
-        self._is_being_ended = False  # by this process, so that the death of the task's is no surprise
+        self._is_being_ended = False  # by this process, so that the death of the task's is not a surprise
         self.request_dict[DELIVERY] = {
             "flag": flag.path if flag else None,
             "content_type": message.content_type,

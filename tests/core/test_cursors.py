@@ -314,7 +314,7 @@ def loop(source: Any, seen: list[Any], **options: Any) -> Any:
 
 
 class Letters:
-    """A sequence that is no list: len and indices."""
+    """A sequence that is not a list: len and indices."""
 
     def __len__(self) -> int:
         return 5

@@ -296,7 +296,7 @@ class Falling(Scenario):
 
 
 class Stopping(Scenario):
-    """Is killed each time its worker stops, three times: that is no crash loop."""
+    """Is killed each time its worker stops, three times: that is not a crash loop."""
 
     items = 1
     times = 3
@@ -316,7 +316,7 @@ class Stopping(Scenario):
 
 
 class Scattered(Scenario):
-    """Kills its process at each of two items: it gets on, so that is no crash loop."""
+    """Kills its process at each of two items: it gets on, so that is not a crash loop."""
 
     repeats = 2
     has_limit = True

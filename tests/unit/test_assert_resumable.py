@@ -457,7 +457,7 @@ def test_a_task_that_takes_another_way_each_time(hold: Any, world: World) -> Non
 
 
 def test_what_is_no_continuable_task(app: Celery) -> None:
-    with pytest.raises(TypeError, match="is no continuable task"):
+    with pytest.raises(TypeError, match="is not a continuable task"):
         assert_resumable(app.task(fault), check=int)
 
 

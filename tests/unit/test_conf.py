@@ -115,7 +115,7 @@ def test_celerys_report_hides_the_secret() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     app = make_app(continuation_max_resumption=5)
     app.task(base=ContinuableTask, bind=True, name="any")(body)
-    with pytest.raises(ImproperlyConfigured, match="continuation_max_resumption is no setting .* known are: contin"):
+    with pytest.raises(ImproperlyConfigured, match="continuation_max_resumption is not a setting .* known are: contin"):
         app.finalize()
 
 
@@ -123,7 +123,9 @@ def test_an_unknown_setting_is_refused() -> None:
 def test_an_attribute_of_a_task_that_is_no_setting_is_refused(name: str) -> None:
     app = make_app()
     app.task(base=ContinuableTask, bind=True, name="any", **{name: "x"})(body)
-    with pytest.raises(ImproperlyConfigured, match=f"{name} is no setting of .* of a task, as any has it; known are"):
+    with pytest.raises(
+        ImproperlyConfigured, match=f"{name} is not a setting of .* of a task, as any has it; known are"
+    ):
         app.finalize()
 
 

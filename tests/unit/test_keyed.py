@@ -141,16 +141,16 @@ def test_a_queryset_that_is_ordered_by_a_unique_key(books: Any, order: tuple[Any
 @pytest.mark.parametrize(
     ("order", "problem"),
     [
-        (("created",), "its order created is no unique key: rows can share the same place in it"),
-        (("author",), "'author' is no column of its table; write author_id for its key"),
+        (("created",), "its order created is not a unique key: rows can share the same place in it"),
+        (("author",), "'author' is not a column of its table; write author_id for its key"),
         (("author_id", "shelf"), "rows can share the same place"),
         (("shelf",), "rows can share the same place"),
         (("number", "shelf"), "rows can share the same place"),
-        (("author__name", "id"), "'author__name' is no column of its table"),
+        (("author__name", "id"), "'author__name' is not a column of its table"),
         (("note", "id"), "note can be NULL"),
-        (("?",), "is no column of its table"),
-        ((Lower("note"), "id"), "is no column"),
-        (("twice",), "'twice' is no column of its table"),
+        (("?",), "is not a column of its table"),
+        ((Lower("note"), "id"), "is not a column"),
+        (("twice",), "'twice' is not a column of its table"),
         (("id", "pk"), "a column is in it twice"),
     ],
 )
@@ -164,7 +164,7 @@ def test_j11_a_queryset_whose_order_is_not_the_keys(books: Any, order: tuple[Any
 def test_the_order_of_a_model_counts(models: Any) -> None:
     models.Author.objects.bulk_create(models.Author(name=name) for name in "bca")
     assert [author.name for author in resumed(query_rows(models.Author.objects))] == ["c", "b", "a"]
-    with pytest.raises(InvalidStepError, match=r"the order of rows\.Untidy itself is no unique key"):
+    with pytest.raises(InvalidStepError, match=r"the order of rows\.Untidy itself is not a unique key"):
         query_rows(models.Untidy.objects.all())
     assert list(query_rows(models.Untidy.objects.order_by("pk")).read(None)) == []
     with pytest.raises(InvalidStepError, match="nickname can be NULL"):
@@ -480,14 +480,17 @@ def test_a_query(poems: orm.Session) -> None:
 @pytest.mark.parametrize(
     ("order", "problem"),
     [
-        ((Poem.created,), "its order by poems.created is no unique key: rows can share the same place in it; end it"),
+        (
+            (Poem.created,),
+            "its order by poems.created is not a unique key: rows can share the same place in it; end it",
+        ),
         ((Poem.shelf,), "end it with the primary key, poems.id"),
         ((Poem.writer_id, Poem.shelf), "rows can share the same place"),
         ((Writer.id,), "rows can share the same place"),
         ((Poem.note, Poem.id), "poems.note can be NULL"),
-        ((sa.text("created"), Poem.id), "its order has 'created', which is no column of a table"),
-        (("created", Poem.id), "its order has 'created', which is no column of a table"),
-        ((sa.func.lower(Poem.note), Poem.id), "its order has 'lower(poems.note)', which is no column"),
+        ((sa.text("created"), Poem.id), "its order has 'created', which is not a column of a table"),
+        (("created", Poem.id), "its order has 'created', which is not a column of a table"),
+        ((sa.func.lower(Poem.note), Poem.id), "its order has 'lower(poems.note)', which is not a column"),
     ],
 )
 def test_j11_a_select_whose_order_is_not_the_keys(poems: orm.Session, order: Any, problem: str) -> None:

@@ -83,7 +83,7 @@ def test_an_interruption_and_a_resumption(worker: Any, task: Any, spans: Spans) 
     before, after = spans.named("import")
     assert (before.attributes["continuation.cursor"], after.attributes["continuation.cursor"]) == (3, 5)
     assert after.attributes["continuation.resumed"] is True
-    assert len(spans.named("validate")) == 1, "a skipped step is no span"
+    assert len(spans.named("validate")) == 1, "a skipped step is not a span"
 
 
 def test_each_execution_is_linked_to_the_one_before(worker: Any, task: Any, spans: Spans) -> None:

@@ -73,7 +73,7 @@ def test_a_wait_that_is_over_is_over_under_both_names(worker: Any, deploy: Any, 
 
 
 def test_a_wait_that_became_a_sleep_ends(app: Celery, worker: Any, later: Any) -> None:
-    """What the first execution has fixed of a wait without a timeout is no moment to wake at."""
+    """What the first execution has fixed of a wait without a timeout is not a moment to wake at."""
     sleeps = False
 
     @app.task(base=ContinuableTask, bind=True, name="waits or sleeps")

@@ -129,7 +129,7 @@ def test_nothing_there(run: Any, rows: Any) -> None:
 
 
 def test_a_wrong_duration(run: Any) -> None:
-    assert "is no duration" in run("list", "--older", "5 weeks", code=2).output
+    assert "is not a duration" in run("list", "--older", "5 weeks", code=2).output
 
 
 def test_a_list_fits_the_terminal(monkeypatch: Any) -> None:

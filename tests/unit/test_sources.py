@@ -309,16 +309,19 @@ def test_a_temporary_file() -> None:
         file.write("one\ntwo\n")
         file.seek(0)
         assert read(file) == ["one", "two"]
-    with tempfile.NamedTemporaryFile() as file, pytest.raises(InvalidStepError, match="is no text file"):
+    with tempfile.NamedTemporaryFile() as file, pytest.raises(InvalidStepError, match="is not a text file"):
         read(file)
 
 
 def test_files_that_could_not_be_read_again_are_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_text("one\ntwo\n")
-    with path.open("rb") as file, pytest.raises(InvalidStepError, match="BufferedReader is no text file with a path"):
+    with (
+        path.open("rb") as file,
+        pytest.raises(InvalidStepError, match="BufferedReader is not a text file with a path"),
+    ):
         read(file)
-    with pytest.raises(InvalidStepError, match="StringIO is no text file with a path"):
+    with pytest.raises(InvalidStepError, match="StringIO is not a text file with a path"):
         read(io.StringIO("one\n"))
     with tempfile.TemporaryFile("w+") as file, pytest.raises(InvalidStepError, match="has no path"):
         read(file)
@@ -365,7 +368,7 @@ def test_a_field_of_django(tmp_path: Path) -> None:
     field.storage = Storage()
     with pytest.raises(InvalidStepError, match="has no path that it could be opened by again"):
         lines(FieldFile(None, field, "rows.csv"))
-    with pytest.raises(InvalidStepError, match="ContentFile is no text file"):
+    with pytest.raises(InvalidStepError, match="ContentFile is not a text file"):
         read(ContentFile("one\n", name="rows"))
 
 

@@ -413,7 +413,7 @@ def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
     (key,) = client.scan_iter("continuation:*:wrong bytes")
     for text in ("nonsense", "x running y\n{}", "1 strolling y\n{}", b"1 running \xff", b"1 running x\n\xff"):
         client.set(key, text)
-        with pytest.raises(StoreError, match="continuation:[0-9a-f]+:wrong bytes is no record"):
+        with pytest.raises(StoreError, match="continuation:[0-9a-f]+:wrong bytes is not a record"):
             store.read("wrong bytes")
         assert client.get(key) in (text, text if isinstance(text, bytes) else text.encode()), "the record is kept"
     client.delete(key)

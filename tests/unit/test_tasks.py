@@ -67,7 +67,7 @@ def test_continuable_takes_settings_without_their_prefix() -> None:
     app = make_app()
     made = continuable(max_resumptions=7, checkpoint_interval=0)(app.task(bind=True, name="squares")(squares))
     assert (made.continuation_max_resumptions, made.continuation_checkpoint_interval) == (7, 0)
-    with pytest.raises(TypeError, match="got 'expires', which is no setting of a task; known are: store, "):
+    with pytest.raises(TypeError, match="got 'expires', which is not a setting of a task; known are: store, "):
         continuable(expires=5)
     with pytest.raises(ImproperlyConfigured, match=r"max_resumptions = -1 of @continuable is not allowed; it takes"):
         continuable(max_resumptions=-1)
