@@ -24,7 +24,7 @@ help:
 	@echo "make integration  the tests on real workers and brokers, with kills, freezes and a little chaos"
 	@echo "make explore      every crash point of larger tasks: long"
 	@echo "make chaos        SECONDS=60 SEED=7 BROKER=redis: workers stopped, killed and frozen at random"
-	@echo "make lint         ruff, mypy --strict, import directions"
+	@echo "make lint         ruff, mypy --strict, import directions, spelling"
 	@echo "make lines        the unit tests on every Python and Celery of tox.ini that can be made here"
 	@echo "make docs         the documentation, as HTML in docs/_build"
 	@echo "make signatures   writes the signatures of the code into docs/reference"
@@ -63,6 +63,8 @@ chaos: $(VENV)/.test servers
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files '*.py' '*.md' '*.cfg' '*.toml' '*.yml' | xargs $(BIN)/codespell
+	$(BIN)/python tests/prose.py --limit 204
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
