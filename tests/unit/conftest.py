@@ -227,9 +227,9 @@ def django_database(tmp_path: Path) -> Iterator[Path]:
     """The database of the Django project, in a file of this test."""
     path = tmp_path / "some progress.db"
     connection = connections["default"]
-    connection.close()
     before = connection.settings_dict["NAME"]
     connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = path
+    connection.close()  # not before: Django leaves the connection to a database in memory open
     call_command("migrate", verbosity=0)
     yield path
     connection.close()
