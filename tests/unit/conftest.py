@@ -7,6 +7,7 @@ is what one execution does, and the message that it leaves.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -220,6 +221,14 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tasks of a page's app from later apps, and those of earlier ones from it."""
     builtins = {one for one in _state._on_app_finalizers if one.__module__ == "celery.app.builtins"}
     monkeypatch.setattr(_state, "_on_app_finalizers", builtins)
+
+
+@pytest.fixture(autouse=True)
+def root_log_level() -> Iterator[None]:
+    """Restore the root logger's level, which the embedded workers of some tests set."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 @pytest.fixture
