@@ -476,3 +476,9 @@ def test_a_snapshot_goes_back_by_its_steps() -> None:
     snapshot = Snapshot(current=("three", 7))
     assert commands._go_back("id", snapshot, None) == ["three"]
     assert snapshot.current == ("three", 7)
+
+
+def test_the_module_has_its_earlier_name_too() -> None:
+    from celery_continuations import control, steering
+
+    assert steering.pause is control.pause and set(steering.__all__) <= set(control.__all__)
