@@ -76,14 +76,14 @@ class Keep(NamedTuple):
         by_position: whether the cursor counts the items, so that the loop need not.
         same: keep the item itself, which cannot be changed.
         exact: keep a shallow copy of items of exactly this class, or their id.
-        by_id: keep what they have under "id" instead of the copy.
+        by_id: keep what they have under "id" instead of the copy, where that is of exactly this class.
         make: what this makes of any other item; None to keep nothing.
     """
 
     by_position: bool = False
     same: bool = False
     exact: Any = None
-    by_id: bool = False
+    by_id: Any = None
     make: Any = None
 
     def of(self, item: Any) -> Any:
@@ -91,7 +91,11 @@ class Keep(NamedTuple):
         if self.same:
             return item
         if item.__class__ is self.exact:
-            return item.get("id") if self.by_id else item.copy()
+            if self.by_id is None:
+                return item.copy()
+            found = item.get("id")
+            if found.__class__ is self.by_id:
+                return found
         return None if self.make is None else self.make(item)
 
 
@@ -311,10 +315,12 @@ class Iteration(Step):
                                 # As keep.of(item), whose call would cost each item.
                                 if item.__class__ is not exact:
                                     kept = make(item)
-                                elif by_id:
-                                    kept = item.get("id")
-                                else:
+                                elif by_id is None:
                                     kept = item.copy()
+                                else:
+                                    kept = item.get("id")
+                                    if kept.__class__ is not by_id:
+                                        kept = make(item)
                                 yield item
                                 self.cursor = after
                                 self._kept = kept

@@ -31,7 +31,7 @@ AUTO: Any = object()
 # Items that are looked through for the one that was done last, to say where it is now.
 _LOOKED_THROUGH = 100_000
 
-# Items that are looked at for their classes and ids, to choose how to keep them.
+# Items that are looked at for their classes, to choose how to keep them.
 _LOOKED_AT = 1000
 
 
@@ -79,8 +79,9 @@ class Prints:
         found = identity_of(item)
         if found is not None:
             # "id" comes before the other names: an item that has it as well as another one is known by it.
-            by_id = type(item) is dict and found.of == "id"
-            return Keep(exact=dict if by_id else None, by_id=by_id, make=_identity_or_print)
+            if type(item) is dict and found.of == "id":
+                return Keep(exact=dict, by_id=type(item["id"]), make=_identity_or_print)
+            return Keep(make=_identity_or_print)
         if type(item) in (dict, list) and scalar_parts(item):
             return Keep(exact=type(item), make=print_of)
         return Keep(make=print_of)
@@ -97,20 +98,13 @@ class Prints:
             return print_of_copy(kept) if isinstance(kept, tuple) else NONE
         if isinstance(kept, Identity):
             return print_of(kept)
-        if self.keep.by_id:
-            found = identity_of({"id": kept})
-            return NONE if found is None else print_of(found)
-        return NONE if self.keep.exact is None else print_of_copy(kept)
+        if self.keep.exact is None:
+            return NONE
+        return print_of({"id": kept}) if self.keep.by_id is not None else print_of_copy(kept)
 
 
 def _identity_or_print(item: Any) -> Any:
     return identity_of(item) or print_of(item)
-
-
-def _sort_of(item: Any) -> tuple[type, str | None]:
-    """Return what decides how an item is kept."""
-    found = identity_of(item) if type(item) is dict else None
-    return type(item), found and found.of
 
 
 class Positions:
@@ -183,7 +177,7 @@ class Positions:
         """Choose how to keep items like this one."""
         if self._is_mixed is None:
             items = self._items[:_LOOKED_AT] if isinstance(self._items, (list, tuple)) else ()
-            self._is_mixed = len(set(map(_sort_of, items))) > 1
+            self._is_mixed = len(set(map(type, items))) > 1
         return self._prints.keep_of(item, by_position=True, is_mixed=self._is_mixed)
 
     def taken(self, cursor: Any, kept: Any) -> Print:

@@ -399,7 +399,7 @@ class DatabaseStore(Store):
         return self._run(lambda connection: connection.execute(_DELETE, values).rowcount == 1, task_id)
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """See :class:`Store`, so many at a time."""
+        """See :class:`Store`; reads a page at a time."""
         ids = self._ids_after("")
         while ids:
             yield from self._records_of(ids)

@@ -159,7 +159,7 @@ class DjangoStore(Store):
         return self._run(lambda: bool(rows.delete()[0] == 1), task_id)
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """See :class:`Store`, so many at a time."""
+        """See :class:`Store`; reads a page at a time."""
         after = 0
         while True:
             page = self._living().filter(id__gt=after).order_by("id").values_list("id", "task_id")[:_PAGE]

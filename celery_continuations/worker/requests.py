@@ -77,7 +77,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
     # -- a process that died
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """See Celery's Request; but a task whose process was lost goes on instead of failing."""
+        """See Celery's Request; but a task whose process was lost continues instead of failing."""
         if not self._is_being_ended and celery_internals.is_lost_process(exc_info.exception) and self._goes_on():
             celery_state.task_ready(self)
             return None

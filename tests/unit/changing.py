@@ -614,6 +614,14 @@ def with_id(row: Row, index: int) -> Any:
     return {"id": row.uid, "value": row.value}
 
 
+def with_some_id(row: Row, index: int) -> Any:
+    return {"uid": row.uid} | [{"id": row.uid}, {"id": None}, {"id": f"x{row.uid}"}, {}][row.uid % 4]
+
+
+def uid_of(item: Any) -> int:
+    return int(item["uid"])
+
+
 def both(row: Row, index: int) -> Any:
     return row.uid, row.value
 
@@ -635,6 +643,15 @@ def plain_kinds() -> list[ByPosition]:
             "dict rows", lambda row, index: {"uid": row.uid, "value": row.value}, lambda i: i["uid"], both, spoil_dict
         ),
         ByPosition("dict rows with id", with_id, by_id, spoil=spoil_dict),
+        ByPosition("dict rows with ids of several kinds", with_some_id, uid_of, spoil=spoil_dict),
+        ByPosition(
+            "dict rows with ids of several kinds, generated",
+            with_some_id,
+            uid_of,
+            spoil=spoil_dict,
+            wrap=lambda items: lambda: (item for item in items),
+            has_length=False,
+        ),
         ByPosition("nested dicts", **nested_dict),  # type: ignore[arg-type]
         ByPosition(
             "dict rows, some with a list",
