@@ -7,7 +7,6 @@ names is written by hand: the imports, and ``def step(): ...``.  The rest is fil
 from __future__ import annotations
 
 import ast
-import gc
 import inspect
 import re
 import textwrap
@@ -31,7 +30,7 @@ def rendered(block: str) -> str:
     Raises:
         AttributeError: when it names something that the code does not have.
     """
-    tree = parsed(block)
+    tree = ast.parse(block)
     modules: dict[str, str] = {}
     parts: list[str] = []
     for node in tree.body:
@@ -47,21 +46,6 @@ def rendered(block: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def parsed(text: str) -> ast.Module:
-    """Parse Python code, without a garbage collection in between.
-
-    In some versions of CPython one that runs code of Python meanwhile makes ``ast.parse`` raise SystemError:
-    https://github.com/python/cpython/issues/106905
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return ast.parse(text)
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def _import(node: ast.ImportFrom) -> str:
     line = ast.unparse(node)
     if len(line) <= COLUMNS:
@@ -70,7 +54,7 @@ def _import(node: ast.ImportFrom) -> str:
 
 
 def _tree(value: Any) -> Any:
-    return parsed(textwrap.dedent(inspect.getsource(value))).body[0]
+    return ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
 
 
 def _class(cls: Any, shown: ast.ClassDef) -> str:

@@ -6,6 +6,7 @@ is what one execution does, and the message that it leaves.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import time
@@ -221,6 +222,17 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tasks of a page's app from later apps, and those of earlier ones from it."""
     builtins = {one for one in _state._on_app_finalizers if one.__module__ == "celery.app.builtins"}
     monkeypatch.setattr(_state, "_on_app_finalizers", builtins)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> Iterator[None]:
+    """Collect what the tests of a module have left, and not in the middle of another test.
+
+    Python 3.11 parses code to print the error of a generator that is ended, which spoils an ``ast.parse`` that is
+    under way: https://github.com/python/cpython/issues/106905
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

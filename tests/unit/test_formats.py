@@ -154,7 +154,9 @@ def by_query(self: Any) -> None:
 
 
 @pytest.mark.parametrize(("function", "version"), [(by_instances, 2), (by_iterator, 2), (by_query, 1)])
-def test_what_0_1_would_read_as_something_else_it_refuses(task: Any, function: Any, version: int) -> None:
+def test_what_0_1_would_read_as_something_else_it_refuses(
+    django_database: Path, task: Any, function: Any, version: int
+) -> None:
     create_tables()
     for text in "abc":
         Letter.objects.create(text=text)

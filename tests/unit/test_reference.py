@@ -10,7 +10,7 @@ import pytest
 
 import celery_continuations
 from celery_continuations import signals, sources, task, testing
-from tests.signatures import REFERENCE, blocks, parsed, rendered
+from tests.signatures import REFERENCE, blocks, rendered
 
 SHOWN = [
     pytest.param(block, id=f"{path.stem}-{number}")
@@ -21,13 +21,13 @@ SHOWN = [
 
 @pytest.mark.parametrize("block", SHOWN)
 def test_the_signatures_are_those_of_the_code(block: str) -> None:
-    shown, expected = (ast.dump(parsed(one)) for one in (block, rendered(block)))
+    shown, expected = (ast.dump(ast.parse(one)) for one in (block, rendered(block)))
     assert shown == expected, "make signatures writes them"
 
 
 def defined() -> dict[str, list[str]]:
     """Return the functions and classes of all pages, with the members of the classes."""
-    nodes: list[Any] = [node for one in SHOWN for node in parsed(str(one.values[0])).body]
+    nodes: list[Any] = [node for one in SHOWN for node in ast.parse(str(one.values[0])).body]
     return {
         node.name: [one.name for one in getattr(node, "body", []) if isinstance(one, ast.FunctionDef)]
         for node in nodes
