@@ -27,6 +27,7 @@ __all__ = [
     "counts_in_chords_once",
     "forget_cached",
     "forget_consumer_cancellation",
+    "heard_late",
     "ignore_result_of",
     "in_pool_child",
     "is_lost_process",
@@ -88,6 +89,20 @@ def forget_cached(result: Any) -> None:
     """
     result._cache = None
     result.on_ready = type(result.on_ready)(result._on_fulfilled, weak=True)
+
+
+def heard_late(result: Any) -> bool:
+    """Whether the end that a result has heard of has been taken back, or has been followed by another one.
+
+    Why: a backend that is listened to (Redis) reads a result and is sent it as well. What was sent stays in the
+    connection when reading was faster, and the next ``get()`` of the same task takes it for news. Such a backend is
+    asked once more. What it no longer has at all, because it expired, was not taken back.
+    """
+    backend, heard = result.backend, result._cache
+    if not heard or not getattr(backend, "is_async", False) or not keeps_results(backend):
+        return False
+    now = backend.get_task_meta(result.id)
+    return "task_id" in now and any(now.get(key) != heard.get(key) for key in ("status", "date_done"))
 
 
 def in_pool_child() -> bool:

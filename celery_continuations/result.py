@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
 from typing import Any, NamedTuple
 
 from celery.result import AsyncResult
@@ -48,6 +50,36 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
     def __init__(self, id: str, *args: Any, store: str | None = None, **kwargs: Any) -> None:  # noqa: A002
         super().__init__(id, *args, **kwargs)
         self._store = store
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[[str, Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Wait for the task's end and return its value, as AsyncResult does.
+
+        A task that failed and was taken up again by :meth:`retry`, in this process or in another one, is waited for
+        until its new end: its old one may still be on its way from the result backend.
+        """
+        until = None if timeout is None else monotonic() + timeout
+        while True:
+            left = None if until is None else max(0.0, until - monotonic())
+            try:
+                value = super().get(left, propagate, interval, no_ack, follow_parents, **kwargs)
+            except Exception:
+                if not celery_internals.heard_late(self):
+                    raise
+            else:
+                if not celery_internals.heard_late(self):
+                    if callback is not None:
+                        callback(self.id, value)
+                    return value
+            celery_internals.forget_cached(self)
 
     def record(self) -> Record | None:
         """Return the task's record, or None where there is none."""
