@@ -136,8 +136,6 @@ class Quiet:
 
     def attend(self, run: Run) -> str | None:
         """What is measured here is the checkpoint that has nothing to do."""
-        assert run.attention
-        run.attention = False
         return None
 
     def save(self, run: Run) -> None:
@@ -156,6 +154,6 @@ class Quiet:
     def unchecked(self, run: Run, step: Step) -> None:
         """Nobody looks at what is saved."""
 
-    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+    def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         """No item here fails."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_continuations import celery_internals, conf
 from celery_continuations.core.evolution import old_names
-from celery_continuations.core.snapshot import Outcome
+from celery_continuations.core.outcome import Outcome
 from celery_continuations.exceptions import InvalidStepError, StoreError
 from celery_continuations.messages.republish import context_of, publish_kept, task_name
 from celery_continuations.protocol import commands

@@ -29,8 +29,10 @@ from celery import signals as celery_signals
 
 from celery_continuations import celery_internals, conf, refusals, waits
 from celery_continuations.core import codec
+from celery_continuations.core.continuation import Continuation
 from celery_continuations.core.iteration import Iteration
-from celery_continuations.core.run import Continuation, Run, check_name
+from celery_continuations.core.order import check_name
+from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Saved
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution.direct import (

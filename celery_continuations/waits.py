@@ -14,8 +14,9 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import conf, control
 from celery_continuations.core.inbox import TIMED_OUT
+from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Outcome, Waiting
+from celery_continuations.core.snapshot import Waiting
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import InvalidStepError, StoreError, WaitTimeout
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import InvalidStepError
 
-__all__ = ["NO_LOOPS", "adapt", "described", "old_names"]
+__all__ = ["NO_LOOPS", "adapt", "described", "misfit", "misfit_of_loop", "old_names"]
 
 _WORDS = {
     "call": "a call",
@@ -31,6 +31,21 @@ def described(kind: str) -> str:
     return _WORDS.get(kind) or ("a loop" if kind == "loop" else f"a loop by {kind}")
 
 
+def misfit(problem: str, *, found: str | None = None, expected: str | None = None) -> InvalidStepError:
+    """Return the error for code that does not fit the snapshot: other code, older or newer, may."""
+    return InvalidStepError(problem, found=found, expected=expected, recorded=True)
+
+
+def misfit_of_loop(name: str, saved: str, found: str) -> InvalidStepError:
+    """Return the misfit of a loop whose saved cursor means something else than the cursors of its source."""
+    return misfit(
+        f"step {name!r} is {described(found)} here, and was begun as {described(saved)}, where its cursor "
+        "means something else; give the new loop another name, or let the tasks that are under way end first",
+        found=name,
+        expected=name,
+    )
+
+
 def adapt(snapshot: Snapshot, version: int, renamed: Mapping[str, str | None]) -> None:
     """Bring a snapshot of older code to what the current code calls its steps.
 
@@ -48,22 +63,20 @@ def adapt(snapshot: Snapshot, version: int, renamed: Mapping[str, str | None]) -
     (('import', 500), 'load')
     """
     if snapshot.task_version > version:
-        raise InvalidStepError(
+        raise misfit(
             f"the task was begun by version {snapshot.task_version} of its code, and this worker has version "
-            f"{version} (continuation_version)",
-            recorded=True,
+            f"{version} (continuation_version)"
         )
     for old in [name for name in snapshot.steps if name in renamed]:
         new = renamed[old]
         if new is None:
             _drop(snapshot, old)
         elif new in snapshot.steps:
-            raise InvalidStepError(
+            raise misfit(
                 f"step {old!r} cannot be renamed to {new!r}, as continuation_renamed_steps says: the task has a step "
                 f"{new!r} already",
                 found=new,
                 expected=old,
-                recorded=True,
             )
         else:
             _rename(snapshot, old, new)

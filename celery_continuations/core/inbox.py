@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from celery_continuations.core.snapshot import Outcome
+from celery_continuations.core.outcome import Outcome
 from celery_continuations.exceptions import UnserializableValueError
 
 __all__ = ["TIMED_OUT", "Inbox"]

@@ -3,118 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from celery_continuations.core import codec
+from celery_continuations.core.evolution import misfit_of_loop
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.reader import (
+    NOTHING,
+    Counted,
+    Opened,
+    OtherKind,
+    Pairs,
+    Reader,
+    SourceChanged,
+    Throttled,
+)
 from celery_continuations.core.snapshot import ACCEPTED
-from celery_continuations.core.step import Begun, Checkpoints, Step, Unit
-from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.core.step import Begun, Step, StepsRun, Unit
+from celery_continuations.exceptions import ErrorBudgetError, InvalidStepError, SourceChangedError
 
-__all__ = [
-    "NOTHING",
-    "Iteration",
-    "Keep",
-    "Opened",
-    "OtherKind",
-    "Pairs",
-    "Print",
-    "Reader",
-    "SourceChanged",
-    "Throttled",
-]
-
-#: Items of a source, each with the cursor that comes after it.
-Pairs = Iterator[tuple[Any, Any]]
-
-
-class Throttled(BaseException):
-    """Raised by a source that must not be read now.
-
-    Attributes:
-        seconds: after which to ask it again.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
-
-
-class SourceChanged(Exception):
-    """Raised by a reader whose source is not what it was.
-
-    Attributes:
-        problem: what has changed.
-        advice: what to write instead.
-    """
-
-    def __init__(self, problem: str, advice: str) -> None:
-        super().__init__(problem, advice)
-        self.problem = problem
-        self.advice = advice
-
-
-class OtherKind(Exception):
-    """Raised by a reader for a cursor that means something else than its own.
-
-    Attributes:
-        saved: what the cursor means.
-        found: what the reader's cursors mean.
-    """
-
-    def __init__(self, saved: str, found: str) -> None:
-        super().__init__(saved, found)
-        self.saved = saved
-        self.found = found
-
-
-class Keep(NamedTuple):
-    """What to keep of each item before the loop's body can change it, to take its fingerprint at a save.
-
-    Attributes:
-        by_position: whether the cursor counts the items, so that the loop need not.
-        same: keep the item itself, which cannot be changed.
-        exact: keep a shallow copy of items of exactly this class, or their id.
-        by_id: keep what they have under "id" instead of the copy, where that is of exactly this class.
-        make: what this makes of any other item; None to keep nothing.
-    """
-
-    by_position: bool = False
-    same: bool = False
-    exact: Any = None
-    by_id: Any = None
-    make: Any = None
-
-    def of(self, item: Any) -> Any:
-        """Return what to keep of an item."""
-        if self.same:
-            return item
-        if item.__class__ is self.exact:
-            if self.by_id is None:
-                return item.copy()
-            found = item.get("id")
-            if found.__class__ is self.by_id:
-                return found
-        return None if self.make is None else self.make(item)
-
-
-#: Nothing is kept.
-NOTHING = Keep()
+__all__ = ["Attempt", "Iteration"]
 
 _END: Any = object()
 
-
-class Print(NamedTuple):
-    """The fingerprint of an item.
-
-    Attributes:
-        digest: twelve hexadecimal digits, which are 48 bits; None for an item of which none can be taken.
-        shown: the item's id, where it may be shown to an operator.
-    """
-
-    digest: str | None
-    shown: str | None = None
+# Characters that are kept of the error of an item that failed.
+_ERROR_KEPT = 200
 
 
 class _Taken(NamedTuple):
@@ -122,63 +36,6 @@ class _Taken(NamedTuple):
 
     cursor: Any
     print: Any
-
-
-class Reader(Protocol):
-    """A source as a loop reads it, in one execution.
-
-    Attributes:
-        kind: what its cursors mean; None while that is not known.
-        checks: whether its items are compared with those of earlier executions.
-        uses: the snapshot's format version that its cursors need.
-        is_batched: whether each item is a list of items.
-    """
-
-    @property
-    def kind(self) -> str | None: ...  # noqa: D102
-
-    @property
-    def checks(self) -> bool: ...  # noqa: D102
-
-    @property
-    def uses(self) -> int: ...  # noqa: D102
-
-    @property
-    def is_batched(self) -> bool: ...  # noqa: D102
-
-    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
-        """Read from a cursor on, after checking what an earlier execution saved beside it.
-
-        Raises:
-            OtherKind, SourceChanged: also later, while the pairs are read.
-        """
-
-    def keep_of(self, item: Any) -> Keep:
-        """Return what to keep of items like this one."""
-
-    def taken(self, cursor: Any, kept: Any) -> Any:
-        """Return the fingerprint of the item before a cursor, of which ``kept`` was kept: it has a ``digest``."""
-
-    def mark(self, cursor: Any, kept: Any) -> Any:
-        """Return what to save beside a cursor, as JSON; ``kept`` is of the item before it, or its fingerprint."""
-
-    def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Return what is done and what there is in all, each None where the reader does not know."""
-
-    def count(self) -> int:
-        """Count the items, where that takes a query.  Raises InvalidStepError where they cannot be counted."""
-
-
-class Opened(NamedTuple):
-    """A source that was opened.
-
-    Attributes:
-        reader: reads it.
-        total: the number of items, where the caller knows it, or ``"count"`` to count them.
-    """
-
-    reader: Reader
-    total: int | str | None = None
 
 
 class Iteration(Step):
@@ -192,7 +49,7 @@ class Iteration(Step):
 
     def __init__(
         self,
-        run: Checkpoints,
+        run: StepsRun,
         name: str,
         open_source: Callable[[], Opened],
         start: Any = None,
@@ -215,9 +72,16 @@ class Iteration(Step):
         self._kept: Any = None  # of the last item that is done
         self._taken: list[_Taken] = []  # at the last two checkpoints: where a commit fails, the cursor goes back to one
 
-    def enter(self, begun: Begun | None = None) -> None:
+    def skip(self, outcome: Outcome) -> None:
+        """The loop is complete already."""
+        super().skip(outcome)
+        self.failed_items = outcome.data or []
+
+    def enter(self, begun: Begun | None, failed_items: list[list[Any]]) -> None:
         """Begin the loop in this execution; see :meth:`Step.enter`."""
-        super().enter(begun)
+        super().enter(begun, failed_items)
+        if begun is not None:
+            self._forget_failure(begun.cursor)  # the item is repeated
         self._begun = begun
         if begun is not None:
             done, self._total = begun.progress
@@ -274,104 +138,113 @@ class Iteration(Step):
 
     @property
     def failed(self) -> list[tuple[Any, str]]:
-        """Items put aside, in this execution and before: the cursor where each begins, and its error."""
-        return [(codec.decode(cursor, f"a cursor of step {self.name!r}"), text) for cursor, text in self.aside]
+        """Items that failed, in this execution and before: the cursor where each begins, and its error."""
+        return [(codec.decode(cursor, f"a cursor of step {self.name!r}"), text) for cursor, text in self.failed_items]
+
+    def item_failed(self, error: Exception) -> bool:
+        """Note that the current item failed; return False where the error means more than that.
+
+        Raises:
+            ErrorBudgetError: when too many have failed.
+        """
+        if not self.run.is_of_item(self, error):
+            return False
+        assert self.budget is not None
+        if self.unit is not None:
+            self.unit.rollback()
+            self.unit.begin()
+        cursor = self.encoded_cursor()
+        self._forget_failure(cursor)
+        self.failed_items.append([cursor, f"{type(error).__name__}: {error}"[:_ERROR_KEPT]])
+        if len(self.failed_items) > self.budget:
+            raise ErrorBudgetError(self.name, self.budget, self.failed) from error
+        return True
+
+    def _forget_failure(self, cursor: Any) -> None:
+        """The item at this encoded cursor has failed once more, or is repeated."""
+        if self.failed_items and self.failed_items[-1][0] == cursor:
+            self.failed_items.pop()
 
     def __iter__(self) -> Iterator[Any]:
         run = self.run
         if not run.enter(self):
             return
-        try:
-            try:
-                opened = self._open()
-                reader = opened.reader
-                first, pairs = self._resume(opened)
-                is_batched = reader.is_batched
-                done = self._done or 0
-                counts = self._done is not None
-                # How to keep items is chosen again after each checkpoint that had something to do, by the next item:
-                # the body may have changed the last one.
-                while first is not _END:
-                    keep = reader.keep_of(first[0])
-                    keeps = keep.same or keep.make is not None
-                    by_position, same, exact, by_id, make = keep
-                    # One after the other, and not through a chain of the two, which would cost each item.
-                    parts = iter((first,)), pairs
-                    first = None  # zip makes each pair in the same tuple, unless something still refers to it
-                    for part in parts:
-                        if by_position and same:
-                            # The hot path: two stores and an attribute read for each item, and nothing else.
-                            for item, after in part:
-                                yield item
-                                self.cursor = after
-                                self._kept = item
-                                if run.attention:
-                                    break
-                            else:
-                                continue
+        with _Leaving(self):
+            reader, pairs = self._resume()
+            pair = next(pairs, _END)
+            # How to keep items is chosen after each checkpoint that had something to do, by the first item that comes:
+            # the body may have changed the last one.
+            while pair is not _END:
+                item, after = pair
+                pair = None  # zip makes each pair in the same tuple, unless something still refers to it
+                keep = reader.keep_of(item)
+                _, same, exact, by_id, make = keep
+                kept, size = keep.of(item), _size(reader, item)
+                yield item
+                self._pass(after, kept, size)
+                if run.attention:
+                    pass
+                elif not (keep.by_position and isinstance(pairs, Counted)):
+                    for item, after in pairs:
+                        kept, size = None if keep is NOTHING else keep.of(item), _size(reader, item)
+                        yield item
+                        self._pass(after, kept, size)
+                        if run.attention:
                             break
-                        if by_position and make is not None:
-                            for item, after in part:
-                                # As keep.of(item), whose call would cost each item.
-                                if item.__class__ is not exact:
-                                    kept = make(item)
-                                elif by_id is None:
-                                    kept = item.copy()
-                                else:
-                                    kept = item.get("id")
-                                    if kept.__class__ is not by_id:
-                                        kept = make(item)
-                                yield item
-                                self.cursor = after
-                                self._kept = kept
-                                if run.attention:
-                                    break
-                            else:
-                                continue
-                            break
-                        for item, after in part:
-                            kept = keep.of(item) if keeps else None
-                            size = len(item) if is_batched else 1
-                            yield item
-                            self.cursor = after
-                            self._kept = kept
-                            done += size
-                            self._done = done if counts else None
-                            if run.attention:
-                                break
-                        else:
-                            continue
-                        break
                     else:
                         break  # there are no more
-                    self._moved_past(reader)
-                    first = next(pairs, _END)
-            except Throttled as throttled:
-                run.back_off(throttled.seconds)
-            except SourceChanged as changed:
-                run.refuse_source(self, changed.problem, changed.advice)
-            except OtherKind as other:
-                run.refuse_kind(self, other.saved, other.found)
-        except BaseException:
-            # As in Step; or an error of the source itself, or of a save
-            self.leave()
-            raise
+                elif same:
+                    # The hot path: an addition, two stores and an attribute read for each item, and nothing else.
+                    for item in pairs.items:
+                        yield item
+                        after += 1
+                        self.cursor = after
+                        self._kept = item
+                        if run.attention:
+                            pairs.done = after
+                            break
+                    else:
+                        break
+                else:
+                    for item in pairs.items:
+                        # As keep.of(item), whose call would cost each item.
+                        if item.__class__ is not exact:
+                            kept = make and make(item)
+                        elif by_id is None:
+                            kept = item.copy()
+                        elif (kept := item.get("id")).__class__ is not by_id:
+                            kept = make(item)
+                        yield item
+                        after += 1
+                        self.cursor = after
+                        self._kept = kept
+                        if run.attention:
+                            pairs.done = after
+                            break
+                    else:
+                        break
+                self._moved_past(reader)
+                pair = next(pairs, _END)
         run.complete(self)
 
-    def _resume(self, opened: Opened) -> tuple[Any, Pairs]:
-        """Return the first pair, and those that come after it."""
-        reader, begun = opened.reader, self._begun
+    def _resume(self) -> tuple[Reader, Pairs]:
+        """Open the source, and return its reader with the pairs that are still to come."""
+        opened, begun = self._open(), self._begun
+        reader = opened.reader
         # Where the loop begins in this execution, at whatever start, there is nothing to compare with.
         kind, mark = (begun.kind, begun.mark) if begun is not None else (None, ACCEPTED)
         pairs = reader.resume(self.cursor, kind if kind != self.kind else None, mark)
-        first = next(pairs, _END)
         self._opened = opened
         if self._total is None and opened.total is not None and reader.progress(self.cursor)[1] is None:
             self._total = opened.total if isinstance(opened.total, int) else reader.count()
-        if first is _END or self.unit is None:
-            return first, pairs
-        pairs = _begun(self.unit, chain((first,), pairs))
-        return next(pairs), pairs
+        return reader, pairs if self.unit is None else _begin_with_each(self.unit, pairs)
+
+    def _pass(self, after: Any, kept: Any, size: int) -> None:
+        """The item, of which ``kept`` was kept, is done."""
+        self.cursor = after
+        self._kept = kept
+        if self._done is not None:
+            self._done += size
 
     def _moved_past(self, reader: Reader) -> None:
         """An item is done, and a checkpoint has something to do: make it."""
@@ -392,14 +265,46 @@ class Attempt:
         self._iteration = iteration
 
     def __enter__(self) -> None:
-        """There is nothing to begin."""
+        """Do nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
-        """Put the item aside if it has failed."""
-        return isinstance(error, Exception) and self._iteration.run.put_aside(self._iteration, error)
+        """Note the item if it has failed."""
+        return isinstance(error, Exception) and self._iteration.item_failed(error)
 
 
-def _begun(unit: Unit, pairs: Pairs) -> Pairs:
+class _Leaving:
+    """Around a loop: control leaves its step by an error, of the body, of the source or of a save; or by a break."""
+
+    __slots__ = ("_iteration",)
+
+    def __init__(self, iteration: Iteration) -> None:
+        self._iteration = iteration
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Leave the step; raise what the source has found in the place of its own error."""
+        step, run = self._iteration, self._iteration.run
+        if error is None:
+            return
+        try:
+            if isinstance(error, Throttled):
+                run.back_off(error.seconds)
+            if isinstance(error, SourceChanged):
+                run.refuse(SourceChangedError(step.name, run.id, error.problem, error.advice))
+            if isinstance(error, OtherKind):
+                run.refuse(misfit_of_loop(step.name, error.saved, error.found))
+        finally:
+            step.leave()
+
+
+def _size(reader: Reader, item: Any) -> int:
+    """How many items of the source an item of the loop is."""
+    return len(item) if reader.is_batched else 1
+
+
+def _begin_with_each(unit: Unit, pairs: Pairs) -> Pairs:
     """The unit begins with each item, and not before the source has been read for it."""
     for pair in pairs:
         unit.begin()

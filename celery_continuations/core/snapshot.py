@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from celery_continuations.core import codec
-from celery_continuations.exceptions import InvalidStepError, RememberedError, UnserializableValueError
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.exceptions import InvalidStepError, UnserializableValueError
 
-__all__ = ["ACCEPTED", "LOST", "UNKNOWN_KIND", "Outcome", "Saved", "Snapshot", "Waiting", "with_misfit"]
+__all__ = ["ACCEPTED", "LOST", "UNKNOWN_KIND", "Saved", "Snapshot", "Waiting", "with_misfit"]
 
 #: The newest format known here, and the oldest that can say the same: see :meth:`Snapshot.dumps`.
 VERSION, _FIRST_VERSION = 2, 1
@@ -59,61 +59,6 @@ class Saved(dict[str, Any]):
         return self
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a completed step left: items put aside, a value, an error, or a value that cannot be saved.
-
-    Attributes:
-        kind: ``"done"``, ``"value"``, ``"error"``, ``"lost"`` or ``"timeout"``.
-        data: as ``Snapshot.aside``, or None; the encoded value; ``[type, args or None, text]``; or what is wrong with
-            the value.
-    """
-
-    kind: str = "done"
-    data: Any = None
-
-    @classmethod
-    def of_value(cls, value: Any, what: str) -> Outcome:
-        """Remember ``value``.  Raises UnserializableValueError when it cannot be saved."""
-        return cls("value", codec.encode(value, what))
-
-    @classmethod
-    def of_error(cls, error: Exception) -> Outcome:
-        """Remember ``error``, by type and arguments."""
-        kind = type(error)
-        try:
-            args = codec.encode(list(error.args))
-        except UnserializableValueError:
-            args = None
-        return cls("error", [f"{kind.__module__}:{kind.__qualname__}", args, str(error)])
-
-    def replay(self, name: str) -> Any:
-        """Return the remembered value, or raise the remembered error."""
-        if self.kind == "value":
-            return codec.decode(self.data, f"the value of step {name!r}")
-        if self.kind == "error":
-            raise _rebuild_error(*self.data)
-        if self.kind == "lost":
-            raise UnserializableValueError(f"the value of step {name!r}", self.data)
-        return None
-
-
-def _rebuild_error(name: str, args: Any, text: str) -> Exception:
-    """Make the error again.  Only classes already imported are considered: data never imports."""
-    module, _, qualname = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    if args is not None and isinstance(found, type) and issubclass(found, Exception):
-        try:
-            error: Exception = found(*codec.decode(args))
-            if str(error) == text:
-                return error
-        except Exception:  # a constructor that does not take its own args: any error may come of that
-            pass
-    return RememberedError(name, text)
-
-
 class Waiting(NamedTuple):
     """What a task waits for that has given its worker back.
 
@@ -148,7 +93,7 @@ class Snapshot:
         lost_at: that place.
         waiting: what the current step waits for, see :class:`Waiting`, or None.
         gap: the longest time seen between two checkpoints, in seconds; 0 up to a second.
-        aside: items of the current step that failed: ``[encoded cursor, error]`` of each.
+        failed_items: of the current step: ``[encoded cursor, error]`` of each; stored as ``aside``.
         kind: what the current step is, and of a loop what its cursor means; None where that is not known.
         mark: how the source of the current loop was found to be: JSON, read by the source that made it;
             :data:`ACCEPTED` once an operator has accepted the source as it is; None where nothing is known.
@@ -174,7 +119,7 @@ class Snapshot:
     lost_at: Any = None
     waiting: Waiting | None = None
     gap: float = 0.0
-    aside: list[list[Any]] = field(default_factory=list)
+    failed_items: list[list[Any]] = field(default_factory=list)
     kind: str | None = None
     mark: Any = None
     kinds: dict[str, str] = field(default_factory=dict)
@@ -185,7 +130,7 @@ class Snapshot:
 
     @property
     def steps(self) -> list[str]:
-        """Names of all steps recorded, the one in hand last."""
+        """Names of all steps recorded, the current one last."""
         return [*self.completed, *([self.current[0]] if self.current else [])]
 
     def remember_error(self, error: BaseException) -> None:
@@ -209,10 +154,32 @@ class Snapshot:
         """Return the kind of a completed step."""
         return self.kinds.get(name, "call")
 
+    def complete(self, name: str, kind: str, outcome: Outcome) -> None:
+        """The current step has run to its end."""
+        self.completed[name] = outcome
+        if kind != "call":
+            self.kinds[name] = kind
+        self.leave_step()
+
+    def reopen(self, name: str, failed_items: list[list[Any]]) -> None:
+        """The step that was completed last is not complete after all."""
+        del self.completed[name]
+        self.kinds.pop(name, None)
+        self.failed_items = failed_items
+
+    def return_to(self, name: str) -> None:
+        """A call step is to be repeated: forget its outcome, and all steps after it."""
+        names = list(self.completed)
+        for later in names[names.index(name) :]:
+            del self.completed[later]
+            self.kinds.pop(later, None)
+        self.leave_step()
+        self.current, self.kind = (name, None), "call"
+
     def leave_step(self) -> None:
         """Forget the current step, with all that is kept of it alone."""
         self.current, self.kind, self.mark, self.begun_as = None, None, None, None
-        self.progress, self.aside, self.uses = (None, None), [], _FIRST_VERSION
+        self.progress, self.failed_items, self.uses = (None, None), [], _FIRST_VERSION
 
     def dumps(self) -> str:
         """Write the snapshot as JSON text.
@@ -223,6 +190,7 @@ class Snapshot:
         data: dict[str, Any] = {
             "completed": [[name, one.kind, one.data] for name, one in self.completed.items()],
             "saved": {key: codec.encode(value, f"saved[{key!r}]") for key, value in self.saved.items()},
+            "aside": self.failed_items,
         }
         for name in _PLAIN:
             data[name] = getattr(self, name)
@@ -275,7 +243,7 @@ class Snapshot:
                 lost_at=data["lost_at"],
                 waiting=None if data["waiting"] is None else Waiting(*data["waiting"]),
                 gap=data["gap"],
-                aside=list(data["aside"]),
+                failed_items=list(data["aside"]),
                 kind=data["kind"],
                 mark=data["mark"],
                 kinds=_kinds(data),
@@ -293,20 +261,21 @@ class Snapshot:
         sizes.update((f"saved[{key!r}]", len(codec.dumps(value))) for key, value in self.saved.items())
         if self.current is not None:
             sizes[f"the cursor of step {self.current[0]!r}"] = len(json.dumps(self.current[1]))
-            sizes[f"what step {self.current[0]!r} has put aside"] = len(json.dumps(self.aside))
+            sizes[f"the failed items of step {self.current[0]!r}"] = len(json.dumps(self.failed_items))
         return max(sizes, key=lambda part: sizes[part], default="nothing")
 
 
 # The fields that are JSON as they are.
 _PLAIN = (
     "current", "executions", "resumptions", "counted", "run_time", "reason",
-    "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap", "aside",
+    "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap",
     "kind", "mark", "kinds", "begun_as", "task_version", "misfit", "uses",
 )  # fmt: skip
 
 _NEW: dict[str, Any] = {
     "completed": [],
     "saved": {},
+    "aside": [],
     **{name: getattr(Snapshot(), name) for name in _PLAIN},
     "kinds": None,  # always written: without it a snapshot is of version 0.1
 }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from celery_continuations.core import codec
-from celery_continuations.core.snapshot import Outcome
-from celery_continuations.exceptions import InvalidStepError, UnadvanceableCursorError
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.exceptions import InvalidStepError, SourceChangedError, UnadvanceableCursorError
 
-__all__ = ["Begun", "Checkpoints", "Step", "Unit", "Wait", "key_of"]
+__all__ = ["Begun", "Over", "Step", "StepsRun", "Unit", "key_of"]
 
 # Types whose every value can be saved: a datetime's zone may be one that cannot.
 _COPY_FREE = codec.IMMUTABLE - {datetime, time}
@@ -34,8 +36,18 @@ class Begun(NamedTuple):
     begun_as: str | None = None
     uses: int = 1
 
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Begun | None:
+        """Read it from a snapshot; without a cursor nothing of the step is done."""
+        if snapshot.current is None:
+            return None
+        cursor, progress, begun_as = snapshot.current[1], snapshot.progress, snapshot.begun_as
+        if cursor is None:
+            return cls(None, progress=progress, begun_as=begun_as)
+        return cls(cursor, snapshot.kind, snapshot.mark, progress, begun_as, snapshot.uses)
 
-class Checkpoints(Protocol):
+
+class StepsRun(Protocol):
     """What a step needs of the run it is part of."""
 
     attention: bool
@@ -56,14 +68,11 @@ class Checkpoints(Protocol):
     def back_off(self, seconds: float) -> NoReturn:
         """Give the worker back for so long."""
 
-    def put_aside(self, step: Any, error: Exception) -> bool:
-        """Note that the current item failed; False when that is not all that the error means."""
+    def is_of_item(self, step: Step, error: Exception) -> bool:
+        """Return whether an error in a loop's body is of the current item alone."""
 
-    def refuse_source(self, step: Step, problem: str, advice: str) -> NoReturn:
-        """The source of the step's loop is not what it was."""
-
-    def refuse_kind(self, step: Step, saved: str, found: str) -> NoReturn:
-        """The saved cursor of the step's loop means something else than the source's."""
+    def refuse(self, error: InvalidStepError | SourceChangedError) -> NoReturn:
+        """The code, or the source of a loop, does not fit what an earlier execution left."""
 
     def unchecked(self, step: Step) -> None:
         """The items of the step's loop cannot be told apart."""
@@ -88,7 +97,7 @@ class Over:
         self._name = name
 
     def checkpoint(self) -> None:
-        """Refuse to go on with a step that is over."""
+        """Refuse to continue a step that is over."""
         raise InvalidStepError(f"step {self._name!r} is complete; its cursor was moved after its block", self._name)
 
     moved = checkpoint
@@ -101,19 +110,15 @@ class Over:
         """A loop kept and finished after the task had gone on."""
 
     def back_off(self, seconds: float) -> NoReturn:
-        """Refuse to go on with a loop that is over."""
+        """Refuse to continue a loop that is over."""
         raise InvalidStepError(f"step {self._name!r} is complete; its loop went on after it", self._name)
 
-    def put_aside(self, step: Any, error: Exception) -> bool:
-        """There is no item in hand."""
+    def is_of_item(self, step: Step, error: Exception) -> bool:
+        """No item is under way."""
         return False
 
-    def refuse_source(self, step: Step, problem: str, advice: str) -> NoReturn:
-        """Refuse to go on with a loop that is over."""
-        self.back_off(0)
-
-    def refuse_kind(self, step: Step, saved: str, found: str) -> NoReturn:
-        """Refuse to go on with a loop that is over."""
+    def refuse(self, error: InvalidStepError | SourceChangedError) -> NoReturn:
+        """Refuse to continue a loop that is over."""
         self.back_off(0)
 
     def unchecked(self, step: Step) -> None:
@@ -132,9 +137,9 @@ class Step:
 
     __slots__ = (
         "_initial",
-        "aside",
         "begun_as",
         "cursor",
+        "failed_items",
         "handling",
         "isolated",
         "kept",
@@ -149,7 +154,7 @@ class Step:
 
     def __init__(
         self,
-        run: Checkpoints,
+        run: StepsRun,
         name: str,
         start: Any = None,
         isolated: bool = False,
@@ -166,18 +171,24 @@ class Step:
         self.left = False
         self.handling: BaseException | None = None  # the error that was being handled when the step began
         self.outcome = Outcome()
-        self.aside: list[list[Any]] = []  # encoded cursors of items that failed, each with its error
+        self.failed_items: list[list[Any]] = []  # encoded cursors, each with its error
         self.unit = unit
         self.kept: Any = None  # the cursor that was committed with the unit's work
         self._initial: Any = _UNMOVED
 
-    def enter(self, begun: Begun | None = None) -> None:
+    def skip(self, outcome: Outcome) -> None:
+        """The step is complete already."""
+        self.outcome = outcome
+
+    def enter(self, begun: Begun | None, failed_items: list[list[Any]]) -> None:
         """Begin the step in this execution, where an earlier one has ``begun`` it from what that left."""
+        self.failed_items = failed_items
         self.resumed = begun is not None
         if begun is not None:
             self.cursor = codec.decode(begun.cursor, f"the cursor of step {self.name!r}")
             self.begun_as = begun.begun_as
         self._initial = self.kept = self.cursor
+        self.handling = sys.exc_info()[1]
 
     def leave(self) -> None:
         """Control leaves the block before its end: by break, by an error, or with a frame that is thrown away."""
@@ -185,6 +196,11 @@ class Step:
         if self.unit is not None and not left:  # an iterator may be collected when others are at work in its session
             self.cursor = self.kept
             self.unit.rollback()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no error is being handled that came up since the step began."""
+        return sys.exc_info()[1] is self.handling
 
     @property
     def advanced(self) -> bool:
@@ -283,12 +299,6 @@ class Step:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} at {self.cursor!r}>"
-
-
-class Wait(Step):
-    """A step whose outcome comes from outside.  Its cursor is what its first call has fixed."""
-
-    __slots__ = ()
 
 
 def key_of(run_id: str, name: str | None, place: Any) -> str:

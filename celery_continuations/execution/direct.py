@@ -13,8 +13,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_continuations import celery_internals, conf, transactions
 from celery_continuations.core.inbox import TIMED_OUT
+from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting
+from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import ContinuationError, InvalidStepError, SnapshotTooLargeError
 
@@ -108,7 +109,8 @@ class DirectExecution:
     guard = staticmethod(transactions.refuse_open)  # a checkpoint that is in a wrong place is found here, too
 
     def attend(self, run: Run) -> None:
-        """Nothing could take up the rest."""
+        """Nothing could take up the rest; but each checkpoint is to find an open transaction."""
+        run.attention = True
 
     def join(self, run: Run) -> None:
         """There is no store that could be elsewhere."""
@@ -157,8 +159,8 @@ class DirectExecution:
         """As :meth:`leave`."""
         self.leave(Waiting("time"), f"throttled for {seconds:g} s")
 
-    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
-        """No-op: there are no listeners."""
+    def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
+        """Whether the error is of the item alone."""
         return is_of_item(error)
 
     def unchecked(self, run: Run, step: Step) -> None:

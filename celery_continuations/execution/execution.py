@@ -20,11 +20,13 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import celery_internals, conf, transactions
 from celery_continuations.core import codec
-from celery_continuations.core.evolution import adapt, old_names
+from celery_continuations.core.calls import Wait
+from celery_continuations.core.evolution import adapt, misfit, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
+from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting, with_misfit
-from celery_continuations.core.step import Step, Wait
+from celery_continuations.core.snapshot import Snapshot, Waiting, with_misfit
+from celery_continuations.core.step import Step
 from celery_continuations.exceptions import (
     CheckpointError,
     ContinuationError,
@@ -391,7 +393,6 @@ class Execution:
         assert watch is not None
         now = time.monotonic()
         self._measure_gap(run, now)
-        run.attention = False
         reason: str | None = None
         if watch.flag.level:
             reason = STOPPING
@@ -399,12 +400,10 @@ class Execution:
             reason = MAX_RUNTIME
         else:
             reason = self._ask(now)
-        if reason is not None:
-            run.attention = True  # for the next checkpoint, if this one comes too early to leave
-        elif run.unit is None and (now >= watch.save_at or watch.verify):
+        if reason is None and run.unit is None and (now >= watch.save_at or watch.verify):
             self.save(run)
             run.attention = self._interval == 0
-        watch.due_since = time.monotonic() if run.attention else inf
+        watch.due_since = inf if reason is None and not run.attention else time.monotonic()
         return reason
 
     def _measure_gap(self, run: Run, now: float) -> None:
@@ -634,7 +633,7 @@ class Execution:
         """Give the worker back for so long.  Raises as :meth:`leave`."""
         self.leave(Waiting("time", time.time() + seconds), f"throttled for {seconds:g} s")
 
-    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+    def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         """Whether the error is of the current item alone; tell of it if so."""
         if not is_of_item(error):
             return False
@@ -674,16 +673,14 @@ class Execution:
         """
         run = self.run
         if run is not None and run.misfit is None and self._goes_on and self._does_not_bind(error):
-            run.misfit = InvalidStepError(
-                f"its arguments do not fit {self.task.name}{inspect.signature(self.task.run)}: {error}", recorded=True
+            error = run.refusal = misfit(
+                f"its arguments do not fit {self.task.name}{inspect.signature(self.task.run)}: {error}"
             )
-            error = run.misfit
         if run is not None and run.misfit is not None:
             self._hand_back_if_changed(run.misfit)
-        final = None if run is None else run.changed or run.misfit
-        if run is not None and final is not None:  # whatever the task has made of it
-            run.failed(final)
-            raise Final(final)
+        if run is not None and run.refusal is not None:  # whatever the task has made of it
+            run.failed(run.refusal)
+            raise Final(run.refusal)
         if run is None or run.interrupted is not None or celery_internals.is_predicate(error):
             return
         run.failed(error)
@@ -708,9 +705,8 @@ class Execution:
             raise self._crash_loop
         if run.misfit is not None:
             self._hand_back_if_changed(run.misfit)
-            raise run.misfit
-        if run.changed is not None:
-            raise run.changed
+        if run.refusal is not None:
+            raise run.refusal
         if run.interrupted is not None:
             raise run.interrupted
         if self.retry_options is not None:
@@ -997,9 +993,8 @@ class Execution:
 
     def refuse_if_changed(self) -> None:
         """Raise the misfit, or the change of a loop's source, that the task has caught."""
-        found = None if self.run is None else self.run.changed or self.run.misfit
-        if found is not None:
-            raise found
+        if self.run is not None and self.run.refusal is not None:
+            raise self.run.refusal
 
     def forget(self) -> None:
         """``self.replace()`` puts another task under this id, which must not inherit the record.

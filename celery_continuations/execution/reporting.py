@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery_continuations import events, signals
 from celery_continuations.core import codec
-from celery_continuations.core.run import Continuation, Run
+from celery_continuations.core.calls import Wait
+from celery_continuations.core.continuation import Continuation
+from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import LOST, Snapshot
-from celery_continuations.core.step import Step, Wait
+from celery_continuations.core.step import Step
 from celery_continuations.exceptions import Interrupted, UnserializableValueError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from celery_continuations.core.evolution import NO_LOOPS
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
-from celery_continuations.core.snapshot import ACCEPTED, Outcome, Snapshot
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.snapshot import ACCEPTED, Snapshot
 from celery_continuations.exceptions import DeliveryError
 from celery_continuations.protocol import rules
 from celery_continuations.stores.base import CANCEL, PAUSE, UNCHANGED, Fence, Record, Status, Store

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any, Protocol, cast, runtime_checkable
 
 from celery_continuations.core import codec
-from celery_continuations.core.iteration import NOTHING, Keep, Opened, OtherKind, Pairs, Throttled
+from celery_continuations.core.reader import NOTHING, Counted, Keep, Opened, OtherKind, Pairs, Throttled
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import NONE
 from celery_continuations.sources.positions import AUTO, Positions
@@ -222,7 +222,8 @@ class Batched(BaseReader):
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
         """Read lists from a cursor on, which is one of the other reader."""
-        return batches(self._reader.resume(cursor, kind, mark), self._size)
+        pairs = self._reader.resume(cursor, kind, mark)
+        return batches(pairs.zipped() if isinstance(pairs, Counted) else pairs, self._size)
 
     @property
     def kind(self) -> str | None:  # type: ignore[override]

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from math import isfinite
 from typing import Any, NamedTuple
 
-from celery_continuations.core.iteration import Keep, Print, SourceChanged, Throttled
+from celery_continuations.core.reader import Keep, Print, SourceChanged, Throttled
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, Batched, Pairs, Source, check_size, opening

@@ -20,7 +20,7 @@ from django.db.models.query import (
     ValuesListIterable,
 )
 
-from celery_continuations.core.iteration import Pairs
+from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, KeyedSource, after
 

@@ -19,7 +19,7 @@ from itertools import accumulate, chain, compress, repeat
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
-from celery_continuations.core.iteration import NOTHING, Keep, Pairs, SourceChanged
+from celery_continuations.core.reader import NOTHING, Keep, Pairs, SourceChanged
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, register

@@ -16,7 +16,7 @@ from os import PathLike, fspath
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from celery_continuations.core.iteration import Print
+from celery_continuations.core.reader import Print
 
 __all__ = [
     "NONE",

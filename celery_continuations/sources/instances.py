@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from celery_continuations.core import codec
-from celery_continuations.core.iteration import Keep, OtherKind, Pairs
+from celery_continuations.core.reader import Keep, OtherKind, Pairs
 from celery_continuations.exceptions import UnserializableValueError
 from celery_continuations.sources.fingerprint import identity_of
 from celery_continuations.sources.keyed import saveable

@@ -13,7 +13,7 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from celery_continuations.core.iteration import Pairs
+from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from celery_continuations.core import codec
-from celery_continuations.core.iteration import OtherKind, Pairs
+from celery_continuations.core.reader import OtherKind, Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, Source
 

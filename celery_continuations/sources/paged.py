@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from celery_continuations.core import codec
-from celery_continuations.core.iteration import Keep, Print, SourceChanged
+from celery_continuations.core.reader import Keep, Print, SourceChanged
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, Pairs, Source

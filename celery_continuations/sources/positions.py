@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
-from celery_continuations.core.iteration import Keep, OtherKind, Pairs, Print, SourceChanged
+from celery_continuations.core.reader import Counted, Keep, OtherKind, Pairs, Print, SourceChanged
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import (
@@ -158,10 +158,10 @@ class Positions:
             where = "a source" if self.step is None else f"step {self.step!r}"
             raise InvalidStepError(f"{where} iterates by position and cannot start at {cursor!r}", found=self.step)
         if start == 0 or mark == ACCEPTED or not self.checks:
-            return zip(self._rest(start), count(start + 1), strict=False)  # pairs made in C: the loop stays cheap
+            return Counted(self._rest(start), start)
         rest = self._rest(start - 1)
         self._compare(next(rest, _END), start, mark)
-        return zip(rest, count(start + 1), strict=False)
+        return Counted(rest, start)
 
     def _rest(self, start: int) -> Iterator[Any]:
         items = self._items

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import GeneratorType
 from typing import Any, NoReturn
 
-from celery_continuations.core.iteration import OtherKind, Pairs
+from celery_continuations.core.reader import OtherKind, Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader
 from celery_continuations.sources.positions import Positions

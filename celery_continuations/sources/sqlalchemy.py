@@ -13,7 +13,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
-from celery_continuations.core.iteration import Pairs
+from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, KeyedSource, after, following
 

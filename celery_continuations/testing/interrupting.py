@@ -8,7 +8,8 @@ from typing import Any
 
 from celery import states
 
-from celery_continuations.core.run import Run, check_name
+from celery_continuations.core.order import check_name
+from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.execution.execution import STOPPING
 from celery_continuations.testing.fault_plan import Guide

@@ -18,8 +18,9 @@ from celery_continuations import conf
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import adapt, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
+from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Outcome, Saved, Snapshot, Waiting
+from celery_continuations.core.snapshot import Saved, Snapshot, Waiting
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import DeliveryError, InvalidStepError
 from celery_continuations.execution import direct

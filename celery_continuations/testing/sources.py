@@ -143,7 +143,7 @@ class _Host:
     def back_off(self, run: Run, seconds: float) -> NoReturn:
         raise InvalidStepError(f"the source holds back for {seconds:g} s, and cannot be tested meanwhile")
 
-    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+    def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         return False
 
     def unchecked(self, run: Run, step: Step) -> None:

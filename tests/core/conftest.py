@@ -41,6 +41,7 @@ class Executions:
         """No transaction is open."""
 
     def attend(self, run: Run) -> str | None:
+        run.attention = True
         self.checkpoints += 1
         return self.reason if self.checkpoints in self.stop_at else None
 
@@ -56,7 +57,7 @@ class Executions:
     def back_off(self, run: Run, seconds: float) -> NoReturn:
         run.interrupt(f"throttled for {seconds:g} s")
 
-    def may_put_aside(self, run: Run, step: Step, error: Exception) -> bool:
+    def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         return not isinstance(error, ContinuationError)
 
     def execute(self, body: Any, *, stop_at: set[int] = frozenset(), interruptible: bool = True) -> Any:  # type: ignore[assignment]

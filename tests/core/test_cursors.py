@@ -584,7 +584,7 @@ def test_past_its_budget_the_loop_raises_with_all_that_failed(executions: Any) -
     with pytest.raises(ErrorBudgetError) as error:
         executions.execute(body)
     assert error.value.failed == [(None, "OSError: a"), (1, "OSError: b")]
-    assert executions.snapshot.aside == [[None, "OSError: a"], [1, "OSError: b"]]
+    assert executions.snapshot.failed_items == [[None, "OSError: a"], [1, "OSError: b"]]
 
 
 def test_the_text_of_an_error_is_kept_up_to_a_length(executions: Any) -> None:
@@ -600,5 +600,5 @@ def test_the_text_of_an_error_is_kept_up_to_a_length(executions: Any) -> None:
 
 
 def test_a_snapshot_of_before_items_were_put_aside() -> None:
-    assert Snapshot.loads('{"version":1,"current":["loop",3]}').aside == []
+    assert Snapshot.loads('{"version":1,"current":["loop",3]}').failed_items == []
     assert "aside" not in Snapshot(current=("loop", 3)).dumps()

@@ -256,7 +256,7 @@ def test_an_error_that_the_task_catches_is_remembered(executions: Any, error: An
 
 
 def test_a_remembered_error_of_a_class_not_imported_is_not_imported(executions: Any) -> None:
-    from celery_continuations.core.snapshot import Outcome
+    from celery_continuations.core.outcome import Outcome
 
     with pytest.raises(RememberedError, match=r"antigravity:Error: text"):
         Outcome("error", ["antigravity:Error", [], "text"]).replay("one")

@@ -55,7 +55,6 @@ class Host:
         pass
 
     def attend(self, run: Run) -> str | None:
-        run.attention = False
         wish, self.wish = self.wish, None
         if wish == "save":
             self.on_save(run)
@@ -73,7 +72,7 @@ class Host:
     def back_off(self, run: Run, seconds: float) -> NoReturn:
         run.interrupt("throttled")
 
-    def may_put_aside(self, run: Run, step: Any, error: Exception) -> bool:
+    def is_of_item(self, run: Run, step: Any, error: Exception) -> bool:
         return False
 
     def unchecked(self, run: Run, step: Any) -> None:

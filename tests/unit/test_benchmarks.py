@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from celery_continuations.core.run import Host, Run
+from celery_continuations.core.host import Host
+from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.sources import opener
 

@@ -45,7 +45,7 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 from sqlalchemy import orm
 
-from celery_continuations.core.iteration import NOTHING, Keep
+from celery_continuations.core.reader import NOTHING, Keep
 from celery_continuations.core.snapshot import ACCEPTED, Snapshot
 from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 from celery_continuations.sources import base as base_module

@@ -633,7 +633,7 @@ def test_items_that_fail_are_put_aside_across_executions(worker: Any, task: Any,
 
     result = task(body).apply_async()
     worker.deliver()
-    assert Snapshot.loads(record(result.id).snapshot).aside == [[1, ERROR.format("two")]]
+    assert Snapshot.loads(record(result.id).snapshot).failed_items == [[1, ERROR.format("two")]]
     worker.drain()
     expected = [(1, ERROR.format("two")), (3, ERROR.format("four"))]
     assert done == [1, 3, 5]

@@ -17,7 +17,8 @@ from celery import states
 from sqlalchemy import orm
 
 from celery_continuations import InvalidStepError, SourceChangedError
-from celery_continuations.core.snapshot import Outcome, Snapshot
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.sources import csv_rows, keyed, keyed_pages, pages
 from celery_continuations.sources.sqlalchemy import sessions
 

@@ -460,7 +460,7 @@ def test_an_item_that_fails_is_undone_and_put_aside_in_one_commit_with_its_curso
 
     def seen(item: int) -> None:
         snapshot = Snapshot.loads(record(result_id[0]).snapshot) if item else Snapshot()
-        snapshots.append((item, database.effects(), snapshot.current, [aside[0] for aside in snapshot.aside]))
+        snapshots.append((item, database.effects(), snapshot.current, [aside[0] for aside in snapshot.failed_items]))
 
     result_id: list[str] = []
 
@@ -496,7 +496,7 @@ def test_items_put_aside_survive_a_kill(
     assert killed == [at]
     assert database.effects() == [item for item in (0, 2, 4) if item < at]
     text = record(result.id).snapshot
-    aside = Snapshot.loads(text).aside if text else []
+    aside = Snapshot.loads(text).failed_items if text else []
     assert [cursor for cursor, _ in aside] == [item for item in (1, 3) if item < at]
 
 

@@ -1,0 +1,59 @@
+"""Steps that have an outcome: a call, and a wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.step import Step
+from celery_continuations.exceptions import UnserializableValueError
+
+if TYPE_CHECKING:
+    from celery_continuations.core.run import Run
+
+__all__ = ["Call", "Wait"]
+
+
+class Call(Step):
+    """A function that is called once, and whose value or error is remembered."""
+
+    __slots__ = ()
+
+    def perform(self, run: Run, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function, unless an earlier execution has; return its value, or raise its error."""
+        if not run.enter(self):
+            return self.outcome.replay(self.name)
+        try:
+            value = func(*args, **kwargs)
+            run.guard()
+        except Exception as exc:
+            # remembered only if the task catches it and continues
+            self.left, self.outcome = True, Outcome.of_error(exc)
+            run.step_failed(self, exc)
+            raise
+        try:
+            self.outcome = Outcome.of_value(value, f"the value of step {self.name!r}")
+        except UnserializableValueError as exc:
+            self.outcome = Outcome("lost", exc.problem)
+            run.complete(self)
+            raise
+        run.complete(self)
+        return value
+
+
+class Wait(Step):
+    """A step whose outcome comes from outside.  Its cursor is what its first call has fixed."""
+
+    __slots__ = ()
+
+    def perform(self, run: Run, find: Callable[[Step], Outcome | Exception]) -> Any:
+        """Return the outcome that ``find`` returns, or raise it; unless an earlier execution has found it."""
+        if not run.enter(self):
+            return self.outcome.replay(self.name)
+        found = find(self)
+        self.outcome = found if isinstance(found, Outcome) else Outcome.of_error(found)
+        run.complete(self)
+        if isinstance(found, Exception):
+            raise found
+        return found.replay(self.name)

@@ -1,0 +1,97 @@
+"""Which step may come next: each one once, and in every execution the same ones in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery_continuations.core.evolution import misfit
+from celery_continuations.core.iteration import Iteration
+from celery_continuations.core.step import Step
+from celery_continuations.exceptions import InvalidStepError
+
+__all__ = ["Order", "check_name"]
+
+
+def check_name(name: Any) -> None:
+    """Refuse an invalid step name."""
+    if type(name) is not str or not name:
+        raise InvalidStepError(
+            f"a step's name must be a non-empty str, not {name!r}; it is the first argument", found=name
+        )
+
+
+class Order:
+    """The steps that a task has declared in this execution, and those that an earlier one recorded.
+
+    Args:
+        recorded: names of the steps in the snapshot, in their order.
+    """
+
+    __slots__ = ("_declared", "_recorded", "_seen")
+
+    def __init__(self, recorded: Sequence[str]) -> None:
+        self._recorded = recorded
+        self._seen: list[str] = []
+        self._declared: Step | None = None
+
+    @property
+    def place(self) -> int:
+        """How many steps have been declared."""
+        return len(self._seen)
+
+    def declare(self, step: Step) -> InvalidStepError | None:
+        """The step comes next; return the misfit where an earlier execution had another one here.
+
+        Raises:
+            InvalidStepError: when the task has declared a step of this name before.
+        """
+        name, place = step.name, len(self._seen)
+        if name in self._seen:
+            raise InvalidStepError(f"step {name!r} was started twice; each step needs a name of its own", found=name)
+        if place < len(self._recorded) and self._recorded[place] != name:
+            expected = self._recorded[place]
+            return misfit(
+                f"step {name!r} was started where an earlier execution had step {expected!r}; the order of "
+                "steps may depend on the arguments and on remembered values only",
+                found=name,
+                expected=expected,
+            )
+        self._seen.append(name)
+        self._declared = step
+        return None
+
+    def enter(self, step: Step) -> None:
+        """The step that was declared last begins.  Raises InvalidStepError for any other."""
+        if self._declared is not step:
+            raise InvalidStepError(
+                f"step {step.name!r} is iterated a second time, or after the task went on", found=step.name
+            )
+        self._declared = None
+
+    def refuse_unused(self) -> None:
+        """Refuse to leave a step behind that was declared and has not begun."""
+        unused = self._declared
+        if isinstance(unused, Iteration):
+            raise InvalidStepError(
+                f"step {unused.name!r} was declared, but nothing iterated over it; write "
+                f"`for item in self.iterate({unused.name!r}, ...):`",
+                found=unused.name,
+            )
+        if unused is not None:
+            raise InvalidStepError(
+                f"step {unused.name!r} was neither iterated nor given a function; write "
+                f"`for step in self.step({unused.name!r}):` or `self.step({unused.name!r}, function)`",
+                found=unused.name,
+            )
+
+    def missed(self) -> InvalidStepError | None:
+        """The task has ended: return the misfit where it has not come to each step that was recorded."""
+        if len(self._seen) >= len(self._recorded):
+            return None
+        name = self._recorded[len(self._seen)]
+        return misfit(
+            f"the task ended before step {name!r}, which an earlier execution had reached; "
+            "the order of steps may depend on the arguments and on remembered values only",
+            expected=name,
+        )

@@ -1,0 +1,67 @@
+"""What a completed step left behind."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from celery_continuations.core import codec
+from celery_continuations.exceptions import RememberedError, UnserializableValueError
+
+__all__ = ["Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a completed step left: failed items, a value, an error, or a value that cannot be saved.
+
+    Attributes:
+        kind: ``"done"``, ``"value"``, ``"error"``, ``"lost"`` or ``"timeout"``.
+        data: as ``Snapshot.failed_items``, or None; the encoded value; ``[type, args or None, text]``; or what is wrong
+            with the value.
+    """
+
+    kind: str = "done"
+    data: Any = None
+
+    @classmethod
+    def of_value(cls, value: Any, what: str) -> Outcome:
+        """Remember ``value``.  Raises UnserializableValueError when it cannot be saved."""
+        return cls("value", codec.encode(value, what))
+
+    @classmethod
+    def of_error(cls, error: Exception) -> Outcome:
+        """Remember ``error``, by type and arguments."""
+        kind = type(error)
+        try:
+            args = codec.encode(list(error.args))
+        except UnserializableValueError:
+            args = None
+        return cls("error", [f"{kind.__module__}:{kind.__qualname__}", args, str(error)])
+
+    def replay(self, name: str) -> Any:
+        """Return the remembered value, or raise the remembered error."""
+        if self.kind == "value":
+            return codec.decode(self.data, f"the value of step {name!r}")
+        if self.kind == "error":
+            raise _rebuild_error(*self.data)
+        if self.kind == "lost":
+            raise UnserializableValueError(f"the value of step {name!r}", self.data)
+        return None
+
+
+def _rebuild_error(name: str, args: Any, text: str) -> Exception:
+    """Make the error again.  Only classes already imported are considered: data never imports."""
+    module, _, qualname = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if args is not None and isinstance(found, type) and issubclass(found, Exception):
+        try:
+            error: Exception = found(*codec.decode(args))
+            if str(error) == text:
+                return error
+        except Exception:  # a constructor that does not take its own args: any error may come of that
+            pass
+    return RememberedError(name, text)
