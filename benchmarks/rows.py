@@ -21,6 +21,7 @@ from sqlalchemy import orm
 from benchmarks.items import Quiet
 from benchmarks.report import Figure, Row
 from benchmarks.timing import interleave, median_ratio
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.sources import opener
@@ -196,7 +197,7 @@ def _loops(
 ) -> Row:
     def ours() -> None:
         run = Run("benchmark", Snapshot(executions=1), Quiet())
-        for _ in run.iterate("rows", opener("rows", source())):
+        for _ in run.declare(Iteration(run, "rows", opener("rows", source()))):
             pass
 
     def bare() -> None:

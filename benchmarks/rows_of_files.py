@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.items import Quiet
 from benchmarks.report import Figure, Row
 from benchmarks.timing import interleave, median_ratio
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.sources import Source, csv_rows, json_lines, lines, opener
@@ -142,7 +143,7 @@ def _begin(source: Source, cursor: Any) -> None:
 
 def _loop(source: Source, start: Any = None) -> Iterator[Any]:
     run = Run("benchmark", Snapshot(executions=1), Quiet())
-    return iter(run.iterate("rows", opener("rows", source), start=start))
+    return iter(run.declare(Iteration(run, "rows", opener("rows", source), start=start)))
 
 
 def _exhaust(rows: Iterator[Any]) -> None:

@@ -34,6 +34,7 @@ from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.order import check_name
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Saved
+from celery_continuations.core.step import Step
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution.direct import (
     ATTRIBUTE,
@@ -212,13 +213,13 @@ class AppTask(Task):  # type: ignore[misc]
         check_name(name)
         run = self._run(name)
         if func is None:
-            return run.step(name, None, (), {}, **_block_options(name, args, kwargs))
+            return run.declare(Step(run, name, **_block_options(name, args, kwargs)))
         if not callable(func):
             raise InvalidStepError(
                 f"step {name!r} was given {func!r}, which is not callable; for a cursor write start={func!r}",
                 found=name,
             )
-        return run.step(name, func, args, kwargs)
+        return run.call(name, func, args, kwargs)
 
     def iterate(
         self,
@@ -289,7 +290,7 @@ class AppTask(Task):  # type: ignore[misc]
         run = self._run(name)
         unit = unit_of(name, transaction)
         opened = opener(name, source, batch, total, identity)
-        return run.iterate(name, opened, start=start, isolated=isolated, on_error=on_error, unit=unit)
+        return run.declare(Iteration(run, name, opened, start, isolated, on_error, unit))
 
     def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
         """Wait until a value is delivered under ``name``, see :meth:`ContinuableAsyncResult.deliver`.

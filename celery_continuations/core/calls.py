@@ -41,6 +41,9 @@ class Call(Step):
         run.complete(self)
         return value
 
+    def let_follow(self, name: str) -> None:
+        """Allow it: the error of a call comes again, for it is remembered, unless it leaves the task in the end."""
+
 
 class Wait(Step):
     """A step whose outcome comes from outside.  Its cursor is what its first call has fixed."""

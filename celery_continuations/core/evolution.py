@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.snapshot import UNKNOWN_KIND, Snapshot
 from celery_continuations.exceptions import InvalidStepError
 
-__all__ = ["NO_LOOPS", "adapt", "described", "misfit", "misfit_of_loop", "old_names"]
+__all__ = ["NO_LOOPS", "adapt", "described", "misfit", "misfit_of_loop", "misfit_of_step", "old_names"]
 
 _WORDS = {
     "call": "a call",
@@ -34,6 +34,18 @@ def described(kind: str) -> str:
 def misfit(problem: str, *, found: str | None = None, expected: str | None = None) -> InvalidStepError:
     """Return the error for code that does not fit the snapshot: other code, older or newer, may."""
     return InvalidStepError(problem, found=found, expected=expected, recorded=True)
+
+
+def misfit_of_step(name: str, saved: str, found: str) -> InvalidStepError | None:
+    """Return the misfit of a step that was saved as one of another kind, or None."""
+    if saved in (found, UNKNOWN_KIND):
+        return None
+    return misfit(
+        f"step {name!r} is {described(found)} here, and an earlier execution had it as {described(saved)}; give the "
+        "new step another name",
+        found=name,
+        expected=name,
+    )
 
 
 def misfit_of_loop(name: str, saved: str, found: str) -> InvalidStepError:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from celery_continuations.core.calls import Call, Wait
-from celery_continuations.core.evolution import NO_LOOPS, described, misfit
+from celery_continuations.core.evolution import NO_LOOPS, misfit_of_step
 from celery_continuations.core.host import Host
-from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.order import Order, check_name
 from celery_continuations.core.outcome import Outcome
-from celery_continuations.core.reader import Opened
-from celery_continuations.core.snapshot import UNKNOWN_KIND, Snapshot
-from celery_continuations.core.step import Begun, Over, Step, Unit, key_of
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.step import Begun, Over, Step, key_of
 from celery_continuations.exceptions import Interrupt, InvalidStepError, SourceChangedError
 
 __all__ = ["Run"]
@@ -26,16 +25,14 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 ISOLATED = "isolated"
 
 
+@dataclass(slots=True, eq=False)
 class Run:
     """Steps in order, each once, and checkpoints between and within them.
 
-    Args:
-        run_id: what tells this run from others: the task's id.
-        snapshot: what an earlier execution left, or a new one.
-        host: see :class:`Host`.
-        interruptible: False where nothing could take up the rest (direct calls).
-
     Attributes:
+        id: what tells this run from others: the task's id.
+        snapshot: what an earlier execution left, or a new one.
+        interruptible: False where nothing could take up the rest (direct calls).
         attention: the one attribute that every checkpoint reads; set it to have ``host.attend`` called.
         current: the current step, or None between two steps.
         interrupted: the interruption under way, or None.
@@ -44,78 +41,64 @@ class Run:
         unit: the task's own work that the next save is to be part of, or None.
     """
 
-    __slots__ = (
-        "_after_isolated",
-        "_completed_here",
-        "_host",
-        "_order",
-        "_ran",
-        "_remembered",
-        "_thread",
-        "attention",
-        "current",
-        "id",
-        "interrupted",
-        "interruptible",
-        "refusal",
-        "snapshot",
-        "unit",
-    )
+    id: str
+    snapshot: Snapshot
+    _host: Host
+    interruptible: bool = True
+    attention: bool = field(default=False, init=False)
+    current: Step | None = field(default=None, init=False)
+    interrupted: Interrupt | None = field(default=None, init=False)
+    refusal: InvalidStepError | SourceChangedError | None = field(default=None, init=False)
+    unit: Any = field(default=None, init=False)
+    _order: Order = field(init=False)
+    _thread: int = field(default_factory=threading.get_ident, init=False)
+    _ran: bool = field(default=False, init=False)
+    _after_isolated: bool = field(default=False, init=False)
+    _completed_here: int = field(default=0, init=False)
+    # Calls whose error was caught, each with the error that the task was handling when it continued.
+    _handled: list[tuple[Step, BaseException | None]] = field(default_factory=list, init=False)
 
-    def __init__(self, run_id: str, snapshot: Snapshot, host: Host, interruptible: bool = True) -> None:
-        self.id = run_id
-        self.snapshot = snapshot
-        self.attention = False
-        self.current: Step | None = None
-        self.interrupted: Interrupt | None = None
-        self.interruptible = interruptible
-        self.refusal: InvalidStepError | SourceChangedError | None = None
-        self.unit: Any = None
-        self._host = host
-        self._thread = threading.get_ident()
-        self._order = Order(snapshot.steps)
-        self._ran = False
-        self._after_isolated = False
-        self._completed_here = 0
-        self._remembered: list[tuple[str, BaseException]] = []  # call steps whose error the task may still let go
+    def __post_init__(self) -> None:
+        self._order = Order(self.snapshot.steps)
 
     # -- what the task calls
 
-    def step(
-        self,
-        name: str,
-        func: Callable[..., Any] | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        start: Any = None,
-        isolated: bool = False,
-        unit: Unit | None = None,
-    ) -> Any:
-        """Run ``func`` once and return its value, or return a step to loop over once."""
-        if func is None:
-            return self._declare(Step(self, name, start, isolated, unit))
-        return self._declare(Call(self, name, kind="call")).perform(self, func, args, kwargs)
+    def declare(self, step: AnyStep) -> AnyStep:
+        """The step comes next: return it, to be iterated.  Raises InvalidStepError where it must not come here."""
+        name = step.name
+        if threading.get_ident() != self._thread:
+            raise InvalidStepError(
+                f"step {name!r} was started in another thread or greenlet than its task runs in", found=name
+            )
+        check_name(name)
+        if self.interrupted is not None:
+            raise self.interrupted
+        if self.refusal is not None:
+            raise self.refusal
+        self._order.refuse_unused()
+        self._settle_before(name)
+        if self.current is not None:
+            raise InvalidStepError(
+                f"step {name!r} was started inside step {self.current.name!r}; steps cannot be nested (if the "
+                f"loop over {self.current.name!r} was left while its iterator is kept in a variable, close it)",
+                found=name,
+                expected=self.current.name,
+            )
+        found = self._order.declare(step)
+        if found is not None:
+            self.refuse(found)
+        return step
 
-    def iterate(
-        self,
-        name: str,
-        open_source: Callable[[], Opened],
-        *,
-        start: Any = None,
-        isolated: bool = False,
-        on_error: int | None = None,
-        unit: Unit | None = None,
-    ) -> Iteration:
-        """Return a step that loops over a source, which is opened only if the step is still to be done."""
-        return self._declare(Iteration(self, name, open_source, start, isolated, on_error, unit))
+    def call(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A step that calls ``func`` once: return its value, or raise its error."""
+        return self.declare(Call(self, name, kind="call")).perform(self, func, args, kwargs)
 
     def wait(self, name: str, kind: str, find: Callable[[Step], Outcome | Exception]) -> Any:
         """A step whose outcome ``find`` returns, or leaves for; an error that it returns is an outcome too.
 
         Its kind is the name of the task's method.
         """
-        return self._declare(Wait(self, name, kind=kind)).perform(self, find)
+        return self.declare(Wait(self, name, kind=kind)).perform(self, find)
 
     def checkpoint(self) -> None:
         """A place where the task may stop."""
@@ -185,9 +168,9 @@ class Run:
         step = self.current
         if step is not None and step.outcome.kind != "error":  # a call step has reported it
             self.step_failed(step, error)
-        for name, remembered in self._remembered:
-            if remembered is error and name in self.snapshot.completed:
-                self.snapshot.return_to(name)
+        for call, handled in self._handled:
+            if handled is error and call.name in self.snapshot.completed:
+                self.snapshot.return_to(call.name)
                 self.current = None
 
     def interrupt(self, reason: str) -> NoReturn:
@@ -206,10 +189,7 @@ class Run:
         """Return the snapshot, brought up to date."""
         step = self.current
         if step is not None:
-            left, snapshot = step.to_resume(), self.snapshot
-            snapshot.current = (step.name, left.cursor)
-            snapshot.kind, snapshot.mark, snapshot.progress = left.kind, left.mark, left.progress
-            snapshot.begun_as, snapshot.uses = left.begun_as, left.uses
+            step.to_resume().write(self.snapshot, step.name)
         return self.snapshot
 
     def key(self) -> str:
@@ -227,7 +207,7 @@ class Run:
         self._order.enter(step)
         snapshot = self.snapshot
         if step.name in snapshot.completed:
-            self._refuse_other_kind(step, snapshot.kind_of(step.name))
+            self._refuse_kind(step, snapshot.kind_of(step.name))
             step.skip(snapshot.completed[step.name])
             self._host.notify("step_skipped", self, step)
             return False
@@ -240,9 +220,9 @@ class Run:
             self._host.guard(None, None)
         self._ran = self.attention = True
         begun = Begun.of(snapshot)
-        if begun is not None and begun.cursor is not None and begun.kind is not None:
-            is_loop = step.kind == "loop" and begun.kind not in NO_LOOPS
-            self._refuse_other_kind(step, step.kind if is_loop else begun.kind)
+        if begun is not None and begun.kind is not None:
+            # What a loop's cursor means is compared by its source.
+            self._refuse_kind(step, begun.kind if step.kind != "loop" or begun.kind in NO_LOOPS else step.kind)
         step.enter(begun, snapshot.failed_items)
         self.current = step
         if step.unit is not None:
@@ -309,43 +289,11 @@ class Run:
 
     # -- inside
 
-    def _declare(self, step: AnyStep) -> AnyStep:
-        """Refuse a step that must not come here."""
-        name = step.name
-        if threading.get_ident() != self._thread:
-            raise InvalidStepError(
-                f"step {name!r} was started in another thread or greenlet than its task runs in", found=name
-            )
-        check_name(name)
-        if self.interrupted is not None:
-            raise self.interrupted
-        if self.refusal is not None:
-            raise self.refusal
-        self._order.refuse_unused()
-        self._settle_before(name)
-        if self.current is not None:
-            raise InvalidStepError(
-                f"step {name!r} was started inside step {self.current.name!r}; steps cannot be nested (if the "
-                f"loop over {self.current.name!r} was left while its iterator is kept in a variable, close it)",
-                found=name,
-                expected=self.current.name,
-            )
-        found = self._order.declare(step)
+    def _refuse_kind(self, step: Step, saved: str) -> None:
+        """Refuse a step that an earlier execution has begun or completed as one of another kind."""
+        found = misfit_of_step(step.name, saved, step.kind)
         if found is not None:
             self.refuse(found)
-        return step
-
-    def _refuse_other_kind(self, step: Step, saved: str) -> None:
-        """Refuse a step that an earlier execution has begun or completed as one of another kind."""
-        if saved not in (step.kind, UNKNOWN_KIND):
-            self.refuse(
-                misfit(
-                    f"step {step.name!r} is {described(step.kind)} here, and an earlier execution had it as "
-                    f"{described(saved)}; give the new step another name",
-                    found=step.name,
-                    expected=step.name,
-                )
-            )
 
     def _reopen(self, step: Step) -> None:
         """The last of the step's own work could not be committed: it is not complete."""
@@ -371,17 +319,7 @@ class Run:
         """As :meth:`_settle`, for a step that is to come."""
         self._settle()
         step = self.current
-        if step is None or not step.left:
-            return
-        if step.outcome.kind != "error":
-            raise InvalidStepError(
-                f"step {name!r} was started while the error that left step {step.name!r} is being handled; after a "
-                "resumption that error would not come again. Start it after the except or finally block, or "
-                f"catch the error inside of step {step.name!r}",
-                found=name,
-            )
-        # The error of a call step does come again: it is remembered, unless it leaves the task in the end.
-        error = sys.exc_info()[1]
-        assert error is not None
-        self._remembered.append((step.name, error))
-        self.complete(step)
+        if step is not None and step.left:
+            step.let_follow(name)
+            self._handled.append((step, sys.exc_info()[1]))
+            self.complete(step)

@@ -46,6 +46,12 @@ class Begun(NamedTuple):
             return cls(None, progress=progress, begun_as=begun_as)
         return cls(cursor, snapshot.kind, snapshot.mark, progress, begun_as, snapshot.uses)
 
+    def write(self, snapshot: Snapshot, name: str) -> None:
+        """Write it into a snapshot, for the step of this name."""
+        snapshot.current = (name, self.cursor)
+        snapshot.kind, snapshot.mark, snapshot.progress = self.kind, self.mark, self.progress
+        snapshot.begun_as, snapshot.uses = self.begun_as, self.uses
+
 
 class StepsRun(Protocol):
     """What a step needs of the run it is part of."""
@@ -201,6 +207,19 @@ class Step:
     def is_settled(self) -> bool:
         """Whether no error is being handled that came up since the step began."""
         return sys.exc_info()[1] is self.handling
+
+    def let_follow(self, name: str) -> None:
+        """Control has left the step, and another one is to come.
+
+        Raises:
+            InvalidStepError: while the error that left this step is being handled.
+        """
+        raise InvalidStepError(
+            f"step {name!r} was started while the error that left step {self.name!r} is being handled; after a "
+            "resumption that error would not come again. Start it after the except or finally block, or "
+            f"catch the error inside of step {self.name!r}",
+            found=name,
+        )
 
     @property
     def advanced(self) -> bool:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 from celery_continuations.core import codec
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.core.step import Step
@@ -109,7 +110,7 @@ class SourceConformance:
         for _ in range(limit):
             run = Run("source", Snapshot.loads(text), _Host())
             try:
-                for count, rows in enumerate(run.iterate("loop", opener("loop", self.make(), size)), 1):
+                for count, rows in enumerate(run.declare(Iteration(run, "loop", opener("loop", self.make(), size))), 1):
                     run.attention = count == every
                     yield rows
                 run.finish()

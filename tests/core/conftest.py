@@ -96,11 +96,11 @@ class FakeTask:
 
     def step(self, name: Any, func: Any = None, *args: Any, **kwargs: Any) -> Any:
         if func is None:
-            return self.run.step(name, None, (), {}, **kwargs)
-        return self.run.step(name, func, args, kwargs)
+            return self.run.declare(Step(self.run, name, **kwargs))
+        return self.run.call(name, func, args, kwargs)
 
     def iterate(self, name: Any, source: Any, *, batch: Any = None, total: Any = None, **kwargs: Any) -> Iteration:
-        return self.run.iterate(name, opener(name, source, batch, total), **kwargs)
+        return self.run.declare(Iteration(self.run, name, opener(name, source, batch, total), **kwargs))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import Interrupt, InvalidStepError, SourceChangedError
@@ -879,7 +880,7 @@ class Case:
         in_the_middle = rng.random() < 0.3
         self.started = False
         try:
-            loop = run.iterate("loop", opener("loop", source, self.batch, None, self.kind.identity))
+            loop = run.declare(Iteration(run, "loop", opener("loop", source, self.batch, None, self.kind.identity)))
             for count, item in enumerate(loop, 1):
                 self.started = True
                 items = item if self.batch is not None else [item]
@@ -949,7 +950,7 @@ class Task:
     def iterate(
         self, source: Any, *, name: str = "loop", batch: Any = None, total: Any = None, identity: Any = AUTO
     ) -> Any:
-        self.iteration = self._run.iterate(name, opener(name, source, batch, total, identity))
+        self.iteration = self._run.declare(Iteration(self._run, name, opener(name, source, batch, total, identity)))
         return self.iteration
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from celery_continuations.core.host import Host
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.sources import opener
@@ -18,7 +19,7 @@ def test_their_host_is_one() -> None:
 
     assert {name for name in vars(Host) if not name.startswith("_")} <= set(vars(Quiet))
     run = Run("benchmark", Snapshot(), Quiet())
-    assert list(run.iterate("items", opener("items", range(3)))) == [0, 1, 2]
+    assert list(run.declare(Iteration(run, "items", opener("items", range(3))))) == [0, 1, 2]
     run.finish()
 
 

@@ -45,6 +45,7 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 from sqlalchemy import orm
 
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.reader import NOTHING, Keep
 from celery_continuations.core.snapshot import ACCEPTED, Snapshot
 from celery_continuations.exceptions import InvalidStepError, SourceChangedError
@@ -651,7 +652,7 @@ def test_after_a_commit_that_failed_the_item_before_it_is_compared(rows: Any) ->
 
     def body(task: Any) -> None:
         run, host = task._run, task._host
-        for number, _ in enumerate(run.iterate("loop", opener("loop", rows), unit=Unit()), 1):
+        for number, _ in enumerate(run.declare(Iteration(run, "loop", opener("loop", rows), unit=Unit())), 1):
             run.committed()
             if number == 3:
                 host.save = refuse
