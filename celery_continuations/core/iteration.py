@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -170,8 +171,7 @@ class Iteration(Step):
         if not run.enter(self):
             return
         with _Leaving(self):
-            reader, pairs = self._resume()
-            pair = next(pairs, _END)
+            reader, pair, pairs = self._resume()
             # How to keep items is chosen after each checkpoint that had something to do, by the first item that comes:
             # the body may have changed the last one.
             while pair is not _END:
@@ -227,17 +227,21 @@ class Iteration(Step):
                 pair = next(pairs, _END)
         run.complete(self)
 
-    def _resume(self) -> tuple[Reader, Pairs]:
-        """Open the source, and return its reader with the pairs that are still to come."""
+    def _resume(self) -> tuple[Reader, Any, Pairs]:
+        """Open the source; return its reader, the first pair, and those that come after it."""
         opened, begun = self._open(), self._begun
         reader = opened.reader
         # Where the loop begins in this execution, at whatever start, there is nothing to compare with.
         kind, mark = (begun.kind, begun.mark) if begun is not None else (None, ACCEPTED)
         pairs = reader.resume(self.cursor, kind if kind != self.kind else None, mark)
+        first = next(pairs, _END)  # before anything else is asked of a source that may be throttled
         self._opened = opened
         if self._total is None and opened.total is not None and reader.progress(self.cursor)[1] is None:
             self._total = opened.total if isinstance(opened.total, int) else reader.count()
-        return reader, pairs if self.unit is None else _begin_with_each(self.unit, pairs)
+        if first is _END or self.unit is None:
+            return reader, first, pairs
+        pairs = _begin_with_each(self.unit, chain((first,), pairs))
+        return reader, next(pairs), pairs
 
     def _pass(self, after: Any, kept: Any, size: int) -> None:
         """The item, of which ``kept`` was kept, is done."""

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
+from celery_continuations.core.step import Step
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import Interrupt, InvalidStepError, SourceChangedError
 from celery_continuations.sources import (
@@ -945,7 +946,9 @@ class Task:
         self.iteration: Any = None
 
     def step(self, name: str, function: Any = None, **options: Any) -> Any:
-        return self._run.step(name, function, (), {}, **options)
+        if function is not None:
+            return self._run.call(name, function, (), {})
+        return self._run.declare(Step(self._run, name, **options))
 
     def iterate(
         self, source: Any, *, name: str = "loop", batch: Any = None, total: Any = None, identity: Any = AUTO
