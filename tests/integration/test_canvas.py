@@ -13,7 +13,7 @@ from celery import chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
-from tests.integration.processes import await_condition
+from tests.support.processes import await_condition
 
 
 def called(cluster: Any, word: str) -> list[Any]:

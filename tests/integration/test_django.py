@@ -12,9 +12,9 @@ from django.db import ConnectionHandler, connections
 
 from celery_continuations.stores.base import Store
 from celery_continuations.testing.stores import StoreConformance
-from tests.integration.processes import LocalProcess
-from tests.integration.test_databases import connect, end_others
-from tests.unit import test_django  # noqa: F401 - the settings of a Django project
+from tests.support import django_project  # noqa: F401 - a process has one Django project
+from tests.support.postgresql import connect, end_others
+from tests.support.processes import LocalProcess
 
 
 class TestDjangoStoreOnPostgreSQL(StoreConformance):

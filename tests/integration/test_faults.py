@@ -15,9 +15,9 @@ from celery import chord
 from redis import Redis
 
 from celery_continuations.stores import open_store
-from tests.integration.conftest import redis_conf, redis_url
-from tests.integration.processes import LocalProcess, await_condition
-from tests.integration.proxy import Proxy
+from tests.support.cluster import redis_conf, redis_url
+from tests.support.processes import LocalProcess, await_condition
+from tests.support.proxy import Proxy
 
 COUNT = 40
 SOON = {

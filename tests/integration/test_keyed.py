@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
-import tests.unit.django_project  # noqa: F401 - a process has one Django project
+import tests.support.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import InvalidStepError
 from celery_continuations.sources.django import query_rows
 from celery_continuations.sources.sqlalchemy import select_rows
-from tests.integration.processes import LocalProcess
-from tests.unit.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
-from tests.unit.tables import KEYS, DjangoTable, SQLAlchemyTable
+from tests.support.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
+from tests.support.processes import LocalProcess
+from tests.support.tables import KEYS, DjangoTable, SQLAlchemyTable
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def session(engine: sa.Engine) -> Iterator[orm.Session]:
 @pytest.fixture(scope="module")
 def django_alias(postgres_server: LocalProcess) -> Iterator[str]:
     """A database of Django's, beside the one that the models are in."""
-    import tests.unit.django_models
+    import tests.support.django_models
 
     alias = "postgres"
     connections.settings[alias] = connections.configure_settings(
@@ -57,7 +57,7 @@ def django_alias(postgres_server: LocalProcess) -> Iterator[str]:
             },
         }
     )[alias]
-    tests.unit.django_models.create_tables(alias)
+    tests.support.django_models.create_tables(alias)
     yield alias
     connections[alias].close()
     del connections.settings[alias]

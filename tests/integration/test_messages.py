@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_continuations.exceptions import SnapshotTooLargeError
-from tests.integration.processes import await_condition
+from tests.support.processes import await_condition
 
 # What belongs to one delivery, and not to the task.
 OF_THE_DELIVERY = {

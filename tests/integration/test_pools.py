@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes import await_condition
+from tests.support.processes import await_condition
 
 COUNT = 60
 

@@ -39,7 +39,7 @@ from celery_continuations.protocol import rules
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.requests import Request
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import Delivery, Killed, make_app
+from tests.support.worker import Delivery, Killed, make_app
 
 DEAD = "elsewhere.1.dead"
 

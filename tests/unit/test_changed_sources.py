@@ -1,6 +1,6 @@
 """A loop never leaves out an item silently: what it does where its source has changed between two executions.
 
-Each source is tried with random rows, changes, stops and kills (:mod:`tests.unit.changing`).  A row that is there
+Each source is tried with random rows, changes, stops and kills (:mod:`tests.support.changing`).  A row that is there
 throughout is done exactly once after stops, at least once after kills, or the run ends with an error that names the
 change.  What no source can notice, and so is left out of this property:
 
@@ -67,13 +67,13 @@ from celery_continuations.sources import (
 from celery_continuations.sources.instances import Instances
 from celery_continuations.sources.sqlalchemy import select_rows
 from celery_continuations.stores import Status
-from tests.unit import changing
-from tests.unit.changing import ByKey, Executions, InKeyOrder, Row, Violation, cases, changed
-from tests.unit.tables import DjangoTable, SQLAlchemyTable
+from tests.support import changing
+from tests.support.changing import ByKey, Executions, InKeyOrder, Row, Violation, cases, changed
+from tests.support.tables import DjangoTable, SQLAlchemyTable
 
 
 def author(row: Row) -> Any:
-    from tests.unit.django_models import Author
+    from tests.support.django_models import Author
 
     made = Author(pk=row.uid, name=str(row.value))
     made._state.adding = False
@@ -270,7 +270,7 @@ def everyday(
     rng: random.Random,
 ) -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], Any] | None, dict[str, Any]]]:
     """Yield loops: a name, a function that makes the source in each execution, what the body does to an item."""
-    from tests.unit.django_models import Author
+    from tests.support.django_models import Author
 
     size, start = rng.randrange(1, 20), rng.randrange(100)
     numbers, grown = rng.sample(range(1000), size), count()

@@ -17,7 +17,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import PAUSE, Fence, Record, Status, Store, open_store
 from celery_continuations.stores.factory import without_store
 from celery_continuations.testing.stores import StoreConformance
-from tests.unit.conftest import make_app
+from tests.support.worker import make_app
 
 
 class TestDjangoStoreOnSQLite(StoreConformance):

@@ -19,6 +19,7 @@ from celery_continuations import conf, exceptions
 from celery_continuations import signals as our_signals
 from celery_continuations.execution import reporting
 from celery_continuations.messages import republish
+from tests.support.pages import anchors, prose
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "celery_continuations"
@@ -39,18 +40,9 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
 
 
-def prose(text: str) -> str:
-    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-
-
 def code(text: str) -> list[str]:
     """What stands in backquotes."""
     return re.findall(r"`([^`\n]+)`", prose(text))
-
-
-def anchors(page: Path) -> set[str]:
-    titles = re.findall(r"^#+ (.*)$", prose(page.read_text()), flags=re.M)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 # -- links

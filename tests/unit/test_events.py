@@ -23,7 +23,7 @@ from celery_continuations.execution.triggers import watcher
 from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import Killed
+from tests.support.worker import Killed, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"
 
@@ -63,19 +63,6 @@ def seen(app: Celery, worker: Any, monkeypatch: Any) -> Iterator[Seen]:
     worker.eventer = SimpleNamespace(enabled=True, groups=set(), send=lambda *args, **kwargs: None)
     with app.connection_for_read() as connection:
         yield Seen(app, connection)
-
-
-def rows(worker: Any, stop_after: int = 2, total: int = 5) -> Any:
-    """Return a task's function: a step, a loop that is interrupted, and a step."""
-
-    def run(self: Any) -> None:
-        self.step("validate", int)
-        for row in self.iterate("import", range(total)):
-            if row == stop_after:
-                worker.stop()
-        self.step("tell", int)
-
-    return run
 
 
 def test_r37_the_event_of_an_interruption(worker: Any, task: Any, seen: Seen) -> None:

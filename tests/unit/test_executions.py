@@ -29,7 +29,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.protocol import rules
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import make_app, take_over
+from tests.support.worker import make_app, take_over
 
 
 def loop(worker: Any, seen: list[int], stop_after: set[int] = frozenset(), total: int = 10) -> Any:  # type: ignore[assignment]
@@ -203,7 +203,7 @@ def test_r12_r13_a_predicate_is_called_with_the_task_and_its_answer_is_the_reaso
 
 
 def test_a_predicate_may_be_a_dotted_path_or_a_method(worker: Any, task: Any) -> None:
-    by_path = task(loop(worker, []), continuation_should_interrupt="tests.unit.predicates.always").delay()
+    by_path = task(loop(worker, []), continuation_should_interrupt="tests.support.predicates.always").delay()
     worker.deliver()
     assert str(by_path.info) == "Interrupted at loop:1, 10 % (always)"
     worker.drain()

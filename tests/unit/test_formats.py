@@ -12,7 +12,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.sources import csv_rows, keys, nested, pages
 from celery_continuations.testing import delivered, interrupt_during_step, run_until_done
 from celery_continuations.testing.rehearsal import Rehearsal
-from tests.unit.django_models import Letter, create_tables
+from tests.support.django_models import Letter, create_tables
 
 SAMPLES: dict[str, str] = json.loads((Path(__file__).parent / "samples/snapshots-0.1.json").read_text())
 ITEMS = ["a", "b", "c", "d", "e", "f"]

@@ -21,7 +21,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.execution import execution
 from celery_continuations.protocol import rules
 from celery_continuations.stores import Fence, Record, Status, open_store
-from tests.unit.conftest import take_over
+from tests.support.worker import take_over
 
 
 def test_a_result_backend_that_cannot_store_retry_does_not_keep_the_message_back(
@@ -261,7 +261,7 @@ def test_a_task_that_exits_by_itself_is_not_an_interruption(worker: Any, task: A
 
 
 def test_without_a_result_backend_a_continuation_whose_record_is_gone_resumes(worker: Any, app: Celery) -> None:
-    from tests.unit.conftest import Worker
+    from tests.support.worker import Worker
 
     lone = Celery("lone", broker="memory://", set_as_current=False)
     lone.conf.update(task_default_queue=app.conf.task_default_queue, continuation_store="memory")

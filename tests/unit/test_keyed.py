@@ -23,8 +23,8 @@ from celery_continuations import InvalidStepError
 from celery_continuations.sources import batched, nested, opener, opening, throttled
 from celery_continuations.sources.django import query_rows
 from celery_continuations.sources.sqlalchemy import from_select, select_rows, sessions
-from tests.unit.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
-from tests.unit.tables import KEYS, DjangoTable, SQLAlchemyTable
+from tests.support.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
+from tests.support.tables import KEYS, DjangoTable, SQLAlchemyTable
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_s1_rows_without_an_order_come_in_batches(make: Any, session: orm.Sessio
 
 @pytest.fixture
 def models() -> Iterator[Any]:
-    from tests.unit import django_models
+    from tests.support import django_models
 
     django_models.create_tables()
     yield django_models

@@ -19,8 +19,7 @@ from celery_continuations.contrib.opentelemetry import instrument, uninstrument
 from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Record, open_store
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import Killed
-from tests.unit.test_events import rows
+from tests.support.worker import Killed, rows
 
 
 class Spans:

@@ -14,7 +14,7 @@ from celery import Celery
 
 from celery_continuations import ContinuableTask
 from celery_continuations.testing import delivered
-from tests.unit.test_docs import anchors
+from tests.support.pages import anchors
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -18,7 +18,7 @@ from celery_continuations import (
     SnapshotTooLargeError,
     continuable,
 )
-from tests.unit.conftest import Worker, make_app
+from tests.support.worker import Worker, make_app
 
 
 async def fetch(self: Any) -> int:

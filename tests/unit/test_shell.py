@@ -25,7 +25,7 @@ from celery_continuations.bin.continuations import continuations
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.messages.republish import kept
 from celery_continuations.stores import Fence, Record, Status, open_store
-from tests.unit.conftest import make_app
+from tests.support.worker import make_app
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -32,7 +32,7 @@ from celery_continuations.sources import (
     register,
     throttled,
 )
-from tests.unit.conftest import Killed
+from tests.support.worker import Killed
 
 
 def loop(source: Any, seen: list[Any], stop_after: Any = (), worker: Any = None, **options: Any) -> Any:

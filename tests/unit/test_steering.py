@@ -18,7 +18,7 @@ from celery_continuations.protocol import commands
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.requests import Request
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import Killed, take_over
+from tests.support.worker import Killed, take_over
 
 
 @pytest.fixture

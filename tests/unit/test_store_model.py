@@ -17,9 +17,7 @@ from celery_continuations.stores.base import UNCHANGED, Fence, Record, Status, S
 from celery_continuations.stores.database import DatabaseStore
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
-from tests.unit.test_stores import redis_store, redis_url
-
-__all__ = ["redis_url"]
+from tests.support.redis_server import redis_store
 
 IDS = ("a", "A", "a:b")
 WORKERS = ("w", "v")

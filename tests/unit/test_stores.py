@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -32,41 +31,10 @@ from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
 from celery_continuations.testing.stores import StoreConformance
-from tests.unit.conftest import make_app
+from tests.support.redis_server import redis_store
+from tests.support.worker import make_app
 
 RUNNING = Fence(1, Status.RUNNING, "me on a host/7")
-
-
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: Any) -> Iterator[str]:
-    if shutil.which("redis-server") is None:
-        message = "redis-server is missing; install it to test the Redis store"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    server = subprocess.Popen(
-        ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"],
-        cwd=tmp_path_factory.mktemp("redis"),
-        stdout=subprocess.DEVNULL,
-    )
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.01)
-    yield f"redis://127.0.0.1:{port}/0"
-    server.terminate()
-    server.wait()
-
-
-def redis_store(url: str, namespace: str) -> Any:
-    from redis import Redis
-
-    from celery_continuations.stores.redis import RedisStore
-
-    return RedisStore(Redis.from_url(url), namespace)
 
 
 class TestMemoryStore(StoreConformance):

@@ -26,7 +26,7 @@ from celery_continuations.protocol.liveness import death_of
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.maintenance import Keeper
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import Killed
+from tests.support.worker import Killed
 
 ELSEWHERE = "another-machine.7.7.abc"
 

@@ -20,7 +20,7 @@ from celery_continuations import (
     UnserializableValueError,
     continuable,
 )
-from tests.unit.conftest import Worker, make_app
+from tests.support.worker import Worker, make_app
 
 
 def nothing() -> None:

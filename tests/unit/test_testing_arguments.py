@@ -16,7 +16,7 @@ from celery_continuations.testing import (
     rehearse,
     run_until_done,
 )
-from tests.unit.conftest import make_app
+from tests.support.worker import make_app
 
 PAIR, BY_NUMBER, ROWS = (1, 2), {1: "one"}, ["header", "a", "b"]
 

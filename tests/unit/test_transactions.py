@@ -18,7 +18,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.testing import assert_resumable
-from tests.unit.conftest import Killed, Worker, make_app
+from tests.support.worker import Killed, Worker, make_app
 
 
 class Base(DeclarativeBase):

@@ -24,7 +24,7 @@ from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Fence, Record, Status
 from celery_continuations.testing import delivered
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import Killed
+from tests.support.worker import Killed
 
 
 @pytest.fixture

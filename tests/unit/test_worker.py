@@ -20,7 +20,7 @@ from celery_continuations.core.run import Run
 from celery_continuations.execution.direct import DirectExecution
 from celery_continuations.execution.triggers import Watch, Watcher
 from celery_continuations.process import stop_flag as flags
-from tests.unit.conftest import make_app
+from tests.support.worker import make_app
 
 
 def await_(condition: Any, what: Any) -> None:

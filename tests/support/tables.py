@@ -34,7 +34,7 @@ class DjangoTable:
     """A model of which only the key matters."""
 
     def __init__(self, kind: str, alias: str = "default") -> None:
-        from tests.unit.django_models import BY_KIND, create_tables
+        from tests.support.django_models import BY_KIND, create_tables
 
         create_tables(alias)
         self.model = BY_KIND[kind]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_celery import RabbitMQContainer, RedisContainer
 
-from tests.integration.processes import LocalProcess, free_port
+from tests.support.processes import LocalProcess, free_port
 
 
 class _Local:

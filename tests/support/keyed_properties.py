@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from celery_continuations.core import codec
 from celery_continuations.sources import opener
-from tests.unit.tables import KEYS
+from tests.support.tables import KEYS
 
 
 def saved(cursor: Any) -> Any:

@@ -47,7 +47,7 @@ settings.configure(
             },
         }
     ],
-    ROOT_URLCONF="tests.unit.django_urls",
+    ROOT_URLCONF="tests.support.django_urls",
     ALLOWED_HOSTS=["testserver"],
     SECRET_KEY="x",
     USE_TZ=True,
