@@ -21,7 +21,7 @@ from celery_continuations.execution import reporting
 from celery_continuations.messages import republish
 from tests.support.pages import anchors, prose
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "celery_continuations"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ALARMS = ROOT / "docs" / "deployment" / "alarms.md"

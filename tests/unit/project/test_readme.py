@@ -16,7 +16,7 @@ from celery_continuations import ContinuableTask
 from celery_continuations.testing import delivered
 from tests.support.pages import anchors
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "demo.svg"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-PAGE = Path(__file__).parents[2] / "docs" / "waiting.md"
+PAGE = Path(__file__).parents[3] / "docs" / "waiting.md"
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from celery import Celery
 from celery_continuations import ContinuableTask
 from celery_continuations.testing import assert_resumable, delivered
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 
 Names = dict[str, Any]

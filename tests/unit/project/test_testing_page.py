@@ -12,7 +12,7 @@ from celery import Celery
 
 from celery_continuations import testing
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+PAGE = Path(__file__).parents[3] / "docs" / "testing.md"
 TEXT = PAGE.read_text()
 
 

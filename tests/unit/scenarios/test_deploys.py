@@ -20,7 +20,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import DeliveryError, InvalidStepError, SourceChangedError
 from celery_continuations.stores import Status
 
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "deploys.md"
+PAGE = Path(__file__).parents[3] / "docs" / "howto" / "deploys.md"
 
 Code = Callable[..., Any]
 

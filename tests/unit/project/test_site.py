@@ -20,7 +20,7 @@ from celery import Celery
 from celery_continuations import ContinuableTask, conf
 from celery_continuations.testing import assert_resumable
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 

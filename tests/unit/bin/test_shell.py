@@ -27,7 +27,7 @@ from celery_continuations.messages.republish import kept
 from celery_continuations.stores import Fence, Record, Status, open_store
 from tests.support.worker import make_app
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def nothing(self: Any) -> None:

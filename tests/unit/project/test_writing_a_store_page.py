@@ -15,7 +15,7 @@ from celery.exceptions import ImproperlyConfigured
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import open_store
 
-PAGE = Path(__file__).parents[2] / "docs" / "writing-a-store.md"
+PAGE = Path(__file__).parents[3] / "docs" / "writing-a-store.md"
 
 shown: dict[str, Any] = {"__name__": __name__}
 for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S):

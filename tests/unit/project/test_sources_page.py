@@ -21,7 +21,7 @@ from celery_continuations.core.snapshot import Outcome, Snapshot
 from celery_continuations.sources import csv_rows, keyed, keyed_pages, pages
 from celery_continuations.sources.sqlalchemy import sessions
 
-PAGE = Path(__file__).parents[2] / "docs" / "sources.md"
+PAGE = Path(__file__).parents[3] / "docs" / "sources.md"
 README = PAGE.parents[1] / "README.md"
 
 NAMES = [f"user{number}" for number in range(8)]

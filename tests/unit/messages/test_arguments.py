@@ -789,7 +789,7 @@ def test_written_bodies_are_read_whatever_the_app_accepts() -> None:
 
 SAMPLES = {
     sample["serializer"]: sample
-    for sample in json.loads((Path(__file__).parent / "samples" / "arguments-0.1.json").read_text())
+    for sample in json.loads((Path(__file__).parents[1] / "samples" / "arguments-0.1.json").read_text())
 }
 SAMPLED_ARGS = [["header", {"name": "one"}], "words"]
 SAMPLED_KWARGS = {"tenant": "acme", "options": {"deep": [1, 2]}}

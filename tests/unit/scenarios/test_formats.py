@@ -14,7 +14,7 @@ from celery_continuations.testing import delivered, interrupt_during_step, run_u
 from celery_continuations.testing.rehearsal import Rehearsal
 from tests.support.django_models import Letter, create_tables
 
-SAMPLES: dict[str, str] = json.loads((Path(__file__).parent / "samples/snapshots-0.1.json").read_text())
+SAMPLES: dict[str, str] = json.loads((Path(__file__).parents[1] / "samples/snapshots-0.1.json").read_text())
 ITEMS = ["a", "b", "c", "d", "e", "f"]
 
 
