@@ -79,7 +79,7 @@ def kind_and_table(request: pytest.FixtureRequest, session: orm.Session, django_
 
 @settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_j3_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     """Multi-column, composite, time-zone and date keys, up and down, by rows and batches."""
     kind, table = kind_and_table
     resumes_everywhere(table, kind, data)
@@ -87,7 +87,7 @@ def test_j3_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data:
 
 @settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_j3_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     kind, table = kind_and_table
     sees_what_comes_after(table, kind, data)
 

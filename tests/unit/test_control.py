@@ -248,7 +248,7 @@ def lose(store: Any, task_id: str) -> None:
 # -- cancel
 
 
-def test_s9_a_running_task_is_cancelled_at_its_next_checkpoint(
+def test_a_running_task_is_cancelled_at_its_next_checkpoint(
     worker: Any, loop: Any, app: Celery, record: Any, task: Any
 ) -> None:
     called: list[Any] = []

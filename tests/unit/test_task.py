@@ -202,7 +202,7 @@ def test_class_based_tasks(app: Celery, worker: Worker) -> None:
         assert result.get() == []
 
 
-def test_r6_c15_direct_calls_and_eager_mode_run_straight_through(app: Celery) -> None:
+def test_direct_calls_and_eager_mode_run_straight_through(app: Celery) -> None:
     def run(self: Any) -> list[Any]:
         facts = [self.step("one", lambda: "value")]
         self.checkpoint()

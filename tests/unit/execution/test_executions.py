@@ -45,7 +45,7 @@ def loop(worker: Any, seen: list[int], stop_after: set[int] = frozenset(), total
     return run
 
 
-def test_r1_a_task_that_is_not_stopped_runs_in_one_execution(worker: Any, task: Any) -> None:
+def test_a_task_that_is_not_stopped_runs_in_one_execution(worker: Any, task: Any) -> None:
     seen: list[int] = []
     result = task(loop(worker, seen)).delay()
     assert worker.drain() == 1
@@ -53,7 +53,7 @@ def test_r1_a_task_that_is_not_stopped_runs_in_one_execution(worker: Any, task: 
     assert worker.deliveries[0].end == "acked"
 
 
-def test_r2_s6_interrupted_it_leaves_one_message_and_the_next_worker_finishes(worker: Any, task: Any) -> None:
+def test_an_interrupted_task_leaves_one_message_and_the_next_worker_finishes(worker: Any, task: Any) -> None:
     seen: list[int] = []
     result = task(loop(worker, seen, {4})).delay()
     worker.deliver()
@@ -67,7 +67,7 @@ def test_r2_s6_interrupted_it_leaves_one_message_and_the_next_worker_finishes(wo
     assert second.headers["continuation_generation"] == 1
 
 
-def test_r7_an_error_without_progress_is_raised(worker: Any, task: Any) -> None:
+def test_an_error_without_progress_is_raised(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         self.checkpoint()
         raise ValueError("no")
@@ -77,9 +77,7 @@ def test_r7_an_error_without_progress_is_raised(worker: Any, task: Any) -> None:
     assert result.state == states.FAILURE
 
 
-def test_r9_r10_r11_an_error_after_progress_resumes_and_the_second_at_the_same_cursor_is_raised(
-    worker: Any, task: Any
-) -> None:
+def test_an_error_after_progress_resumes_and_the_second_at_the_same_cursor_is_raised(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         resumptions.append((self.continuation.resumptions, self.continuation.errors))
         for item in self.iterate("loop", range(5)):
@@ -146,7 +144,7 @@ def test_being_out_of_memory_is_not_resumed(worker: Any, task: Any) -> None:
     assert worker.queued() == 0
 
 
-def test_r29_resume_errors_after_advancing_off(worker: Any, task: Any) -> None:
+def test_resume_errors_after_advancing_off(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         self.step("one", int)
         raise ValueError
@@ -172,7 +170,7 @@ def test_autoretry_is_asked_only_when_the_task_did_not_get_on(worker: Any, task:
     assert result.get() == 2
 
 
-def test_c10_retries_are_unchanged_by_ten_interruptions(worker: Any, task: Any) -> None:
+def test_retries_are_unchanged_by_ten_interruptions(worker: Any, task: Any) -> None:
     def run(self: Any) -> tuple[int, int]:
         for _ in self.iterate("loop", range(10)):
             worker.stop()
@@ -183,9 +181,7 @@ def test_c10_retries_are_unchanged_by_ten_interruptions(worker: Any, task: Any) 
     assert result.get() == [0, 10]
 
 
-def test_r12_r13_a_predicate_is_called_with_the_task_and_its_answer_is_the_reason(
-    worker: Any, task: Any, app: Celery
-) -> None:
+def test_a_predicate_is_called_with_the_task_and_its_answer_is_the_reason(worker: Any, task: Any, app: Celery) -> None:
     asked: list[Any] = []
 
     def full(the_task: Any) -> str | None:
@@ -209,7 +205,7 @@ def test_a_predicate_may_be_a_dotted_path_or_a_method(worker: Any, task: Any) ->
     worker.drain()
 
 
-def test_r14_the_log_of_an_interruption_after_a_step(worker: Any, task: Any, caplog: Any) -> None:
+def test_the_log_of_an_interruption_after_a_step(worker: Any, task: Any, caplog: Any) -> None:
     def run(self: Any) -> None:
         self.step("one", worker.stop)
         self.step("two", int)
@@ -279,7 +275,7 @@ def test_celery_rebuilds_an_interruption_of_its_arguments(app: Celery, serialize
         assert (repr(found), str(found)) == (repr(shown), str(shown))
 
 
-def test_r15_the_log_of_an_interruption_during_a_step(worker: Any, task: Any, caplog: Any) -> None:
+def test_the_log_of_an_interruption_during_a_step(worker: Any, task: Any, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "celery_continuations")
     task(loop(worker, [], {4})).delay()
     worker.drain()
@@ -290,7 +286,7 @@ def test_r15_the_log_of_an_interruption_during_a_step(worker: Any, task: Any, ca
     assert found == {"step": "loop", "cursor": 5, "reason": "stopping"}
 
 
-def test_r22_a_message_without_continuation_data_runs(worker: Any, app: Celery, task: Any) -> None:
+def test_a_message_without_continuation_data_runs(worker: Any, app: Celery, task: Any) -> None:
     seen: list[int] = []
     made = task(loop(worker, seen))
     Celery(broker="memory://", set_as_current=False).send_task(made.name, queue=app.conf.task_default_queue)
@@ -299,7 +295,7 @@ def test_r22_a_message_without_continuation_data_runs(worker: Any, app: Celery, 
 
 
 @pytest.mark.parametrize("by_errors", [False, True])
-def test_r27_r28_the_third_resumption_is_one_too_many(worker: Any, task: Any, by_errors: bool) -> None:
+def test_the_third_resumption_is_one_too_many(worker: Any, task: Any, by_errors: bool) -> None:
     def run(self: Any) -> None:
         for item in self.iterate("loop", range(10)):
             seen.append(item)
@@ -323,7 +319,7 @@ def test_stops_and_slices_do_not_count(worker: Any, task: Any) -> None:
     assert result.get() == 10
 
 
-def test_r30_resume_options(worker: Any, task: Any, app: Celery) -> None:
+def test_resume_options(worker: Any, task: Any, app: Celery) -> None:
     seen: list[int] = []
     result = task(
         loop(worker, seen, {4}), continuation_resume_options={"queue": "first", "countdown": 30, "priority": 3}
@@ -336,7 +332,7 @@ def test_r30_resume_options(worker: Any, task: Any, app: Celery) -> None:
     assert result.get() == 10
 
 
-def test_r31_isolated_steps_in_executions_of_their_own(worker: Any, task: Any) -> None:
+def test_isolated_steps_in_executions_of_their_own(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         here: list[int] = []
         executed.append(here)
@@ -350,7 +346,7 @@ def test_r31_isolated_steps_in_executions_of_their_own(worker: Any, task: Any) -
     assert executed == [[1, 2], [3], [4]]
 
 
-def test_r45_saved_and_remembered_values_survive(worker: Any, task: Any) -> None:
+def test_saved_and_remembered_values_survive(worker: Any, task: Any) -> None:
     def run(self: Any) -> Any:
         value = self.step("value", lambda: (1, {2: 3}))
         self.saved.setdefault("since", timedelta(days=2))
@@ -363,7 +359,7 @@ def test_r45_saved_and_remembered_values_survive(worker: Any, task: Any) -> None
     assert result.get() == repr(((1, {2: 3}), {"since": timedelta(days=2)}))
 
 
-def test_s2_j1_arguments_reach_every_execution(worker: Any, task: Any) -> None:
+def test_arguments_reach_every_execution(worker: Any, task: Any) -> None:
     def run(self: Any, one: Any, *, two: Any) -> None:
         for _ in self.iterate("loop", range(3)):
             seen.append((one, two))
@@ -375,7 +371,7 @@ def test_s2_j1_arguments_reach_every_execution(worker: Any, task: Any) -> None:
     assert seen == [({"s10": {"of": "type dict"}}, [1, None])] * 3
 
 
-def test_s4_j7_executions_cursor_and_run_time(worker: Any, task: Any, monkeypatch: Any) -> None:
+def test_executions_cursor_and_run_time(worker: Any, task: Any, monkeypatch: Any) -> None:
     from celery_continuations.execution import execution
 
     class Clock:
@@ -409,7 +405,7 @@ def test_s4_j7_executions_cursor_and_run_time(worker: Any, task: Any, monkeypatc
     assert result.state == states.SUCCESS
 
 
-def test_s5_a_failure_keeps_the_cursor_of_the_failing_item(worker: Any, task: Any, record: Any) -> None:
+def test_a_failure_keeps_the_cursor_of_the_failing_item(worker: Any, task: Any, record: Any) -> None:
     def run(self: Any) -> None:
         for item in self.iterate("loop", range(5)):
             if item == 3:
@@ -424,7 +420,7 @@ def test_s5_a_failure_keeps_the_cursor_of_the_failing_item(worker: Any, task: An
     assert result.progress == ("loop", 3, 5)
 
 
-def test_s7_j6_max_runtime_of_the_app_of_the_task_and_changed_at_run_time(worker: Any, task: Any, app: Celery) -> None:
+def test_max_runtime_of_the_app_of_the_task_and_changed_at_run_time(worker: Any, task: Any, app: Celery) -> None:
     seen: list[int] = []
 
     def run(self: Any) -> None:
@@ -463,7 +459,7 @@ def test_max_runtime_auto(settings: dict[str, Any], keeps: bool, seconds: float 
     assert conf.auto_max_runtime(make_app(**settings), keeps) == seconds
 
 
-def test_j5_a_hook_that_publishes_does_not_double_the_message(worker: Any, task: Any) -> None:
+def test_a_hook_that_publishes_does_not_double_the_message(worker: Any, task: Any) -> None:
     called: list[Any] = []
 
     def on_retry(self: Any, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
@@ -492,7 +488,7 @@ def test_the_state_is_stored_before_the_message_is_out(worker: Any, task: Any, m
     assert states_at_publish == [states.RETRY]
 
 
-def test_c4_except_exception_around_a_checkpoint(worker: Any, task: Any) -> None:
+def test_except_exception_around_a_checkpoint(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         for step in self.step("loop", start=0):
             while step.cursor < 5:
@@ -551,7 +547,7 @@ def test_a_finally_that_raises(worker: Any, task: Any) -> None:
     assert (seen, result.state) == ([0, 1, 2, 3, 4], states.SUCCESS)
 
 
-def test_c11_task_track_started(worker: Any, app: Celery, task: Any) -> None:
+def test_task_track_started(worker: Any, app: Celery, task: Any) -> None:
     seen_states: list[str] = []
 
     def run(self: Any) -> None:
@@ -564,7 +560,7 @@ def test_c11_task_track_started(worker: Any, app: Celery, task: Any) -> None:
     assert seen_states == [states.STARTED, states.STARTED]
 
 
-def test_c12_ignore_result(worker: Any, task: Any) -> None:
+def test_ignore_result(worker: Any, task: Any) -> None:
     seen: list[int] = []
     by_task = task(loop(worker, seen, {4}), ignore_result=True).delay()
     worker.drain()
@@ -576,7 +572,7 @@ def test_c12_ignore_result(worker: Any, task: Any) -> None:
         assert by_call.state == states.PENDING
 
 
-def test_c16_revoked_between_two_executions(worker: Any, task: Any, record: Any) -> None:
+def test_a_task_is_revoked_between_two_executions(worker: Any, task: Any, record: Any) -> None:
     from celery.worker.state import revoked
 
     seen: list[int] = []
@@ -590,7 +586,7 @@ def test_c16_revoked_between_two_executions(worker: Any, task: Any, record: Any)
     assert (seen, result.state) == ([0, 1, 2, 3, 4], states.REVOKED)
 
 
-def test_m7_c22_a_stopping_worker_does_not_run_a_continuation(worker: Any, task: Any) -> None:
+def test_a_stopping_worker_does_not_run_a_continuation(worker: Any, task: Any) -> None:
     seen: list[int] = []
     result = task(loop(worker, seen, {4})).delay()
     worker.deliver()
@@ -602,9 +598,7 @@ def test_m7_c22_a_stopping_worker_does_not_run_a_continuation(worker: Any, task:
     assert (seen, result.get()) == (list(range(10)), 10)
 
 
-def test_c22_the_main_process_of_a_stopping_worker_gives_a_continuation_back(
-    worker: Any, app: Celery, task: Any
-) -> None:
+def test_the_main_process_of_a_stopping_worker_gives_a_continuation_back(worker: Any, app: Celery, task: Any) -> None:
     from celery_continuations.process.stop_flag import STOPPING, new_flag
     from celery_continuations.worker.requests import strategy
 
@@ -653,7 +647,7 @@ def test_c22_the_main_process_of_a_stopping_worker_gives_a_continuation_back(
 
 
 @pytest.mark.parametrize("throw", [True, False])
-def test_c25_retry_keeps_the_progress_and_takes_its_arguments(worker: Any, task: Any, throw: bool) -> None:
+def test_retry_keeps_the_progress_and_takes_its_arguments(worker: Any, task: Any, throw: bool) -> None:
     def run(self: Any, word: str) -> Any:
         for item in self.iterate("loop", range(4)):
             seen.append((word, item))
@@ -673,7 +667,7 @@ def test_c25_retry_keeps_the_progress_and_takes_its_arguments(worker: Any, task:
     assert worker.deliveries[1].headers["own"] == "header"
 
 
-def test_c25_retries_run_out(worker: Any, task: Any) -> None:
+def test_retries_run_out(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         self.step("one", int)
         self.retry(countdown=0, max_retries=2)
@@ -683,7 +677,7 @@ def test_c25_retries_run_out(worker: Any, task: Any) -> None:
     assert result.state == states.FAILURE
 
 
-def test_c25_replace_starts_the_other_task_afresh(worker: Any, app: Celery, task: Any, record: Any) -> None:
+def test_replace_starts_the_other_task_afresh(worker: Any, app: Celery, task: Any, record: Any) -> None:
     def other(self: Any) -> Any:
         return (self.continuation.executions, self.step("one", lambda: "of the other"))
 
@@ -733,7 +727,7 @@ def test_a_stale_message_ends_without_touching_anything(worker: Any, task: Any, 
     assert result.get() == 10
 
 
-def test_m3_an_execution_that_was_succeeded_ends_at_its_next_save(
+def test_an_execution_that_was_succeeded_ends_at_its_next_save(
     worker: Any, app: Celery, task: Any, record: Any
 ) -> None:
     app.conf.continuation_checkpoint_interval = 0
@@ -754,7 +748,7 @@ def test_m3_an_execution_that_was_succeeded_ends_at_its_next_save(
     assert result.state == states.PENDING
 
 
-def test_m3_an_execution_that_was_succeeded_is_refused_at_its_end(
+def test_an_execution_that_was_succeeded_is_refused_at_its_end(
     worker: Any, app: Celery, task: Any, record: Any
 ) -> None:
     def run(self: Any) -> str:
@@ -767,7 +761,7 @@ def test_m3_an_execution_that_was_succeeded_is_refused_at_its_end(
     assert result.state == states.PENDING
 
 
-def test_m1_the_message_goes_out_only_after_the_progress_is_saved_and_waits_for_the_broker(
+def test_the_message_goes_out_only_after_the_progress_is_saved_and_waits_for_the_broker(
     worker: Any, task: Any, record: Any, monkeypatch: Any
 ) -> None:
     from celery_continuations.execution import execution

@@ -74,7 +74,7 @@ def swallows(self: Any, ran: list[str]) -> str:
 
 
 @pytest.mark.parametrize("old", [lacks_the_step, has_another_step, swallows])
-def test_c19_old_code_hands_the_task_back_and_new_code_goes_on(
+def test_old_code_hands_the_task_back_and_new_code_goes_on(
     worker: Any, deploy: Any, record: Any, old: Any, caplog: Any
 ) -> None:
     result, bring_new_code = deploy(old)
@@ -178,7 +178,7 @@ class FakeKeeper:
         self.decided.append(decision)
 
 
-def test_m2_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monkeypatch: Any) -> None:
+def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monkeypatch: Any) -> None:
     consumer, keeper = FakeConsumer(app), FakeKeeper()
     hand_back_unknown(consumer, keeper)  # type: ignore[arg-type]
     fresh = FakeMessage(id="fresh", task="x")

@@ -13,7 +13,7 @@ from tests.support.watched import await_
 from tests.support.worker import make_app
 
 
-def test_c27_several_workers_in_one_process() -> None:
+def test_several_workers_in_one_process() -> None:
     """One after the other, as tests start them: the stop of one is nothing to the next."""
     from celery_continuations.execution.triggers import watcher
 

@@ -623,7 +623,7 @@ def test_a_retry_is_due_when_it_is_to_be_run(worker: Any, task: Any, record: Any
 
 @pytest.mark.parametrize("when", ["before the write", "after the write"])
 @pytest.mark.parametrize("caught", [False, True])
-def test_c26_a_soft_time_limit_hits_in_the_middle_of_a_save(
+def test_a_soft_time_limit_hits_in_the_middle_of_a_save(
     worker: Any, task: Any, app: Celery, record: Any, monkeypatch: Any, when: str, caught: bool
 ) -> None:
     store = open_store(app, "memory")
@@ -663,7 +663,7 @@ def test_c26_a_soft_time_limit_hits_in_the_middle_of_a_save(
         assert Snapshot.loads(record(result.id).snapshot).current == ("loop", 2)
 
 
-def test_s12_what_is_asked_of_an_unknown_id_and_of_a_broken_snapshot(task: Any, app: Celery) -> None:
+def test_what_is_asked_of_an_unknown_id_and_of_a_broken_snapshot(task: Any, app: Celery) -> None:
     def run(self: Any) -> None: ...
 
     made = task(run)

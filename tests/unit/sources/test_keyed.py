@@ -53,7 +53,7 @@ def kind_and_table(request: pytest.FixtureRequest, session: orm.Session) -> tupl
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_j3_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     """Multi-column, composite, time-zone and date keys, up and down, by rows and batches."""
     kind, table = kind_and_table
     resumes_everywhere(table, kind, data)
@@ -61,13 +61,13 @@ def test_j3_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data:
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_j3_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     kind, table = kind_and_table
     sees_what_comes_after(table, kind, data)
 
 
 @pytest.mark.parametrize("make", [DjangoTable, SQLAlchemyTable])
-def test_s1_rows_without_an_order_come_in_batches(make: Any, session: orm.Session) -> None:
+def test_rows_without_an_order_come_in_batches(make: Any, session: orm.Session) -> None:
     """Ten records, unordered, by threes: the last batch has one."""
     table = make("int", session) if make is SQLAlchemyTable else make("int")
     table.clear()
@@ -154,7 +154,7 @@ def test_a_queryset_that_is_ordered_by_a_unique_key(books: Any, order: tuple[Any
         (("id", "pk"), "a column is in it twice"),
     ],
 )
-def test_j11_a_queryset_whose_order_is_not_the_keys(books: Any, order: tuple[Any, ...], problem: str) -> None:
+def test_a_queryset_whose_order_is_not_the_keys(books: Any, order: tuple[Any, ...], problem: str) -> None:
     """An ordered query is rejected where a key order is needed, with the reason and what to write."""
     with pytest.raises(InvalidStepError, match=re.escape(problem)) as raised:
         query_rows(books.annotate(twice=F("number") * 2).order_by(*order))
@@ -493,7 +493,7 @@ def test_a_query(poems: orm.Session) -> None:
         ((sa.func.lower(Poem.note), Poem.id), "its order has 'lower(poems.note)', which is not a column"),
     ],
 )
-def test_j11_a_select_whose_order_is_not_the_keys(poems: orm.Session, order: Any, problem: str) -> None:
+def test_a_select_whose_order_is_not_the_keys(poems: orm.Session, order: Any, problem: str) -> None:
     """An ordered query is rejected where a key order is needed, with the reason and what to write."""
     with pytest.raises(InvalidStepError, match=re.escape(problem)):
         select_rows(poems, sa.select(Poem).join(Writer).order_by(*order))

@@ -70,11 +70,11 @@ def run_interrupted(worker: Any, task: Any, source: Any, **options: Any) -> list
         (lambda: batched(range(10), 3), {}, [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]),
     ],
 )
-def test_s1_arrays_records_and_batches(worker: Any, task: Any, source: Any, options: Any, expected: Any) -> None:
+def test_arrays_records_and_batches(worker: Any, task: Any, source: Any, options: Any, expected: Any) -> None:
     assert run_interrupted(worker, task, source, **options) == expected
 
 
-def test_s1_csv_rows_and_batches(worker: Any, task: Any, tmp_path: Path) -> None:
+def test_csv_rows_and_batches(worker: Any, task: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("id,name\n" + "".join(f"{number},name {number}\n" for number in range(11)))
     rows = [{"id": str(number), "name": f"name {number}"} for number in range(11)]
@@ -85,7 +85,7 @@ def test_s1_csv_rows_and_batches(worker: Any, task: Any, tmp_path: Path) -> None
     assert [row for batch in found for row in batch] == rows
 
 
-def test_s8_an_interrupted_batch_restarts(worker: Any, task: Any) -> None:
+def test_an_interrupted_batch_restarts(worker: Any, task: Any) -> None:
     seen: list[Any] = []
 
     def body(self: Any) -> None:
@@ -102,7 +102,7 @@ def test_s8_an_interrupted_batch_restarts(worker: Any, task: Any) -> None:
     assert seen == [[0, 1], [2, 3], [2, 3], [4]]
 
 
-def test_s11_size_and_position_of_a_csv_file_after_a_resumption(worker: Any, task: Any, tmp_path: Path) -> None:
+def test_size_and_position_of_a_csv_file_after_a_resumption(worker: Any, task: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("id\n" + "12\n" * 9)  # 30 bytes
     places: list[Any] = []
@@ -123,7 +123,7 @@ def test_s11_size_and_position_of_a_csv_file_after_a_resumption(worker: Any, tas
     assert len(places) == 9
 
 
-def test_j2_a_failing_element_is_tried_again_from_its_own_cursor(worker: Any, task: Any) -> None:
+def test_a_failing_element_is_tried_again_from_its_own_cursor(worker: Any, task: Any) -> None:
     done: list[int] = []
     failing = {3, 7}
 
@@ -143,18 +143,18 @@ def test_j2_a_failing_element_is_tried_again_from_its_own_cursor(worker: Any, ta
     assert len(worker.deliveries) == 5
 
 
-def test_j9_nested_sources_resume_also_where_an_inner_one_is_empty(worker: Any, task: Any) -> None:
+def test_nested_sources_resume_also_where_an_inner_one_is_empty(worker: Any, task: Any) -> None:
     books = {"ann": ["a1", "a2"], "bob": [], "eve": ["e1"], "max": []}
     source = nested(list(books), lambda author: books[author], lambda author, book: range(2 if book == "a2" else 1))
     expected = [("ann", "a1", 0), ("ann", "a2", 0), ("ann", "a2", 1), ("eve", "e1", 0)]
     assert run_interrupted(worker, task, source) == expected
 
 
-def test_j9_nothing_but_empty_ones(worker: Any, task: Any) -> None:
+def test_nested_sources_that_are_all_empty(worker: Any, task: Any) -> None:
     assert run_interrupted(worker, task, nested([1, 2], lambda number: [])) == []
 
 
-def test_j10_a_throttled_source_backs_off_and_is_not_read_meanwhile(worker: Any, task: Any, later: Any) -> None:
+def test_a_throttled_source_backs_off_and_is_not_read_meanwhile(worker: Any, task: Any, later: Any) -> None:
     holds, asked, read = [False], [], []
 
     def numbers() -> Any:
@@ -191,7 +191,7 @@ def test_j10_a_throttled_source_backs_off_and_is_not_read_meanwhile(worker: Any,
     assert asked == [0, 1, 2, 2, 2, 5, 6]
 
 
-def test_j10_one_that_is_throttled_from_the_beginning(worker: Any, task: Any, later: Any) -> None:
+def test_a_source_that_is_throttled_from_the_beginning(worker: Any, task: Any, later: Any) -> None:
     holds = [True]
     seen: list[Any] = []
     result = task(loop(throttled(refuse_reading, lambda: holds[0], 5), seen)).apply_async()

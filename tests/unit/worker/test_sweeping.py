@@ -81,7 +81,7 @@ def losses(store: Any, task_id: str) -> tuple[int, int]:
     return Snapshot.loads(store.read(task_id).snapshot).losses
 
 
-def test_m4_a_lost_execution_is_recovered_and_goes_on(
+def test_a_lost_execution_is_recovered_and_goes_on(
     worker: Any, sweeper: Sweeper, lost: Any, store: Any, caplog: Any
 ) -> None:
     result = lost()
@@ -114,7 +114,7 @@ def test_a_lease_proves_nothing_while_the_sweeper_cannot_trust_its_own(sweeper: 
     assert store.read(result.id).fence.status == Status.RUNNING
 
 
-def test_c20_m5_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, store: Any) -> None:
+def test_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, store: Any) -> None:
     lost()
     barrier = threading.Barrier(2)
     swap = store.swap
@@ -136,7 +136,7 @@ def test_c20_m5_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, s
     assert worker.queued() == 1
 
 
-def test_m6_a_broker_that_is_away_loses_nothing(
+def test_a_broker_that_is_away_loses_nothing(
     worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any
 ) -> None:
     result = lost()
@@ -154,7 +154,7 @@ def test_m6_a_broker_that_is_away_loses_nothing(
     assert result.get() == "end"
 
 
-def test_m6_a_store_that_fails_in_the_middle_loses_nothing(
+def test_a_store_that_fails_in_the_middle_loses_nothing(
     worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any, caplog: Any
 ) -> None:
     result = lost()
