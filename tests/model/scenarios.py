@@ -13,7 +13,7 @@ from celery.exceptions import Reject
 
 from celery_continuations import ContinuableTask
 from celery_continuations.stores import Status, factory
-from tests.exploration.clients import (
+from tests.model.clients import (
     CHILD_ID,
     Clients,
     Errand,
@@ -26,9 +26,9 @@ from tests.exploration.clients import (
     resume,
     retry,
 )
-from tests.exploration.promises import Promises
-from tests.exploration.stand_ins import Connection, Message, NoEvents, Now, Producer, SimBackend, SimStore
-from tests.exploration.world import TASK_ID, World
+from tests.model.promises import Promises
+from tests.model.stand_ins import Connection, Message, NoEvents, Now, Producer, SimBackend, SimStore
+from tests.model.world import TASK_ID, World
 
 _numbers = itertools.count()
 

@@ -24,10 +24,10 @@ from celery_continuations.execution import execution, triggers
 from celery_continuations.process import stop_flag
 from celery_continuations.protocol import liveness
 from celery_continuations.worker import maintenance
-from tests.exploration.promises import Violation
-from tests.exploration.scenarios import Scenario
-from tests.exploration.stand_ins import Clock, Now, NoWatcher, PlainInfo
-from tests.exploration.world import Budget, Met, World
+from tests.model.promises import Violation
+from tests.model.scenarios import Scenario
+from tests.model.stand_ins import Clock, Now, NoWatcher, PlainInfo
+from tests.model.world import Budget, Met, World
 
 
 @dataclass

@@ -23,7 +23,7 @@ from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Fence, Look, Record, Store
 
 if TYPE_CHECKING:
-    from tests.exploration.world import World
+    from tests.model.world import World
 
 # What of a snapshot nothing depends on; the losses only where a scenario lets them reach their limit.
 _ASIDE = ("run_time", "left_at", "executions", "reason")

@@ -12,10 +12,10 @@ from typing import Any
 
 from celery_continuations.execution import execution
 from celery_continuations.protocol import commands, rules
-from tests.exploration import scenarios
-from tests.exploration.explorer import Explorer, Report, budgets
-from tests.exploration.scenarios import Scenario
-from tests.exploration.world import Budget
+from tests.model import scenarios
+from tests.model.explorer import Explorer, Report, budgets
+from tests.model.scenarios import Scenario
+from tests.model.world import Budget
 
 FOUND = "found"
 REDUNDANT = "redundant"

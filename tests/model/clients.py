@@ -17,7 +17,7 @@ from celery_continuations.exceptions import DeliveryError, StoreError
 from celery_continuations.stores import Record, Status
 
 if TYPE_CHECKING:
-    from tests.exploration.world import Actor, World
+    from tests.model.world import Actor, World
 
 Options = list[tuple[str, Callable[[], None]]]
 

@@ -26,12 +26,12 @@ from celery_continuations.worker import maintenance as keepers
 from celery_continuations.worker.bootstep import Hearing
 from celery_continuations.worker.maintenance import Keeper
 from celery_continuations.worker.requests import Request
-from tests.exploration.clients import KIND, TASK_ID, Clients, Process
-from tests.exploration.promises import FINAL, FINISHED, Promises, Violation
-from tests.exploration.stand_ins import Message, Now, PlainInfo, SimFlag, told
+from tests.model.clients import KIND, TASK_ID, Clients, Process
+from tests.model.promises import FINAL, FINISHED, Promises, Violation
+from tests.model.stand_ins import Message, Now, PlainInfo, SimFlag, told
 
 if TYPE_CHECKING:
-    from tests.exploration.scenarios import Scenario
+    from tests.model.scenarios import Scenario
 
 T = TypeVar("T")
 

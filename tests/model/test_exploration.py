@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.exploration import scenarios, suite
-from tests.exploration.breaks import BREAKS, FOUND, Break, notice, numbered
-from tests.exploration.explorer import Explorer, simulated
-from tests.exploration.suite import Exploration
-from tests.exploration.world import Budget
+from tests.model import scenarios, suite
+from tests.model.breaks import BREAKS, FOUND, Break, notice, numbered
+from tests.model.explorer import Explorer, simulated
+from tests.model.suite import Exploration
+from tests.model.world import Budget
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""``python -m tests.exploration``: the exploration with more faults than a run of the tests has time for."""
+"""``python -m tests.model``: the exploration with more faults than a run of the tests has time for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 
-from tests.exploration.suite import explore, full
-from tests.exploration.world import Budget
+from tests.model.suite import explore, full
+from tests.model.world import Budget
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Explore, and return 1 when a promise was broken."""
-    parser = argparse.ArgumentParser(prog="python -m tests.exploration", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)
     parser.add_argument("--crashes", type=int, default=2)
     parser.add_argument("--freezes", type=int, default=1)
     parser.add_argument("--duplicates", type=int, default=1)

@@ -11,11 +11,11 @@ from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import Fence, Record, Status
 from celery_continuations.stores.base import ENDED, OWNED
-from tests.exploration.clients import KIND
-from tests.exploration.stand_ins import plain
+from tests.model.clients import KIND
+from tests.model.stand_ins import plain
 
 if TYPE_CHECKING:
-    from tests.exploration.world import Actor, World
+    from tests.model.world import Actor, World
 
 FINAL = frozenset((states.SUCCESS, states.FAILURE, states.REVOKED))
 

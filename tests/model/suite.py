@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.exploration import scenarios as s
-from tests.exploration.explorer import Explorer, Report, simulated
-from tests.exploration.scenarios import Scenario
-from tests.exploration.world import Budget
+from tests.model import scenarios as s
+from tests.model.explorer import Explorer, Report, simulated
+from tests.model.scenarios import Scenario
+from tests.model.world import Budget
 
 
 class Exploration(NamedTuple):
