@@ -12,6 +12,7 @@ import json
 import random
 import re
 import sqlite3
+import traceback
 from collections import Counter, namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -908,7 +909,8 @@ class Case:
                 last[0] = uids[-1]
                 host.wish, run.attention = wish, wish is not None
             run.finish()
-        except Interrupt:
+        except Interrupt as interrupt:
+            traceback.clear_frames(interrupt.__traceback__)
             save(run)
             snapshot.resumptions += 1
             self.text = snapshot.dumps()
@@ -917,6 +919,7 @@ class Case:
             self.killed = True
             return "left"
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # which keep open what the loop reads
             return error
         return "done"
 
@@ -983,6 +986,7 @@ class Executions:
             found = body(Task(run, host))
             run.finish()
         except (Interrupt, Exception) as error:
+            traceback.clear_frames(error.__traceback__)  # which keep open what the loop reads
             found = error
             snapshot.resumptions += isinstance(error, Interrupt)
         self.text = run.take_snapshot().dumps()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import django
+import pytest
 from django.apps import AppConfig
 from django.conf import settings
+from django.db import connections
 
 
 class RowsConfig(AppConfig):
@@ -54,3 +57,16 @@ settings.configure(
     STATIC_URL="/static/",
 )
 django.setup()
+
+
+def threads_close_connections(patch: pytest.MonkeyPatch) -> None:
+    """Each thread closes its connections when it ends, which Django leaves to the collector."""
+    run = threading.Thread.run
+
+    def run_and_close(thread: threading.Thread) -> None:
+        try:
+            run(thread)
+        finally:
+            connections.close_all()
+
+    patch.setattr(threading.Thread, "run", run_and_close)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from celery import Celery
 
 from celery_continuations import ContinuableTask
@@ -381,6 +382,8 @@ def test_the_examples_of_a_page_are_resumable(
     for (shown_on, task), example in PROOFS.items():
         if shown_on == page:
             example.prove(names[task], names)
+    for engine in (value for value in names.values() if isinstance(value, sa.Engine)):
+        engine.dispose()
 
 
 @pytest.mark.usefixtures("own_tasks")

@@ -15,6 +15,7 @@ from celery_continuations import StoreError, conf
 from celery_continuations.stores import Fence, Record, Status, Store, open_store
 from celery_continuations.stores.factory import without_store
 from celery_continuations.testing.stores import StoreConformance
+from tests.support.django_project import threads_close_connections
 from tests.support.worker import make_app
 
 
@@ -22,7 +23,8 @@ class TestDjangoStoreOnSQLite(StoreConformance):
     many = 300
 
     @pytest.fixture(autouse=True)
-    def file(self, django_database: Path) -> None:
+    def file(self, django_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        threads_close_connections(monkeypatch)
         self.path = django_database
 
     def make_store(self, namespace: str) -> Store:

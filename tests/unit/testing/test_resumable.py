@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,6 +49,14 @@ def hold(task: Any, world: World) -> Any:
         assert_resumable(task(function, name=function.__name__, **settings), *args, **options)
 
     return hold
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Let what refers to itself stay until the end of the test."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def fault(hold: Any, function: Any, *args: Any, **options: Any) -> str:
@@ -98,6 +108,28 @@ def test_what_is_saved(hold: Any, world: World) -> None:
         return sum(self.saved["sums"].values())
 
     hold(summed, [3, 1, 4, 1, 5])
+
+
+def test_what_an_execution_has_opened_is_closed_when_the_next_one_begins(
+    hold: Any, world: World, without_collector: None
+) -> None:
+    opened: list[str] = []
+
+    class Rows:
+        def read(self, cursor: int | None) -> Iterator[tuple[str, int]]:
+            opened.append("rows")
+            try:
+                for place in range(cursor or 0, len(USERS)):
+                    yield USERS[place], place + 1
+            finally:
+                opened.pop()
+
+    def read(self: Any) -> None:
+        assert opened == []
+        for user in self.iterate("users", Rows()):
+            world.table[user] = len(user)
+
+    hold(read)
 
 
 def test_keys_of_idempotency(hold: Any, world: World) -> None:
