@@ -49,13 +49,13 @@ unit: $(VENV)/.test
 	$(PYTEST) tests/unit celery_continuations --doctest-modules -p no:celery -p no:docker_tools -n $(JOBS)
 
 exploration: $(VENV)/.test
-	$(PYTEST) tests/exploration -p no:celery -p no:docker_tools -n $(JOBS) --dist worksteal
+	$(PYTEST) tests/model -p no:celery -p no:docker_tools -n $(JOBS) --dist worksteal
 
 integration: $(VENV)/.test servers
 	$(PYTEST) tests/integration tests/chaos -n $(JOBS) --dist worksteal
 
 explore: $(VENV)/.test
-	$(BIN)/python -m tests.exploration
+	$(BIN)/python -m tests.model
 
 chaos: $(VENV)/.test servers
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) --broker $(BROKER)

@@ -1,4 +1,4 @@
-"""Private servers beside Redis; they are those of the integration tests.
+"""Private servers beside Redis; they are those of the tests.
 
 Not in :mod:`benchmarks.servers`, which every worker imports: pytest is not part of what is measured.
 """
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.integration import servers
+from tests.support import servers
 
 __all__ = ["private_postgres", "private_rabbitmq"]
 

@@ -26,7 +26,7 @@ from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.sources import opener
 from celery_continuations.sources.sqlalchemy import select_rows
-from tests.integration.servers import start_postgres
+from tests.support.servers import start_postgres
 
 __all__ = ["measure"]
 

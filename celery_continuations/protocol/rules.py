@@ -2,7 +2,7 @@
 
 Publishing may happen twice; claiming is what counts.  A message carries the generation *m*
 that it continues, 0 when it is fresh; a record has a generation *g*, the number of its claims.
-Each rule has a number, which docs/protocol.md explains and tests/exploration breaks in turn.
+Each rule has a number, which docs/protocol.md explains and tests/model breaks in turn.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def query_rows(query: Any, *, chunk: int = 2000) -> KeyedSource:
     Raises:
         InvalidStepError: for a queryset that cannot be read by key, with the reason and what to write.
 
-    >>> from tests.unit.django_models import Letter, create_tables
+    >>> from tests.support.django_models import Letter, create_tables
     >>> create_tables()
     >>> for text in "abc":
     ...     _ = Letter.objects.create(text=text)

@@ -6,6 +6,7 @@ what a snapshot holds goes from one execution to the next, and goes through its 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -354,6 +355,7 @@ class _Execution(Execution):
 
     def left_by(self, error: BaseException) -> BaseException:
         if self._killed:
+            _release(error)
             self._rehearsal.lost()
             killed: BaseException = Ignore("killed")
             return killed
@@ -366,6 +368,7 @@ class _Execution(Execution):
             self._rehearsal.end(states.FAILURE, error=exc)
             raise
         if self._left:
+            _release(error)
             if self.task.app.conf.task_eager_propagates:
                 instead = Ignore(str(instead))  # Celery would raise a Retry in the caller of the task
             return instead
@@ -463,3 +466,8 @@ def within(run: Rehearsal) -> Iterator[None]:
 def _message(task: Any, args: Any, kwargs: Any) -> Body:
     """Write arguments as a message has them."""
     return written(list(args or ()), dict(kwargs or {}), {}, task.serializer or task.app.conf.task_serializer)
+
+
+def _release(error: BaseException) -> None:
+    """Close what the ended execution has open, as its process would: its error refers to the sources it read."""
+    traceback.clear_frames(error.__traceback__)

@@ -14,10 +14,10 @@ from typing import Any
 from celery import Celery
 
 from tests.chaos.checks import Line
-from tests.integration import servers
-from tests.integration.conftest import ROOT, filesystem_conf
-from tests.integration.processes import LocalProcess
-from tests.integration.proxy import Proxy
+from tests.support import servers
+from tests.support.cluster import ROOT, filesystem_conf
+from tests.support.processes import LocalProcess
+from tests.support.proxy import Proxy
 
 BROKERS = ("redis", "rabbitmq", "filesystem")
 

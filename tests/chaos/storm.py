@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from tests.chaos.checks import Faults
 from tests.chaos.site import Site, children_of
-from tests.integration.processes import LocalProcess
+from tests.support.processes import LocalProcess
 
 #: Seconds that a worker may take to leave: its tasks reach a checkpoint within a tenth.
 LEAVES_WITHIN = 15.0

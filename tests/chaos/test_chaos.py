@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.report import show
 from tests.chaos.run import Run, arguments
 from tests.chaos.site import BROKERS
-from tests.integration import servers
+from tests.support import servers
 
 SECONDS = os.environ.get("CHAOS_SECONDS", "12")
 

@@ -111,7 +111,7 @@ class Pair(NamedTuple):
     "value",
     [object(), {1, 2}, Colour.RED, Pair(1, 2), [Colour.RED], {"a": object()}, {frozenset(): 1}, bytearray(b"x"), 1j],
 )
-def test_j8_other_types_are_refused_by_name(value: Any) -> None:
+def test_values_of_other_types_are_refused_by_name(value: Any) -> None:
     with pytest.raises(UnserializableValueError, match="the cursor cannot be saved: .* (is not one of|of type)"):
         codec.dumps(value, "the cursor")
 
@@ -160,7 +160,7 @@ def rows_below(seen: list[Any], limit: Any = 500) -> Any:
     return body
 
 
-def test_r2_interrupted_at_a_cursor_ids_below_are_done(executions: Any) -> None:
+def test_ids_below_the_cursor_of_an_interruption_are_done(executions: Any) -> None:
     seen: list[int] = []
     interrupt = executions.execute(rows_below(seen), stop_at={433})
     assert (interrupt.step, interrupt.cursor) == ("records", 433)
@@ -169,7 +169,7 @@ def test_r2_interrupted_at_a_cursor_ids_below_are_done(executions: Any) -> None:
     assert seen == list(range(500))
 
 
-def test_r21_advance(executions: Any) -> None:
+def test_advance(executions: Any) -> None:
     class Letter:
         def __init__(self, text: str) -> None:
             self.text = text
@@ -198,7 +198,7 @@ def test_r21_advance(executions: Any) -> None:
     executions.execute(body)
 
 
-def test_r23_r24_a_nested_cursor_resumes_exactly(executions: Any) -> None:
+def test_a_nested_cursor_resumes_exactly(executions: Any) -> None:
     def body(task: Any) -> None:
         for step in task.step("pairs", start=[0, 0]):
             i, j = step.cursor
@@ -217,7 +217,7 @@ def test_r23_r24_a_nested_cursor_resumes_exactly(executions: Any) -> None:
     assert seen == [(i, j) for i in range(3) for j in range(3)]
 
 
-def test_r25_r26_a_list_of_mixed_types_resumes_at_its_third(executions: Any) -> None:
+def test_a_list_of_mixed_types_resumes_at_its_third(executions: Any) -> None:
     mixed = ["a", 1, None, 2.5, date(2026, 1, 1)]
 
     def body(task: Any) -> None:
@@ -234,7 +234,7 @@ def test_r25_r26_a_list_of_mixed_types_resumes_at_its_third(executions: Any) -> 
 @pytest.mark.parametrize(
     "cursor", [date(2026, 2, 28), (1, "a", None), {"id": UUID(int=5)}, [datetime(2026, 1, 1, tzinfo=timezone.utc)]]
 )
-def test_r33_a_cursor_keeps_its_type(executions: Any, cursor: Any) -> None:
+def test_a_cursor_keeps_its_type(executions: Any, cursor: Any) -> None:
     def first(task: Any) -> None:
         for step in task.step("one"):
             step.set(cursor)
@@ -248,7 +248,7 @@ def test_r33_a_cursor_keeps_its_type(executions: Any, cursor: Any) -> None:
     assert same(executions.execute(second), cursor)
 
 
-def test_r34_an_undecodable_cursor_reaches_the_tasks_own_error_handling(executions: Any) -> None:
+def test_an_undecodable_cursor_reaches_the_tasks_own_error_handling(executions: Any) -> None:
     executions.execute(rows_below([]), stop_at={3})
     executions.text = executions.text.replace('["records",3]', '["records",{"~gone":3}]')
 
@@ -365,13 +365,13 @@ def test_batches_resume_at_the_next_batch(executions: Any, items: list[int], siz
     assert all(len(batch) == size for batch in seen[:-1])
 
 
-def test_r1_s1_batches_of_three(executions: Any) -> None:
+def test_batches_of_three(executions: Any) -> None:
     seen: list[list[int]] = []
     executions.execute(loop(range(10), seen, batch=3))
     assert [len(batch) for batch in seen] == [3, 3, 3, 1]
 
 
-def test_s8_an_interrupted_batch_restarts(executions: Any) -> None:
+def test_an_interrupted_batch_restarts(executions: Any) -> None:
     def body(task: Any) -> None:
         for batch in task.iterate("loop", range(6), batch=3):
             for item in batch:
@@ -388,12 +388,12 @@ def test_s8_an_interrupted_batch_restarts(executions: Any) -> None:
     assert seen == [0, 1, 2, 3, 3, 4, 5]
 
 
-def test_s3_an_empty_source_completes_and_says_so(executions: Any) -> None:
+def test_an_empty_source_completes_and_says_so(executions: Any) -> None:
     executions.execute(loop([], []))
     assert executions.events == [("step_started", "loop"), ("step_completed", "loop")]
 
 
-def test_j2_a_failing_element_is_tried_again_from_its_own_cursor(executions: Any) -> None:
+def test_a_failing_element_is_tried_again_from_its_own_cursor(executions: Any) -> None:
     def body(task: Any) -> None:
         for item in task.iterate("loop", range(6)):
             if item == 3 and not failed:
@@ -412,7 +412,7 @@ def test_j2_a_failing_element_is_tried_again_from_its_own_cursor(executions: Any
     assert seen == [0, 1, 2, 3, 4, 5]
 
 
-def test_j4_the_stop_is_looked_at_after_the_element(executions: Any) -> None:
+def test_the_stop_is_looked_at_after_the_element(executions: Any) -> None:
     seen: list[int] = []
     executions.execute(loop(range(5), seen), stop_at={1})
     assert seen == [0]

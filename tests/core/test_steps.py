@@ -24,13 +24,13 @@ def linear(ran: list[str]) -> Any:
     return body
 
 
-def test_r3_linear_steps_run_in_order(executions: Any) -> None:
+def test_linear_steps_run_in_order(executions: Any) -> None:
     ran: list[str] = []
     assert executions.execute(linear(ran)) == "end"
     assert ran == ["one", "two", "three", "four"]
 
 
-def test_r4_interrupted_after_step_one_resumes_and_runs_none_twice(executions: Any) -> None:
+def test_a_task_interrupted_after_its_first_step_runs_none_twice(executions: Any) -> None:
     ran: list[str] = []
     interrupt = executions.execute(linear(ran), stop_at={1})
     assert isinstance(interrupt, Interrupt)
@@ -39,7 +39,7 @@ def test_r4_interrupted_after_step_one_resumes_and_runs_none_twice(executions: A
     assert ran == ["one", "two", "three", "four"]
 
 
-def test_r5_no_checkpoint_after_the_last_step_nor_before_the_first(executions: Any) -> None:
+def test_no_checkpoint_after_the_last_step_nor_before_the_first(executions: Any) -> None:
     executions.execute(linear([]), stop_at={99})
     assert executions.checkpoints == 3
     executions.text = executions.text  # all four are complete: only skipping is left
@@ -47,7 +47,7 @@ def test_r5_no_checkpoint_after_the_last_step_nor_before_the_first(executions: A
     assert executions.checkpoints == 0
 
 
-def test_r8_a_bare_checkpoint_interrupts(executions: Any) -> None:
+def test_a_bare_checkpoint_interrupts(executions: Any) -> None:
     def body(task: Any) -> None:
         task.checkpoint()
 
@@ -65,7 +65,7 @@ def test_a_continuation_without_progress_is_not_interrupted_again(executions: An
     assert executions.execute(body, stop_at={1}) == "end"
 
 
-def test_r16_a_name_used_twice(executions: Any) -> None:
+def test_a_name_used_twice(executions: Any) -> None:
     def body(task: Any) -> None:
         task.step("one", int)
         task.step("one", int)
@@ -74,7 +74,7 @@ def test_r16_a_name_used_twice(executions: Any) -> None:
         executions.execute(body)
 
 
-def test_r17_a_nested_step(executions: Any) -> None:
+def test_a_nested_step(executions: Any) -> None:
     def block(task: Any) -> None:
         for _ in task.step("outer"):
             task.step("inner", int)
@@ -90,13 +90,13 @@ def test_r17_a_nested_step(executions: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", None, 5, b"x"])
-def test_r18_a_bad_step_name(executions: Any, name: Any) -> None:
+def test_a_bad_step_name(executions: Any, name: Any) -> None:
     with pytest.raises(InvalidStepError, match="must be a non-empty str") as caught:
         executions.execute(lambda task: task.step(name, int))
     assert caught.value.found == name
 
 
-def test_r19_an_unexpected_step_on_resumption(executions: Any) -> None:
+def test_an_unexpected_step_on_resumption(executions: Any) -> None:
     def before(task: Any) -> None:
         for step in task.step("import", start=0):
             step.advance()
@@ -110,7 +110,7 @@ def test_r19_an_unexpected_step_on_resumption(executions: Any) -> None:
     assert (caught.value.found, caught.value.expected) == ("upload", "import")
 
 
-def test_r20_a_changed_order(executions: Any) -> None:
+def test_a_changed_order(executions: Any) -> None:
     executions.execute(linear([]), stop_at={2})
 
     def changed(task: Any) -> None:
@@ -179,7 +179,7 @@ def test_a_step_started_in_another_thread(executions: Any) -> None:
     assert "'one' was started in another thread" in str(errors[0])
 
 
-def test_m8_a_remembered_value_is_not_computed_again(executions: Any) -> None:
+def test_a_remembered_value_is_not_computed_again(executions: Any) -> None:
     calls: list[int] = []
 
     def body(task: Any) -> Any:
@@ -192,7 +192,7 @@ def test_m8_a_remembered_value_is_not_computed_again(executions: Any) -> None:
     assert calls == [1]
 
 
-def test_m9_a_failed_step_saves_no_value(executions: Any) -> None:
+def test_a_failed_step_saves_no_value(executions: Any) -> None:
     def body(task: Any) -> None:
         task.step("one", lambda: 1 / 0)
 
@@ -454,7 +454,7 @@ def isolated(*alone: str) -> Any:
         (("1", "2", "3", "4"), [["1"], ["2"], ["3"], ["4"]]),
     ],
 )
-def test_r31_r32_isolated_steps(executions: Any, alone: Any, expected: Any) -> None:
+def test_isolated_steps(executions: Any, alone: Any, expected: Any) -> None:
     body, executed = isolated(*alone)
     while isinstance(executions.execute(body), Interrupt):
         assert executions.snapshot.reason == "isolated"
@@ -467,7 +467,7 @@ def test_isolated_steps_run_straight_through_where_nothing_could_resume_them(exe
     assert executed == [["1", "2", "3", "4"]]
 
 
-def test_r45_saved_survives(executions: Any) -> None:
+def test_saved_survives(executions: Any) -> None:
     def body(task: Any) -> Any:
         if "names" not in task.saved:
             task.saved["names"] = ["x", ("y", 2)]

@@ -13,14 +13,14 @@ from celery import chain, chord, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
-from tests.integration.processes import await_condition
+from tests.support.processes import await_condition
 
 
 def called(cluster: Any, word: str) -> list[Any]:
     return [json.loads(" ".join(line[1:])) for line in cluster.trace.lines(word)]
 
 
-def test_c8_chord_of_interrupted_headers_and_an_interrupted_body(any_cluster: Any) -> None:
+def test_chord_of_interrupted_headers_and_an_interrupted_body(any_cluster: Any) -> None:
     any_cluster.worker("-c", "2")
     header = [any_cluster.sig("stuttering", n) for n in (1, 2, 3)]
     result = chord(header, any_cluster.sig("total"), app=any_cluster.client).apply_async()
@@ -30,7 +30,7 @@ def test_c8_chord_of_interrupted_headers_and_an_interrupted_body(any_cluster: An
     assert len(any_cluster.trace.items()) == 9
 
 
-def test_c8_chain_group_link_and_an_interrupted_chord_body(cluster: Any) -> None:
+def test_chain_group_link_and_an_interrupted_chord_body(cluster: Any) -> None:
     cluster.worker("-c", "2")
     sig = cluster.sig
     chained = chain(sig("stuttering", 5), sig("called"), sig("stuttering"), app=cluster.client).apply_async()
@@ -46,7 +46,7 @@ def test_c8_chain_group_link_and_an_interrupted_chord_body(cluster: Any) -> None
     assert body.get(timeout=60) == [1, 2]
 
 
-def test_c8_errback_fires_once_at_the_end(cluster: Any) -> None:
+def test_errback_fires_once_at_the_end(cluster: Any) -> None:
     cluster.worker("-c", "2")
     result = cluster.client.send_task(
         "project.stuttering", (1,), {"fail": True}, link=[cluster.sig("called")], link_error=[cluster.sig("failed")]
@@ -59,7 +59,7 @@ def test_c8_errback_fires_once_at_the_end(cluster: Any) -> None:
     assert cluster.trace.items() == [0, 1, 2]
 
 
-def test_c9_get_waits_and_ready_is_false_between_two_workers(cluster: Any) -> None:
+def test_get_waits_and_ready_is_false_between_two_workers(cluster: Any) -> None:
     first = cluster.worker()
     result = cluster.send("rows", 40)
     cluster.trace.await_items(5)
@@ -73,7 +73,7 @@ def test_c9_get_waits_and_ready_is_false_between_two_workers(cluster: Any) -> No
     assert result.ready()
 
 
-def test_c10_retries_stay_and_the_same_id_is_one_row(cluster: Any) -> None:
+def test_retries_stay_and_the_same_id_is_one_row(cluster: Any) -> None:
     cluster.worker()
     result = cluster.send("stuttering", 1)
     assert result.get(timeout=30) == 1

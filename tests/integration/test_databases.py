@@ -19,18 +19,11 @@ from celery_continuations.exceptions import StoreError
 from celery_continuations.stores.base import Fence, Record, Status, Store
 from celery_continuations.stores.database import _CLEAN, _LOOK, _OWNED, _READ, _RETIRE, DatabaseStore, metadata
 from celery_continuations.testing.stores import StoreConformance
-from tests.integration import servers
-from tests.integration.processes import LocalProcess, await_condition
+from tests.support import servers
+from tests.support.postgresql import connect, end_others, others, url_of
+from tests.support.processes import LocalProcess, await_condition
 
 RUNNING = Fence(1, Status.RUNNING, "w/1/a")
-
-
-def url_of(server: LocalProcess) -> str:
-    return f"postgresql+psycopg://test@127.0.0.1:{server.port}/postgres"
-
-
-def connect(server: LocalProcess) -> psycopg.Connection[Any]:
-    return psycopg.connect(host="127.0.0.1", port=server.port, user="test", dbname="postgres", autocommit=True)
 
 
 @pytest.fixture
@@ -50,20 +43,6 @@ def make_store(postgres_server: LocalProcess) -> Iterator[Callable[..., Database
     yield make
     for store in stores:
         store.close()
-
-
-def others(client: psycopg.Connection[Any]) -> int:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-    (count,) = client.execute(query).fetchone() or (0,)
-    return int(count)
-
-
-def end_others(client: psycopg.Connection[Any]) -> None:
-    client.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-    )
-    await_condition(lambda: not others(client), "the connections have ended")
 
 
 class TestDatabaseStoreOnPostgreSQL(StoreConformance):

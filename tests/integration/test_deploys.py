@@ -10,8 +10,8 @@ import pytest
 
 from celery_continuations import ContinuableAsyncResult
 from celery_continuations.exceptions import SourceChangedError
-from tests.integration.processes import await_condition
-from tests.integration.test_shell import Shell
+from tests.support.processes import await_condition
+from tests.support.shell import Shell
 
 COUNT = 40
 OLD, NEW = {"TEST_CODE": "old"}, {"TEST_CODE": "new"}

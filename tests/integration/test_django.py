@@ -12,14 +12,15 @@ from django.db import ConnectionHandler, connections
 
 from celery_continuations.stores.base import Store
 from celery_continuations.testing.stores import StoreConformance
-from tests.integration.processes import LocalProcess
-from tests.integration.test_databases import connect, end_others
-from tests.unit import test_django  # noqa: F401 - the settings of a Django project
+from tests.support.django_project import threads_close_connections
+from tests.support.postgresql import connect, end_others
+from tests.support.processes import LocalProcess
 
 
 class TestDjangoStoreOnPostgreSQL(StoreConformance):
     @pytest.fixture(autouse=True)
-    def database(self, postgres_server: LocalProcess) -> Iterator[None]:
+    def database(self, postgres_server: LocalProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        threads_close_connections(monkeypatch)
         name = "postgres"
         connections.settings["progress"] = ConnectionHandler().configure_settings(
             {

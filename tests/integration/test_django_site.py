@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from celery_continuations import ContinuableAsyncResult
-from tests.integration.conftest import ROOT, Cluster, filesystem_conf
-from tests.integration.processes import LocalProcess, await_condition
+from tests.support.cluster import ROOT, Cluster, filesystem_conf
+from tests.support.processes import LocalProcess, await_condition
 
 ORDERS = 150
 

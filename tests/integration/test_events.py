@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 
 from celery_continuations import events
-from tests.integration.conftest import redis_url
-from tests.integration.processes import await_condition
+from tests.support.cluster import redis_url
+from tests.support.processes import await_condition
 
 
 class Monitor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, redis_url
+from tests.support.cluster import ROOT, redis_url
 
 
 @pytest.mark.parametrize("broker", ["files", "redis", "rabbitmq"])

@@ -15,9 +15,9 @@ from celery import chord
 from redis import Redis
 
 from celery_continuations.stores import open_store
-from tests.integration.conftest import redis_conf, redis_url
-from tests.integration.processes import LocalProcess, await_condition
-from tests.integration.proxy import Proxy
+from tests.support.cluster import redis_conf, redis_url
+from tests.support.processes import LocalProcess, await_condition
+from tests.support.proxy import Proxy
 
 COUNT = 40
 SOON = {
@@ -58,7 +58,7 @@ POINTS = [
 
 @pytest.mark.parametrize("whom", ["child", "worker"])
 @pytest.mark.parametrize(("point", "callbacks"), POINTS)
-def test_c5_killed_at_a_point(cluster: Any, point: str, callbacks: int, whom: str) -> None:
+def test_a_process_is_killed_at_a_point(cluster: Any, point: str, callbacks: int, whom: str) -> None:
     conf = {**SOON, "continuation_max_runtime": 0.5 if point in ("saved", "published") else None}
     cluster.worker("-c", "1", test_point=(point, whom), **conf)
     steps = cluster.sig("steps", COUNT)
@@ -79,7 +79,7 @@ def test_c5_killed_at_a_point(cluster: Any, point: str, callbacks: int, whom: st
 
 
 @pytest.mark.parametrize("whom", ["child", "worker"])
-def test_c5_killed_between_the_chords_count_and_its_body(cluster: Any, whom: str) -> None:
+def test_a_process_is_killed_between_the_chords_count_and_its_body(cluster: Any, whom: str) -> None:
     cluster.worker("-c", "1", test_point=("unpublished", whom), **SOON)
     header = [cluster.sig("plain", 1), cluster.sig("steps", COUNT)]  # which is counted last
     result = chord(header, cluster.sig("total"), app=cluster.client).apply_async()
@@ -93,7 +93,7 @@ def test_c5_killed_between_the_chords_count_and_its_body(cluster: Any, whom: str
 
 
 @pytest.mark.parametrize("point", ["saved", "published", "finishing"])
-def test_c5_the_main_process_is_killed_at_a_point(cluster: Any, point: str) -> None:
+def test_the_main_process_is_killed_at_a_point(cluster: Any, point: str) -> None:
     conf = {**SOON, "continuation_max_runtime": None if point == "finishing" else 0.5}
     cluster.worker("-c", "1", test_point=(point, "parent"), **conf)
     result = cluster.send("steps", COUNT)
@@ -184,7 +184,7 @@ def proxied(make_cluster: Any, redis_server: Any, make_proxy: Any) -> tuple[Any,
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_c21_connections_are_cut_while_a_task_runs(proxied: Any, server: str) -> None:
+def test_connections_are_cut_while_a_task_runs(proxied: Any, server: str) -> None:
     cluster, proxies = proxied
     cluster.worker("-c", "1")
     result = cluster.send("rows", COUNT, 0.05)
@@ -197,7 +197,7 @@ def test_c21_connections_are_cut_while_a_task_runs(proxied: Any, server: str) ->
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_c21_refused_while_a_task_runs(proxied: Any, server: str) -> None:
+def test_connections_are_refused_while_a_task_runs(proxied: Any, server: str) -> None:
     cluster, proxies = proxied
     cluster.worker("-c", "1")
     result = cluster.send("rows", COUNT, 0.1)
@@ -210,7 +210,7 @@ def test_c21_refused_while_a_task_runs(proxied: Any, server: str) -> None:
     assert runs(cluster) == 1
 
 
-def test_c21_the_store_is_refused_at_the_claim(proxied: Any) -> None:
+def test_the_store_is_refused_at_the_claim(proxied: Any) -> None:
     cluster, proxies = proxied
     worker = cluster.worker("-c", "1")
     proxies["store"].refuse()
@@ -222,7 +222,7 @@ def test_c21_the_store_is_refused_at_the_claim(proxied: Any) -> None:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_c21_refused_when_the_worker_is_stopped(proxied: Any, server: str) -> None:
+def test_connections_are_refused_when_the_worker_is_stopped(proxied: Any, server: str) -> None:
     cluster, proxies = proxied
     worker = cluster.worker("-c", "1")
     result = cluster.send("rows", COUNT, 0.05)
@@ -240,7 +240,7 @@ def test_c21_refused_when_the_worker_is_stopped(proxied: Any, server: str) -> No
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_c21_refused_at_the_end(proxied: Any, server: str) -> None:
+def test_connections_are_refused_at_the_end(proxied: Any, server: str) -> None:
     cluster, proxies = proxied
     worker = cluster.worker("-c", "1")
     result = cluster.send("rows", COUNT, 0.05)
@@ -254,7 +254,7 @@ def test_c21_refused_at_the_end(proxied: Any, server: str) -> None:
     assert worker.process.poll() is None
 
 
-def test_c21_a_store_that_stalls_holds_the_task_for_seconds_only(proxied: Any) -> None:
+def test_a_store_that_stalls_holds_the_task_for_seconds_only(proxied: Any) -> None:
     cluster, proxies = proxied
     cluster.worker("-c", "1")
     result = cluster.send("rows", COUNT, 0.05)
@@ -327,7 +327,7 @@ POSTGRES_IS_READY = "database system is ready to accept connections"
 # -- brokers that deliver again
 
 
-def test_c6_a_visibility_timeout_shorter_than_the_task(on_redis: Any) -> None:
+def test_a_visibility_timeout_shorter_than_the_task(on_redis: Any) -> None:
     timeout = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     conf = {**SOON, "broker_transport_options": timeout}
     workers = [on_redis.worker("-c", "1", **conf) for _ in range(2)]
@@ -339,7 +339,7 @@ def test_c6_a_visibility_timeout_shorter_than_the_task(on_redis: Any) -> None:
 
 
 @pytest.mark.parametrize("slices", [1.0, None])
-def test_c7_a_consumer_timeout_shorter_than_the_task(
+def test_a_consumer_timeout_shorter_than_the_task(
     on_rabbitmq: Any, short_consumer_timeout: None, slices: float | None
 ) -> None:
     worker = on_rabbitmq.worker("-c", "1", **SOON, continuation_max_runtime=slices)
@@ -353,7 +353,7 @@ def test_c7_a_consumer_timeout_shorter_than_the_task(
     assert slices is None or worker.process.poll() is None
 
 
-def test_c13_results_that_expire_while_the_task_lives(cluster: Any) -> None:
+def test_results_that_expire_while_the_task_lives(cluster: Any) -> None:
     conf = {**SOON, "result_expires": 1}
     first = cluster.worker("-c", "1", **conf)
     result = cluster.send("rows", 80, 0.05)
@@ -387,7 +387,7 @@ def memory_group() -> Iterator[str | None]:
 
 
 @pytest.mark.parametrize("at", [4, None], ids=["at an item", "before its first step"])
-def test_c5_a_crash_loop_ends(cluster: Any, memory_group: str | None, at: int | None) -> None:
+def test_a_crash_loop_ends(cluster: Any, memory_group: str | None, at: int | None) -> None:
     cluster.worker("-c", "2", **SOON, test_memory_group=memory_group)
     result = cluster.client.send_task(
         "project.dying", (10, at), link=[cluster.sig("called")], link_error=[cluster.sig("failed")]
@@ -448,7 +448,7 @@ OFTEN = {**SOON, "continuation_sweep_interval": 0.5}
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
-def test_c16_revoked_while_it_runs(cluster: Any, number: str) -> None:
+def test_a_task_is_revoked_while_it_runs(cluster: Any, number: str) -> None:
     cluster.worker("-c", "2", **OFTEN)
     result = cluster.send("rows", 200, 0.05)
     cluster.trace.await_items(8)
@@ -457,7 +457,7 @@ def test_c16_revoked_while_it_runs(cluster: Any, number: str) -> None:
     stays_as_it_is(cluster, result, "cancelled")
 
 
-def test_c16_revoked_while_it_waits_in_its_queue(cluster: Any) -> None:
+def test_a_task_is_revoked_while_it_waits_in_its_queue(cluster: Any) -> None:
     options = {"continuation_max_runtime": 0.5, "continuation_resume_options": {"countdown": 3}}
     cluster.worker("-c", "2", **OFTEN, **options)
     result = cluster.send("rows", COUNT, 0.05)

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.integration.conftest import Cluster
-from tests.integration.processes import LocalProcess, await_condition, free_port
+from tests.support.cluster import Cluster
+from tests.support.processes import LocalProcess, await_condition, free_port
 
 # It runs without a display and as root, and is to ask nobody on the internet for anything.
 FLAGS = (

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import orm
 
-import tests.unit.django_project  # noqa: F401 - a process has one Django project
+import tests.support.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import InvalidStepError
 from celery_continuations.sources.django import query_rows
 from celery_continuations.sources.sqlalchemy import select_rows
-from tests.integration.processes import LocalProcess
-from tests.unit.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
-from tests.unit.tables import KEYS, DjangoTable, SQLAlchemyTable
+from tests.support.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
+from tests.support.processes import LocalProcess
+from tests.support.tables import KEYS, DjangoTable, SQLAlchemyTable
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def session(engine: sa.Engine) -> Iterator[orm.Session]:
 @pytest.fixture(scope="module")
 def django_alias(postgres_server: LocalProcess) -> Iterator[str]:
     """A database of Django's, beside the one that the models are in."""
-    import tests.unit.django_models
+    import tests.support.django_models
 
     alias = "postgres"
     connections.settings[alias] = connections.configure_settings(
@@ -57,7 +57,7 @@ def django_alias(postgres_server: LocalProcess) -> Iterator[str]:
             },
         }
     )[alias]
-    tests.unit.django_models.create_tables(alias)
+    tests.support.django_models.create_tables(alias)
     yield alias
     connections[alias].close()
     del connections.settings[alias]
@@ -79,7 +79,7 @@ def kind_and_table(request: pytest.FixtureRequest, session: orm.Session, django_
 
 @settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_j3_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     """Multi-column, composite, time-zone and date keys, up and down, by rows and batches."""
     kind, table = kind_and_table
     resumes_everywhere(table, kind, data)
@@ -87,7 +87,7 @@ def test_j3_rows_resume_at_every_position(kind_and_table: tuple[str, Any], data:
 
 @settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_j3_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
+def test_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: st.DataObject) -> None:
     kind, table = kind_and_table
     sees_what_comes_after(table, kind, data)
 

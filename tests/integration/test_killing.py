@@ -22,7 +22,7 @@ def repeated(items: list[int], count: int) -> int:
     return len(items) - count
 
 
-def test_c5_a_killed_child_is_noticed_and_its_task_goes_on(any_cluster: Any) -> None:
+def test_a_killed_child_is_noticed_and_its_task_goes_on(any_cluster: Any) -> None:
     worker = any_cluster.worker("-c", "2", continuation_checkpoint_interval=0)
     result = any_cluster.send("rows", COUNT)
     any_cluster.trace.await_items(8)
@@ -36,7 +36,7 @@ def test_c5_a_killed_child_is_noticed_and_its_task_goes_on(any_cluster: Any) -> 
     assert "WorkerLostError" not in worker.text.split("recovered")[-1]
 
 
-def test_c5_a_killed_worker_is_succeeded_by_another(any_cluster: Any) -> None:
+def test_a_killed_worker_is_succeeded_by_another(any_cluster: Any) -> None:
     first = any_cluster.worker("-c", "1", continuation_checkpoint_interval=0, **SOON)
     result = any_cluster.send("rows", COUNT)
     any_cluster.trace.await_items(8)

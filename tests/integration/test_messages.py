@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_continuations.exceptions import SnapshotTooLargeError
-from tests.integration.processes import await_condition
+from tests.support.processes import await_condition
 
 # What belongs to one delivery, and not to the task.
 OF_THE_DELIVERY = {
@@ -22,7 +22,7 @@ def requests(cluster: Any) -> list[dict[str, Any]]:
     return [json.loads(" ".join(line[1:])) for line in cluster.trace.lines("request")]
 
 
-def test_c14_everything_is_kept(cluster: Any) -> None:
+def test_everything_in_a_message_is_kept(cluster: Any) -> None:
     cluster.worker(
         "-c", "1", "-Q", f"{cluster.conf['task_default_queue']},topic.q,topic.priorities",
         test_topic="topic", accept_content=["json", "pickle"], task_send_sent_event=True, env={"C_FORCE_ROOT": "1"},
@@ -74,7 +74,7 @@ def test_c14_everything_is_kept(cluster: Any) -> None:
     assert len(cluster.trace.lines("called")) == 1
 
 
-def test_c14_no_parent_stays_no_parent(cluster: Any) -> None:
+def test_no_parent_stays_no_parent(cluster: Any) -> None:
     cluster.worker()
     result = cluster.send("witness")
     result.get(timeout=30)
@@ -94,7 +94,7 @@ def test_c14_no_parent_stays_no_parent(cluster: Any) -> None:
     ],
     ids=["topic exchange", "topic queue", "priorities", "anonymous exchange"],
 )
-def test_c14_routes(cluster: Any, route: dict[str, Any]) -> None:
+def test_routes_are_kept(cluster: Any, route: dict[str, Any]) -> None:
     from kombu import Exchange, Queue
 
     topic = f"topic{cluster.conf['task_default_queue']}"

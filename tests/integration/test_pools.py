@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes import await_condition
+from tests.support.processes import await_condition
 
 COUNT = 60
 
@@ -20,7 +20,7 @@ def finish_elsewhere(cluster: Any, worker: Any, result: Any) -> None:
     assert cluster.trace.items() == list(range(COUNT))
 
 
-def test_c17_max_tasks_per_child(on_redis: Any) -> None:
+def test_max_tasks_per_child(on_redis: Any) -> None:
     """The children that replace the first ones hear the stop too."""
     worker = on_redis.worker("-c", "1", "--max-tasks-per-child", "1")
     assert [on_redis.send("quick", n).get(timeout=20) for n in range(3)] == [0, 1, 2]
@@ -29,7 +29,7 @@ def test_c17_max_tasks_per_child(on_redis: Any) -> None:
     finish_elsewhere(on_redis, worker, result)
 
 
-def test_c17_autoscale(on_redis: Any) -> None:
+def test_autoscale(on_redis: Any) -> None:
     worker = on_redis.worker("--autoscale", "3,1", worker_prefetch_multiplier=4)
     others = [on_redis.send("plain", n) for n in range(6)]
     result = on_redis.send("rows", COUNT)
@@ -38,7 +38,7 @@ def test_c17_autoscale(on_redis: Any) -> None:
     finish_elsewhere(on_redis, worker, result)
 
 
-def test_c17_pool_restart(on_redis: Any) -> None:
+def test_pool_restart(on_redis: Any) -> None:
     """It waits for the running task, which is not told to leave; those after it hear a stop as ever."""
     worker = on_redis.worker("-c", "1", worker_pool_restarts=True)
     before = on_redis.send("rows", 20)
@@ -52,7 +52,7 @@ def test_c17_pool_restart(on_redis: Any) -> None:
     finish_elsewhere(on_redis, worker, result)
 
 
-def test_c18_solo_control_shutdown_comes_after_the_task(on_redis: Any) -> None:
+def test_solo_control_shutdown_comes_after_the_task(on_redis: Any) -> None:
     """The solo pool reads no control messages while a task runs: this is Celery's limit."""
     worker = on_redis.worker("-P", "solo")
     result = on_redis.send("rows", 30)
@@ -62,7 +62,7 @@ def test_c18_solo_control_shutdown_comes_after_the_task(on_redis: Any) -> None:
     assert result.get(timeout=5) == 30
 
 
-def test_c16_revoke_with_terminate_is_not_an_interruption(on_redis: Any) -> None:
+def test_revoke_with_terminate_is_not_an_interruption(on_redis: Any) -> None:
     on_redis.worker("-c", "1")
     result = on_redis.send("rows", 200)
     on_redis.trace.await_items(5)
@@ -72,7 +72,7 @@ def test_c16_revoke_with_terminate_is_not_an_interruption(on_redis: Any) -> None
     assert len(on_redis.trace.lines("run")) == 1
 
 
-def test_c16_revoked_between_two_executions(cluster: Any) -> None:
+def test_a_task_is_revoked_between_two_executions(cluster: Any) -> None:
     first = cluster.worker()
     result = cluster.send("rows", COUNT)
     cluster.trace.await_items(5)
@@ -101,7 +101,7 @@ def test_several_tasks_at_once_each_with_a_run_of_its_own(on_redis: Any, pool: t
     assert sorted(on_redis.trace.items()) == sorted(list(range(40)) * 4)
 
 
-def test_j12_c22_a_worker_with_a_full_queue_leaves_its_continuation_to_others(cluster: Any) -> None:
+def test_a_worker_with_a_full_queue_leaves_its_continuation_to_others(cluster: Any) -> None:
     """Stopped while it has work waiting: what it gives back, the next worker runs."""
     first = cluster.worker("-c", "1", worker_prefetch_multiplier=4)
     results = [cluster.send("rows", 30) for _ in range(3)]

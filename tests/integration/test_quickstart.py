@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, filesystem_conf, redis_url
-from tests.integration.processes import LocalProcess, await_condition
+from tests.support.cluster import ROOT, filesystem_conf, redis_url
+from tests.support.processes import LocalProcess, await_condition
 
 QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
 STORE = (ROOT / "docs" / "writing-a-store.md").read_text()

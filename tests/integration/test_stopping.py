@@ -77,11 +77,11 @@ def interrupt_and_resume(cluster: Any, stop: Any, conf: dict[str, Any], *options
 
 
 @pytest.mark.parametrize(("stop", "conf"), STOPS)
-def test_c1_c2_c3_c23_prefork(cluster: Any, stop: Any, conf: dict[str, Any]) -> None:
+def test_a_stop_with_prefork(cluster: Any, stop: Any, conf: dict[str, Any]) -> None:
     interrupt_and_resume(cluster, stop, conf, "-c", "1")
 
 
-def test_c23_sighup_restarts_the_worker_and_the_task_goes_on_in_it(cluster: Any) -> None:
+def test_sighup_restarts_the_worker_and_the_task_goes_on_in_it(cluster: Any) -> None:
     worker = cluster.worker("-c", "2")
     result = cluster.send("rows", COUNT)
     cluster.trace.await_items(8)
@@ -93,13 +93,13 @@ def test_c23_sighup_restarts_the_worker_and_the_task_goes_on_in_it(cluster: Any)
 
 
 @pytest.mark.parametrize(("stop", "conf"), STOPS)
-def test_c24_prefork_with_spawn(on_redis: Any, stop: Any, conf: dict[str, Any]) -> None:
+def test_a_stop_with_prefork_that_spawns(on_redis: Any, stop: Any, conf: dict[str, Any]) -> None:
     interrupt_and_resume(on_redis, stop, {**conf, "worker_pool_start_method": "spawn"}, "-c", "1")
 
 
 @pytest.mark.parametrize(("stop", "conf"), STOPS)
 @pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
-def test_c18_other_pools(on_redis: Any, pool: str, stop: Any, conf: dict[str, Any]) -> None:
+def test_a_stop_with_other_pools(on_redis: Any, pool: str, stop: Any, conf: dict[str, Any]) -> None:
     if (pool, stop) == ("solo", control_shutdown):
         pytest.skip("the solo pool reads no control message while a task runs: test_pools.py has what happens")
     interrupt_and_resume(on_redis, stop, conf, "-P", pool, "-c", "1")

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.integration.conftest import ROOT, Cluster, filesystem_conf
 from tests.integration.effects import effects, metadata
-from tests.integration.processes import LocalProcess, await_condition
+from tests.support.cluster import ROOT, Cluster, filesystem_conf
+from tests.support.processes import LocalProcess, await_condition
 
 KILLS = 60
 COUNT = 1500

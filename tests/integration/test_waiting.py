@@ -14,8 +14,8 @@ from celery import chord
 from redis import Redis
 
 from celery_continuations import ContinuableAsyncResult, DeliveryError, WaitTimeout
-from tests.integration import servers
-from tests.integration.conftest import (
+from tests.support import servers
+from tests.support.cluster import (
     Cluster,
     defaults,
     filesystem_conf,
@@ -23,7 +23,7 @@ from tests.integration.conftest import (
     redis_conf,
     redis_url,
 )
-from tests.integration.processes import LocalProcess, await_condition
+from tests.support.processes import LocalProcess, await_condition
 
 SOON = {
     "continuation_lease": 2,

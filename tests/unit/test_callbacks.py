@@ -27,7 +27,7 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import CallbackError, ContinuableTask, callbacks, conf
 from celery_continuations.exceptions import DeliveryError, InvalidStepError, StoreError, UnserializableValueError
-from tests.unit.conftest import make_app
+from tests.support.worker import make_app
 
 OLD, NEW = "the old secret, of 32 characters or more", "the new secret, of 32 characters or more"
 BASE = "https://example.com/callbacks"

@@ -15,7 +15,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import ContinuableTask, conf
-from tests.unit.conftest import make_app
+from tests.support.worker import make_app
 
 
 @pytest.fixture(autouse=True, scope="module")

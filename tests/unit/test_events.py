@@ -1,4 +1,4 @@
-"""What is told of a task, as events, log records and signals: R37 to R44, and that it costs the task nothing."""
+"""What is told of a task, as events, log records and signals, and that it costs the task nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from celery_continuations.execution.triggers import watcher
 from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.worker.sweeper import Sweeper
-from tests.unit.conftest import Killed
+from tests.support.worker import Killed, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"
 
@@ -65,20 +65,7 @@ def seen(app: Celery, worker: Any, monkeypatch: Any) -> Iterator[Seen]:
         yield Seen(app, connection)
 
 
-def rows(worker: Any, stop_after: int = 2, total: int = 5) -> Any:
-    """Return a task's function: a step, a loop that is interrupted, and a step."""
-
-    def run(self: Any) -> None:
-        self.step("validate", int)
-        for row in self.iterate("import", range(total)):
-            if row == stop_after:
-                worker.stop()
-        self.step("tell", int)
-
-    return run
-
-
-def test_r37_the_event_of_an_interruption(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_an_interruption(worker: Any, task: Any, seen: Seen) -> None:
     result = task(rows(worker)).delay()
     worker.deliver()
     (event,) = (event for event in seen.all() if event["type"] == "continuation-interrupted")
@@ -103,7 +90,7 @@ def test_r37_the_event_of_an_interruption(worker: Any, task: Any, seen: Seen) ->
     worker.drain()
 
 
-def test_r37_an_interruption_between_steps_and_one_for_an_error(worker: Any, task: Any, seen: Seen) -> None:
+def test_an_interruption_between_steps_and_one_for_an_error(worker: Any, task: Any, seen: Seen) -> None:
     def run(self: Any) -> None:
         self.step("one", worker.stop)
         for item in self.iterate("two", range(2)):
@@ -119,7 +106,7 @@ def test_r37_an_interruption_between_steps_and_one_for_an_error(worker: Any, tas
     assert "step-interrupted" not in seen.kinds(), "it has failed"
 
 
-def test_r37_what_it_takes_to_publish_is_not_part_of_the_duration(
+def test_what_it_takes_to_publish_is_not_part_of_the_duration(
     worker: Any, task: Any, seen: Seen, monkeypatch: Any
 ) -> None:
     def slow(*args: Any, **kwargs: Any) -> None:
@@ -133,7 +120,7 @@ def test_r37_what_it_takes_to_publish_is_not_part_of_the_duration(
     assert [event["duration"] < 0.3 for event in seen.all() if "interrupted" in event["type"]] == [True, True]
 
 
-def test_r38_the_event_of_a_resumption(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_a_resumption(worker: Any, task: Any, seen: Seen) -> None:
     task(rows(worker)).delay()
     worker.drain()
     assert seen.fields("resumed") == [
@@ -150,19 +137,19 @@ def test_r38_the_event_of_a_resumption(worker: Any, task: Any, seen: Seen) -> No
     ]
 
 
-def test_r38_a_cursor_that_cannot_be_read_is_told_as_it_is_saved() -> None:
+def test_a_cursor_that_cannot_be_read_is_told_as_it_is_saved() -> None:
     from celery_continuations.execution.reporting import _current
 
     assert _current(Snapshot(current=("a", {"of": "another version"}))) == ("a", {"of": "another version"})
 
 
-def test_r39_the_event_of_a_skipped_step(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_a_skipped_step(worker: Any, task: Any, seen: Seen) -> None:
     task(rows(worker)).delay()
     worker.drain()
     assert seen.fields("step-skipped") == [{"step": "validate", "resumptions": 1}]
 
 
-def test_r40_the_event_of_a_step_that_starts(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_a_step_that_starts(worker: Any, task: Any, seen: Seen) -> None:
     task(rows(worker)).delay()
     worker.deliver()
     validate, fresh = seen.fields("step-started")
@@ -171,14 +158,14 @@ def test_r40_the_event_of_a_step_that_starts(worker: Any, task: Any, seen: Seen)
     worker.drain()
 
 
-def test_r41_the_event_of_a_step_that_is_resumed(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_a_step_that_is_resumed(worker: Any, task: Any, seen: Seen) -> None:
     task(rows(worker)).delay()
     worker.drain()
     resumed = seen.fields("step-started")[2]
     assert resumed == {"step": "import", "cursor": 3, "resumed": True, "resumptions": 1, "done": 3, "total": 5}
 
 
-def test_r42_the_event_of_a_completed_step(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_a_completed_step(worker: Any, task: Any, seen: Seen) -> None:
     task(rows(worker)).delay()
     worker.drain()
     validate, imported, told = seen.fields("step-completed")
@@ -188,7 +175,7 @@ def test_r42_the_event_of_a_completed_step(worker: Any, task: Any, seen: Seen) -
     }  # fmt: skip
 
 
-def test_r43_the_event_of_an_interrupted_step(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_an_interrupted_step(worker: Any, task: Any, seen: Seen) -> None:
     task(rows(worker)).delay()
     worker.deliver()
     assert seen.fields("step-interrupted") == [
@@ -201,7 +188,7 @@ def test_r43_the_event_of_an_interrupted_step(worker: Any, task: Any, seen: Seen
     worker.drain()
 
 
-def test_r43_a_retry_interrupts_the_step_in_hand(worker: Any, task: Any, seen: Seen) -> None:
+def test_a_retry_interrupts_the_step_in_hand(worker: Any, task: Any, seen: Seen) -> None:
     def run(self: Any) -> None:
         for _ in self.step("one"):
             if not self.request.retries:
@@ -212,7 +199,7 @@ def test_r43_a_retry_interrupts_the_step_in_hand(worker: Any, task: Any, seen: S
     assert [event["reason"] for event in seen.fields("step-interrupted")] == ["retry"]
 
 
-def test_r44_the_event_of_a_failed_step(worker: Any, task: Any, seen: Seen) -> None:
+def test_the_event_of_a_failed_step(worker: Any, task: Any, seen: Seen) -> None:
     def run(self: Any) -> None:
         self.step("call", lambda: None)
         for step in self.step("block", start=0):
@@ -230,7 +217,7 @@ def test_r44_the_event_of_a_failed_step(worker: Any, task: Any, seen: Seen) -> N
     assert "step-interrupted" not in seen.kinds()
 
 
-def test_r44_a_call_step_that_fails_is_told_of_once(worker: Any, task: Any, seen: Seen) -> None:
+def test_a_call_step_that_fails_is_told_of_once(worker: Any, task: Any, seen: Seen) -> None:
     def run(self: Any) -> None:
         try:
             self.step("caught", [].pop)

@@ -18,7 +18,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import Fence, Record, Status, open_store
 from celery_continuations.testing import assert_resumable
-from tests.unit.conftest import Killed, Worker, make_app
+from tests.support.worker import Killed, Worker, make_app
 
 
 class Base(DeclarativeBase):
@@ -524,7 +524,7 @@ def refused(task: Any, body: Any) -> CheckpointError:
     return caught.value
 
 
-def test_r35_r36_a_checkpoint_inside_of_an_atomic_block(task: Any, database: Database) -> None:
+def test_a_checkpoint_inside_of_an_atomic_block(task: Any, database: Database) -> None:
     way = ByDjango(database)
 
     def inside(self: Any) -> None:
@@ -581,7 +581,7 @@ def test_the_blocks_of_a_testcase_do_not_count(task: Any, database: Database) ->
     way.close()
 
 
-def test_r35_the_first_checkpoint_of_a_task_on_a_worker(worker: Worker, task: Any, database: Database) -> None:
+def test_the_first_checkpoint_of_a_task_on_a_worker(worker: Worker, task: Any, database: Database) -> None:
     way = ByDjango(database)
 
     def run(self: Any) -> None:
@@ -721,9 +721,7 @@ def flush(session: Session) -> None:
         (lambda session: (flush(session), session.commit(), session.scalars(sa.select(Effect)).all()), False),
     ],
 )
-def test_r35_r36_a_checkpoint_with_a_session_s_work_open(
-    task: Any, database: Database, work: Any, is_open: bool
-) -> None:
+def test_a_checkpoint_with_a_session_s_work_open(task: Any, database: Database, work: Any, is_open: bool) -> None:
     task(lambda self: self.checkpoint())()  # from here on sessions are noticed
     with Session(database.engine) as session:
 

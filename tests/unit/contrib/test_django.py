@@ -1,0 +1,48 @@
+"""The Django app: its migrations and its admin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from django.core.management import call_command
+from django.db import connections
+
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.stores import PAUSE, Fence, Record, Status
+
+
+def test_migrations_are_complete() -> None:
+    call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+
+
+def test_the_admin_lists_tasks_and_changes_nothing(django_database: Path) -> None:
+    from django.contrib.auth.models import User
+    from django.test import Client
+
+    from celery_continuations.contrib.django.models import RecordRow
+    from celery_continuations.stores.django import DjangoStore
+
+    store = DjangoStore("default", "service")
+    snapshot = Snapshot(current=("import rows", 5), progress=(5, 20), saved={"key": "secret"}).dumps()
+    store.swap("sound-id", None, Record(Fence(3, Status.RUNNING, "w/1/a"), snapshot), due_in=100)
+    store.swap("broken-id", None, Record(Fence(1, Status.QUEUED), "{"))
+    store.swap("paused-id", None, Record(Fence(1, Status.RUNNING, "w/1/b").wishing(PAUSE)))
+    with connections["default"].cursor() as cursor:
+        cursor.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = 'broken-id'")
+    client = Client()
+    client.force_login(User.objects.create_superuser("ann"))
+    page = client.get("/admin/celery_continuations/recordrow/").content.decode()
+    broken = "unreadable: &#x27;nonsense&#x27;"
+    for text in ("sound-id", "running", "import rows", "25%", "broken-id", broken, "running, to pause"):
+        assert text in page
+    assert client.get("/admin/celery_continuations/recordrow/add/").status_code == 403
+
+    found = client.get("/admin/celery_continuations/recordrow/?q=sound").content.decode()
+    assert "sound-id" in found
+    assert "broken-id" not in found
+    for task_id, shown in (("sound-id", "import rows"), ("broken-id", broken)):
+        row = RecordRow.objects.get(task_id=task_id)
+        one = client.get(f"/admin/celery_continuations/recordrow/{row.pk}/change/").content.decode()
+        assert shown in one
+        assert "secret" not in one
+        assert "Save" not in one

@@ -1,0 +1,58 @@
+"""What docs/testing.md shows is run."""
+
+from __future__ import annotations
+
+import re
+import unittest
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_continuations import testing
+
+PAGE = Path(__file__).parents[3] / "docs" / "testing.md"
+TEXT = PAGE.read_text()
+
+
+@pytest.fixture
+def names(app: Celery) -> dict[str, Any]:
+    """All that the page defines, and what it uses."""
+    reports: list[int] = []
+    found: dict[str, Any] = {
+        "app": app, "users": {}, "reports": reports, "send_report": reports.append, "__name__": "page",
+    }  # fmt: skip
+    for block in re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S):
+        exec(block, found)
+    return found
+
+
+@pytest.mark.parametrize("name", re.findall(r"^def (test_\w+)\(\)", TEXT, flags=re.M))
+def test_the_tests_shown(names: dict[str, Any], name: str) -> None:
+    names[name]()
+
+
+def test_the_test_with_fixtures(names: dict[str, Any]) -> None:
+    names["test_fixtures"](testing.assert_resumable, testing)
+
+
+def test_the_test_case(names: dict[str, Any]) -> None:
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(names["ImportTest"]).run(result)
+    assert (result.testsRun, result.failures, result.errors) == (1, [], [])
+
+
+def test_the_report_shown(task: Any) -> None:
+    rows: list[str] = []
+
+    def import_users(self: Any, emails: list[str]) -> None:
+        for email in self.iterate("import", emails):
+            rows.append(email)
+        self.step("report", lambda: 1)
+
+    emails = ["ann@example.org", "bob@example.org"]
+    with pytest.raises(AssertionError) as caught:
+        testing.assert_resumable(task(import_users, name="import_users"), emails, check=lambda: rows, setup=rows.clear)
+    shown = re.findall(r"^```text\n(.*?)^```", TEXT, flags=re.M | re.S)
+    assert shown == [f"AssertionError: {caught.value}\n"]

@@ -1,0 +1,51 @@
+"""Workers in the process of the tests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from celery.contrib.testing.worker import start_worker
+
+from celery_continuations import ContinuableTask
+from tests.support.watched import await_
+from tests.support.worker import make_app
+
+
+def test_several_workers_in_one_process() -> None:
+    """One after the other, as tests start them: the stop of one is nothing to the next."""
+    from celery_continuations.execution.triggers import watcher
+
+    app = make_app(worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01})
+
+    @app.task(base=ContinuableTask, bind=True, name="embedded")
+    def embedded(self: Any) -> int:
+        for _ in self.iterate("loop", range(5)):
+            for watch in tuple(watcher._watches):
+                watch.look()
+        return self.continuation.executions  # type: ignore[no-any-return]
+
+    for pool in ("threads", "solo", "threads"):
+        with start_worker(app, perform_ping_check=False, pool=pool, concurrency=1, shutdown_timeout=20):
+            assert embedded.delay().get(timeout=10) == 1
+
+
+def test_an_embedded_worker_that_ends_hands_its_task_over() -> None:
+    app = make_app(worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01})
+    started = threading.Event()
+
+    @app.task(base=ContinuableTask, bind=True, name="handed over")
+    def embedded(self: Any) -> int:
+        for _ in self.iterate("loop", range(10_000)):
+            started.set()
+            time.sleep(0.001)
+        return self.continuation.executions  # type: ignore[no-any-return]
+
+    options = {"perform_ping_check": False, "pool": "threads", "concurrency": 1, "shutdown_timeout": 20}
+    with start_worker(app, **options):
+        result = embedded.delay()
+        assert started.wait(10)
+    await_(lambda: result.state == "RETRY", lambda: f"RETRY, and not {result.state} {result.info}")
+    assert str(result.info).startswith("Interrupted at loop:")
+    result.forget()

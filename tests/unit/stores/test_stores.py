@@ -1,0 +1,638 @@
+"""Every store passes the suite for stores, and names what is wrong; a setting opens it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.exceptions import StoreError
+from celery_continuations.process.identity import new_owner, new_worker
+from celery_continuations.protocol import rules
+from celery_continuations.protocol.rules import Claim
+from celery_continuations.stores import UNCHANGED, Fence, Look, Record, Status, Store, factory, open_store
+from celery_continuations.stores.database import DatabaseStore, metadata
+from celery_continuations.stores.factory import without_store
+from celery_continuations.stores.filesystem import FilesystemStore
+from celery_continuations.stores.memory import MemoryStore
+from celery_continuations.stores.message import MessageStore
+from celery_continuations.testing.stores import StoreConformance
+from tests.support.redis_server import redis_store
+from tests.support.worker import make_app
+
+RUNNING = Fence(1, Status.RUNNING, "me on a host/7")
+
+
+class TestMemoryStore(StoreConformance):
+    between_processes = False
+
+    def make_store(self, namespace: str) -> Store:
+        return MemoryStore()
+
+
+class TestRedisStore(StoreConformance):
+    @pytest.fixture(autouse=True)
+    def server(self, redis_url: str) -> Iterator[None]:
+        from redis import Redis
+
+        self.url = redis_url
+        self.client = Redis.from_url(redis_url)
+        yield
+        self.client.flushdb()
+        self.client.close()
+
+    def make_store(self, namespace: str) -> Store:
+        return redis_store(self.url, namespace)
+
+    def corrupt(self, store: Store, task_id: str) -> None:
+        (key,) = self.client.scan_iter(f"continuation:*:{task_id}")
+        self.client.set(key, "nonsense")
+
+    def break_connection(self, store: Store) -> None:
+        self.client.client_kill_filter(_type="normal", skipme=True)
+
+    def connections(self, store: Store) -> int:
+        return len(self.client.client_list()) - 1
+
+
+class TestFilesystemStore(StoreConformance):
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path) -> None:
+        self.path = tmp_path
+
+    def make_store(self, namespace: str) -> Store:
+        return FilesystemStore(self.path, namespace)
+
+    def corrupt(self, store: Store, task_id: str) -> None:
+        (path,) = self.path.rglob(f"{task_id}.json")
+        path.write_text("{")
+
+    def connections(self, store: Store) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+
+class TestDatabaseStoreOnSQLite(StoreConformance):
+    many = 300
+
+    @pytest.fixture(autouse=True)
+    def file(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "some progress.db"
+
+    def make_store(self, namespace: str) -> Store:
+        return DatabaseStore(f"sqlite:///{self.path}", namespace)
+
+    def corrupt(self, store: Store, task_id: str) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("UPDATE continuation_record SET fence = 'nonsense' WHERE task_id = ?", (task_id,))
+
+    def connections(self, store: Store) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+
+def test_the_message_store_keeps_nothing_and_agrees() -> None:
+    store = MessageStore()
+    assert not store.keeps
+    assert store.swap("id", None, Record(RUNNING))
+    assert store.swap("id", RUNNING, Record(RUNNING), inbox="unknown")
+    assert store.take("id", RUNNING, RUNNING) == Record(RUNNING)
+    assert store.delete("id", RUNNING)
+    store.renew("w", 10)
+    store.retire("w")
+    assert (store.read("id"), store.look("w"), store.owned("w")) == (None, Look([], [], {}), {})
+    assert list(store.records()) == []
+
+
+# -- databases
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "progress.db"
+
+
+def sqlite_rows(path: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(query).fetchall()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "fence = 'nonsense'",
+        "fence = '1 lost x'",
+        "fence = '1'",
+        "fence = x'ff'",
+        "snapshot = x'ff'",
+        "snapshot = CAST(x'ff' AS TEXT)",
+        "inbox = x'ff'",
+        "inbox = CAST(x'ff' AS TEXT)",
+        "due = 'soon'",
+    ],
+)
+def test_wrong_values_in_a_row_are_named(database: Path, change: str) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store.swap("id", None, Record(RUNNING, "text"))
+    sqlite_rows(database, f"UPDATE continuation_record SET {change}")
+    store.swap("sound", None, Record(RUNNING, "text"))
+    query = "SELECT hex(fence), hex(snapshot), hex(inbox), due FROM continuation_record"
+    before = sqlite_rows(database, query)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="continuation_record, task 'id'") as caught:
+            store.read("id")
+        assert caught.value.store == "database"
+        assert not store.swap("id", None, Record(RUNNING))
+        found = dict(store.records())
+        assert str(found.pop("id")) == str(caught.value)
+        assert found == {"sound": Record(RUNNING, "text")}
+    assert sqlite_rows(database, query) == before
+
+
+def test_a_row_that_is_wrong_does_not_hide_the_others(database: Path) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    for task_id in ("wrong", "right"):
+        store.swap(task_id, None, Record(Fence(1, Status.RUNNING, "w/1/a")), due_in=0)
+    sqlite_rows(database, "UPDATE continuation_record SET fence = 'nonsense' WHERE task_id = 'wrong'")
+    assert store.owned("w") == {"wrong": "nonsense", "right": "w/1/a"}
+    assert store.look("w").owned == store.owned("w")
+
+
+def test_expired_rows_are_removed(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_continuations.stores.database._BATCH", 2)
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store.renew("w", 10)
+    for number in range(5):
+        store.swap(f"ended{number}", None, Record(RUNNING), expires_in=-1)
+    store.swap("recent", None, Record(RUNNING), expires_in=1000)
+    store.swap("unfinished", None, Record(RUNNING))
+    store.renew("w", 10)
+    (count,) = sqlite_rows(database, "SELECT count(*) FROM continuation_record")
+    assert count == (7,), "it is too soon to look again"
+    another = DatabaseStore(f"sqlite:///{database}", "another service")
+    another.read("id")
+    for left in (3, 1, 0, 0):
+        (count,) = sqlite_rows(database, "SELECT count(*) FROM continuation_record WHERE task_id LIKE 'ended%'")
+        assert count == (left,), "a full batch is followed by the next one"
+        another.renew("w", 10)
+    assert sorted(sqlite_rows(database, "SELECT task_id FROM continuation_record")) == [("recent",), ("unfinished",)]
+
+
+def test_a_look_does_not_read_all_the_records(database: Path) -> None:
+    from celery_continuations.stores.database import _CLEAN, _LOOK, _OWNED, _RETIRE
+
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store.read("id")
+    for statement in (_LOOK, _OWNED, _RETIRE, _CLEAN):
+        compiled = statement.compile(dialect=store._engine.dialect)
+        values = {**compiled.params, "namespace_": "n", "worker_": "w", "limit_": 100}
+        with closing(sqlite3.connect(database)) as connection:
+            order = [values[name] for name in compiled.positiontup or ()]
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {compiled}", order).fetchall()
+        steps = [step for *_, step in plan if "continuation_record" in step]
+        assert steps
+        for step in steps:
+            assert re.search(r"SEARCH .* INDEX (ix_|\S+ \(namespace=\? AND task_id=\?\))", step), plan
+
+
+def test_the_tables_are_made_by_many_at_once(database: Path) -> None:
+    problems: list[Exception] = []
+    barrier = threading.Barrier(8)
+
+    def use(number: int) -> None:
+        store = DatabaseStore(f"sqlite:///{database}", "n")
+        barrier.wait()
+        try:
+            assert store.swap(str(number), None, Record(RUNNING))
+        except Exception as exc:
+            problems.append(exc)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    names = {row[0] for row in sqlite_rows(database, "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite%'")}
+    indexes = {index.name for table in metadata.tables.values() for index in table.indexes}
+    assert names == {"continuation_record", "continuation_lease"} | indexes
+
+
+def test_the_tables_are_made_again_when_they_are_gone(database: Path) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store.swap("id", None, Record(RUNNING))
+    database.unlink()
+    with pytest.raises(StoreError, match="OperationalError: no such table: continuation_record"):
+        store.swap("id", None, Record(RUNNING))
+    assert store.swap("id", None, Record(RUNNING))
+
+
+def test_a_database_that_another_process_writes_to_is_waited_for(database: Path) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store.swap("id", None, Record(RUNNING))
+    with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.3, other.execute, ["COMMIT"])
+        timer.start()
+        assert store.swap("id", RUNNING, Record(RUNNING, "text"))
+        timer.join()
+        other.execute("BEGIN EXCLUSIVE")
+        impatient = DatabaseStore(f"sqlite:///{database}", "n", {"connect_args": {"timeout": 0.01}})
+        with pytest.raises(StoreError, match="task 'id': OperationalError: database is locked"):
+            impatient.swap("id", RUNNING, Record(RUNNING, "text"))
+
+
+def test_take_without_returning(database: Path) -> None:
+    """As of SQLite before 3.35."""
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store._engine.dialect.update_returning = False
+    store.swap("id", None, Record(RUNNING, "text", "message", "value"))
+    fence = RUNNING._replace(generation=2)
+    assert store.take("id", fence, fence) is None
+    assert store.take("id", RUNNING, fence) == Record(fence, "text", "message", "value")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "lone \udfff"])
+def test_what_is_no_text_is_refused(database: Path, text: str) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    with pytest.raises(StoreError, match="UnicodeEncodeError"):
+        store.swap("id", None, Record(RUNNING, text))
+    with pytest.raises(StoreError, match="UnicodeEncodeError"):
+        store.read(text)
+    assert store.swap("id", None, Record(RUNNING, "text"))
+
+
+def test_ids_and_namespaces_of_a_database_have_a_limit(database: Path) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n" * 255)
+    assert store.swap("x" * 255, None, Record(RUNNING))
+    for call in (store.read, lambda task_id: store.swap(task_id, None, Record(RUNNING))):
+        with pytest.raises(StoreError, match="a task id has at most 255 characters, not 256: xxx"):
+            call("x" * 256)
+    fence = Fence(1, Status.RUNNING, "w" * 256 + "/1/a")
+    for refused in (
+        lambda: store.renew("w" * 256, 10),
+        lambda: store.swap("id", None, Record(fence)),
+        lambda: store.take("x" * 255, RUNNING, fence),
+    ):
+        with pytest.raises(StoreError, match="a worker has at most 255 characters, not 256: www"):
+            refused()
+    with pytest.raises(StoreError, match="a namespace has at most 255 characters, not 256"):
+        DatabaseStore(f"sqlite:///{database}", "n" * 256)
+
+
+def test_an_error_shows_no_snapshot(database: Path) -> None:
+    store = DatabaseStore(f"sqlite:///{database}", "n")
+    store.swap("id", None, Record(RUNNING))
+    sqlite_rows(database, "ALTER TABLE continuation_record RENAME COLUMN snapshot TO other")
+    with pytest.raises(StoreError) as caught:
+        store.swap("id", RUNNING, Record(RUNNING, "private"))
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "private" not in f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("mysql://localhost/x", "mysql://localhost/x is not supported; sqlite:/// and postgresql:// are"),
+        ("sqlite+aiosqlite:///x", r"sqlite\+aiosqlite:///x is not supported; .*drivers that block"),
+        ("postgresql+asyncpg://me:secret@localhost/x", r"postgresql\+asyncpg://me:\*\*\*@localhost/x is not supported"),
+        ("sqlite://", "sqlite:// is in memory, where no other process could find it"),
+        ("sqlite:///:memory:", "is in memory"),
+        ("sqlite:///file:x?mode=memory&uri=true", "is in memory"),
+        ("nonsense", "cannot read the URL"),
+        ("postgresql+psycopg2cffi://localhost/x", "cannot open postgresql"),
+        ("nonsense://localhost", "cannot read the URL"),
+    ],
+)
+def test_a_database_that_is_not_supported(url: str, problem: str) -> None:
+    with pytest.raises(StoreError, match=problem):
+        DatabaseStore(url, "n")
+
+
+def test_options_of_the_engine_are_honoured_that_leave_the_store_its_way(database: Path) -> None:
+    app = make_app(
+        database_engine_options={
+            "pool_pre_ping": True, "pool_recycle": 3600, "max_overflow": 5, "poolclass": None,
+            "isolation_level": "SERIALIZABLE", "connect_args": {"timeout": 7}, "echo_pool": True,
+        },
+        continuation_namespace="n",
+    )  # fmt: skip
+    store = open_store(app, f"db+sqlite:///{database}")
+    assert isinstance(store, DatabaseStore)
+    assert store.swap("id", None, Record(RUNNING))
+    assert store._options["connect_args"] == {"timeout": 7}
+    with pytest.raises(StoreError, match="cannot open sqlite:///.*Invalid argument"):
+        DatabaseStore(f"sqlite:///{database}", "n", {"unknown": 1})
+    with pytest.raises(StoreError, match="TypeError: .*'nonsense'"):
+        DatabaseStore(f"sqlite:///{database}", "n", {"connect_args": {"nonsense": 1}}).read("id")
+
+
+# -- files
+
+
+def test_files_of_tasks_long_ended_are_removed_when_a_store_opens(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path, "n")
+    store.swap("ended", None, Record(RUNNING), expires_in=-1)
+    store.swap("recent", None, Record(RUNNING), expires_in=-1)
+    store.swap("unfinished", None, Record(RUNNING))
+    (tmp_path / "continuations-n" / "strange.json").write_text("?")
+    long_ago = time.time() - 2 * 86400
+    for name in ("ended", "unfinished", "strange"):
+        os.utime(tmp_path / "continuations-n" / f"{name}.json", (long_ago, long_ago))
+    FilesystemStore(tmp_path, "n")
+    assert {path.stem for path in tmp_path.rglob("*.json")} == {"recent", "unfinished", "strange"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"fence": 5}', "null", '{"fence": "1 lost x"}', "\xff"])
+def test_wrong_bytes_in_a_file_are_named(tmp_path: Path, text: str) -> None:
+    store = FilesystemStore(tmp_path, "n")
+    store.swap("id", None, Record(RUNNING))
+    (path,) = tmp_path.rglob("id.json")
+    path.write_text(text, "latin-1")
+    with pytest.raises(StoreError, match=r"id\.json") as caught:
+        store.read("id")
+    assert caught.value.store == "filesystem"
+    with pytest.raises(StoreError):
+        store.swap("id", RUNNING, Record(RUNNING))
+    ((task_id, problem),) = store.records()
+    assert (task_id, str(problem)) == ("id", str(caught.value))
+
+
+def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
+    import redis
+
+    store = redis_store(redis_url, "wrong")
+    client = redis.Redis.from_url(redis_url)
+    store.swap("wrong bytes", None, Record(RUNNING))
+    (key,) = client.scan_iter("continuation:*:wrong bytes")
+    for text in ("nonsense", "x running y\n{}", "1 strolling y\n{}", b"1 running \xff", b"1 running x\n\xff"):
+        client.set(key, text)
+        with pytest.raises(StoreError, match="continuation:[0-9a-f]+:wrong bytes is not a record"):
+            store.read("wrong bytes")
+        assert client.get(key) in (text, text if isinstance(text, bytes) else text.encode()), "the record is kept"
+    client.delete(key)
+    client.hset(key, "a", "hash")
+    with pytest.raises(StoreError, match="continuation:[0-9a-f]+:wrong bytes: .*WRONGTYPE"):
+        store.swap("wrong bytes", None, Record(RUNNING))
+    client.close()
+    store.close()
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_wrong_bytes_in_redis_do_not_hide_the_others(redis_url: str, decodes: bool) -> None:
+    import redis
+
+    from celery_continuations.stores.redis import RedisStore
+
+    client = redis.Redis.from_url(redis_url, decode_responses=decodes)
+    store = RedisStore(client, f"wrong {decodes}")
+    for task_id in ("a", "bytes", "inbox", "hash", "z"):
+        store.swap(task_id, None, Record(RUNNING, "ü", "message", inbox="inbox"), due_in=1000)
+    client.set(f"{store._prefix}bytes", b"1 running \xff")
+    client.hset(f"{store._kept}inbox", "inbox", b"\xff")
+    client.delete(f"{store._prefix}hash")
+    client.hset(f"{store._prefix}hash", "a", "hash")
+    found = dict(store.records())
+    for task_id in ("bytes", "inbox", "hash"):
+        problem = found.pop(task_id)
+        assert isinstance(problem, StoreError)
+        assert f":{task_id}" in str(problem)
+    assert found == {task_id: store.read(task_id) for task_id in ("a", "z")}
+    client.flushdb()
+    client.close()
+
+
+def test_records_in_redis_are_read_many_at_a_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import redis.client
+
+    store, sent = counted_store(redis_url)
+    for number in range(250):
+        store.swap(f"id{number}", None, Record(RUNNING))
+    executed: list[object] = []
+    execute = redis.client.Pipeline.execute
+    monkeypatch.setattr(redis.client.Pipeline, "execute", lambda *args: executed.append(1) or execute(*args))
+    sent.clear()
+    assert len(list(store.records())) == 250
+    assert set(sent) == {"SCAN"}
+    assert len(executed) <= 6
+    store._client.flushdb()
+    store.close()
+
+
+def test_a_key_that_a_scan_returns_twice_is_listed_once(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = redis_store(redis_url, "twice")
+    key = f"{store._prefix}id".encode()
+    store.swap("id", None, Record(RUNNING))
+    answers = iter([(7, [key, key]), (0, [key])])
+    monkeypatch.setattr(store._client, "scan", lambda *args: next(answers))
+    assert [task_id for task_id, _ in store.records()] == ["id"]
+    store.close()
+
+
+def test_what_is_left_of_a_record_in_redis_is_not_the_next_ones(redis_url: str) -> None:
+    store = redis_store(redis_url, "left")
+    store.swap("id", None, Record(RUNNING, "old", "old", "old", inbox="old"), due_in=1000)
+    store._client.delete(f"{store._prefix}id")
+    assert store.swap("id", None, Record(RUNNING), inbox="")
+    assert store.read("id") == Record(RUNNING)
+    store.close()
+
+
+def test_stores_that_are_away_say_so(tmp_path: Path) -> None:
+
+    store = redis_store("redis://127.0.0.1:1/0", "n")
+    with pytest.raises(StoreError, match="store redis: .*ConnectionError"):
+        store.read("id")
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="store filesystem: cannot make"):
+        FilesystemStore(tmp_path / "file", "n")
+    files = FilesystemStore(tmp_path, "n")
+    shutil.rmtree(tmp_path / "continuations-n")
+    with pytest.raises(StoreError, match="store filesystem: "):
+        files.swap("id", None, Record(RUNNING))
+    for away in (store, files):
+        with pytest.raises(StoreError):
+            list(away.records())
+
+
+@pytest.mark.parametrize(
+    ("module", "url", "message"),
+    [
+        (
+            "redis",
+            "redis://",
+            "StoreError store redis: redis-py is missing; run: pip install 'celery-continuations[redis]'",
+        ),
+        (
+            "sqlalchemy",
+            "db+sqlite:///x",
+            "StoreError store database: SQLAlchemy 2.0 or later is missing; "
+            "run: pip install 'celery-continuations[sqlalchemy]'",
+        ),
+    ],
+)
+def test_without_its_driver_the_error_says_what_to_install(module: str, url: str, message: str) -> None:
+    code = f"""
+import sys
+sys.modules["{module}"] = None
+from celery import Celery
+from celery_continuations.stores import open_store
+try:
+    open_store(Celery("x"), "{url}")
+except Exception as exc:
+    print(type(exc).__name__, exc)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == message
+
+
+@pytest.mark.parametrize(
+    ("backend", "broker", "expected"),
+    [
+        ("redis://localhost/1", "amqp://", "RedisStore"),
+        ("rediss://localhost/1?ssl_cert_reqs=required", "amqp://", "RedisStore"),
+        ("file:///FOLDER", "filesystem://", "FilesystemStore"),
+        ("rpc://", "redis://localhost/0", "RedisStore"),
+        ("db+sqlite:///FOLDER/x.db", "redis://localhost/0", "DatabaseStore"),
+        ("db+postgresql+psycopg://localhost/x", "amqp://", "DatabaseStore"),
+        ("db+sqlite://", "redis://localhost/0", "RedisStore"),
+        ("db+mysql://localhost/x", "redis://localhost/0", "RedisStore"),
+        ("db+mysql://localhost/x", "amqp://", "MessageStore"),
+        ("rpc://", "amqp://", "MessageStore"),
+        (None, "memory://", "MessageStore"),
+        ("cache+memory://", "amqp://", "MessageStore"),
+    ],
+)
+def test_auto_chooses(backend: Any, broker: str, expected: str, tmp_path: Path) -> None:
+    if backend:
+        backend = backend.replace("/FOLDER", str(tmp_path))
+    app = Celery("auto", broker=broker, backend=backend, set_as_current=False)
+    store = open_store(app, "auto")
+    assert type(store).__name__ == expected
+    assert open_store(app, "auto") is store
+    problem = without_store(app)
+    assert (problem is None) == (expected != "MessageStore")
+    if problem:
+        assert "a worker that is stopped loses nothing, but one that is killed starts its tasks over" in problem
+
+
+@pytest.mark.parametrize("url", ["db+mysql://x", "db://x", "sqlite:///x", "nonsense", "http://x"])
+def test_a_store_of_an_unknown_kind(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=re.escape(f"continuation_store = {url!r} is not allowed; it takes")):
+        open_store(make_app(), url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "db+sqlite://",
+        "db+sqlite:///",
+        "db+sqlite+pysqlite:///:memory:",
+        "db+sqlite:///file:x?mode=memory&uri=true",
+    ],
+)
+def test_a_database_in_memory_is_no_store(url: str) -> None:
+    with pytest.raises(
+        ImproperlyConfigured, match=r"is not allowed: a database in memory is found by no other process"
+    ):
+        open_store(make_app(), url)
+    app = Celery("memory", broker="amqp://", backend=url, set_as_current=False)
+    assert isinstance(open_store(app, "auto"), MessageStore)
+    assert "a database in memory is found by no other process) nor the broker (amqp)" in (without_store(app) or "")
+
+
+def counted_store(url: str) -> tuple[Any, list[str]]:
+    """A store on a client that writes down the commands it sends."""
+    store = redis_store(url, "counted")
+    store.look()
+    sent: list[str] = []
+    execute = store._client.execute_command
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        sent.append(str(args[0]))
+        return execute(*args, **kwargs)
+
+    store._client.execute_command = counting
+    return store, sent
+
+
+def test_a_claim_and_a_save_are_one_round_trip_each_on_redis(redis_url: str) -> None:
+    store, sent = counted_store(redis_url)
+    store.swap("warm", None, Record(RUNNING))
+    store.take("warm", Fence(9, Status.QUEUED), RUNNING)
+
+    def claim(generation: int) -> Claim:
+        sent.clear()
+        found = rules.claim(
+            store, "round trips", generation, f"worker/1.1/{generation}",
+            snapshot=None, message=lambda: "message", ended=lambda message: None, death=lambda owner: None,
+        )  # fmt: skip
+        assert found is not None
+        return found
+
+    first = claim(0)
+    assert sent == ["EVALSHA"]
+    sent.clear()
+    assert rules.save(store, "round trips", first.fence, '{"version":1}', lambda: None)
+    assert sent == ["EVALSHA"]
+    sent.clear()
+    assert store.swap("round trips", first.fence, Record(first.fence, inbox="text"), due_in=UNCHANGED, inbox="")
+    assert sent == ["EVALSHA"]
+    assert rules.interrupt(store, "round trips", first.fence, '{"version":1,"executions":1}', 0.0)
+    second = claim(1)
+    assert sent == ["EVALSHA"]
+    assert second.snapshot == '{"version":1,"executions":1}'
+    store.close()
+
+
+def test_a_small_record_in_redis_is_small_and_stays_so(redis_url: str) -> None:
+    import redis
+
+    store = redis_store(redis_url, "proj@redis:redis-master.production.svc.cluster.local:6379/0")
+    client = redis.Redis.from_url(redis_url)
+    task_id = "01234567-89ab-cdef-0123-456789abcdef"
+    fence = Fence(1, Status.RUNNING, new_owner(new_worker()))
+    sizes = set()
+    assert store.swap(task_id, None, Record(fence, message="x" * 900))
+    for cursor in range(100_000, 101_000):
+        snapshot = Snapshot(current=("import", cursor), executions=1, progress=(cursor, 1_000_000))
+        assert rules.save(store, task_id, fence, snapshot.dumps(), lambda: None)
+        (key,) = client.scan_iter(f"continuation:*:{task_id}")
+        sizes.add(client.memory_usage(key))
+    assert len(sizes) == 1
+    assert max(sizes) <= 300
+    client.close()
+    store.close()
+
+
+def test_threads_that_open_a_store_at_once_get_the_same(app: Celery, tmp_path: Path, monkeypatch: Any) -> None:
+    both = threading.Barrier(2, timeout=10)
+    really = factory._open
+
+    def together(app: Celery, setting: str) -> Store:
+        both.wait()
+        return really(app, setting)
+
+    monkeypatch.setattr(factory, "_open", together)
+    found: list[Store] = []
+    threads = [threading.Thread(target=lambda: found.append(open_store(app, tmp_path.as_uri()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert found[0] is found[1]

@@ -1,0 +1,145 @@
+"""What is used of Celery's private parts: each of these tests fails when what it rests on changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from celery import Celery
+
+from celery_continuations import celery_internals
+
+
+def test_seam_around_soft_shutdown() -> None:
+    from celery.worker import WorkController
+
+    order: list[str] = []
+
+    class Worker:
+        pool_cls = object
+
+        def wait_for_soft_shutdown(self) -> None:
+            order.append("waits")
+
+    worker = Worker()
+    celery_internals.around_soft_shutdown(worker, lambda: order.append("before"), lambda: order.append("after"))
+    worker.wait_for_soft_shutdown()
+    assert order == ["before", "waits", "after"]
+    assert callable(WorkController.wait_for_soft_shutdown)
+    import inspect
+
+    from celery.apps import worker as celery_worker
+
+    source = inspect.getsource(celery_worker.on_cold_shutdown)
+    cancels = [f"worker.consumer.{name}()" for name in celery_internals._CANCELLATIONS]
+    (cancel,) = [call for call in cancels if call in source]
+    assert source.index("worker.wait_for_soft_shutdown()") < source.index(cancel)
+
+
+def test_seam_pool_children_and_their_signal() -> None:
+    assert celery_internals.in_pool_child() is False
+    assert celery_internals.terminate_signal() == signal.SIGTERM
+    code = "from celery_continuations import celery_internals; print(celery_internals.terminate_signal())"
+    env = {**os.environ, "REMAP_SIGTERM": "SIGQUIT"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == signal.SIGQUIT
+
+
+def test_seam_predicates() -> None:
+    from celery.exceptions import Ignore, Reject, Retry
+
+    assert all(map(celery_internals.is_predicate, (Retry(), Ignore(), Reject())))
+    assert not celery_internals.is_predicate(ValueError())
+
+
+def test_seam_pool_pids(app: Celery) -> None:
+    from celery.concurrency.prefork import TaskPool as Prefork
+    from celery.concurrency.solo import TaskPool as Solo
+
+    class Owner:
+        pool: Any = None
+
+    assert celery_internals.pool_pids(Owner()) == []
+    Owner.pool = Solo(app=app)
+    assert celery_internals.pool_pids(Owner()) == []
+    Owner.pool = Prefork(2, app=app)
+    Owner.pool.start()
+    try:
+        assert sorted(celery_internals.pool_pids(Owner())) == sorted(Owner.pool.info["processes"])
+        assert len(celery_internals.pool_pids(Owner())) == 2
+    finally:
+        Owner.pool.terminate()
+
+
+def test_seam_backends_that_keep_results(tmp_path: Any) -> None:
+    def keeps(backend: str | None) -> bool:
+        return celery_internals.keeps_results(
+            Celery("seam", backend=backend, broker="memory://", set_as_current=False).backend
+        )
+
+    assert keeps(f"file://{tmp_path}")
+    assert not keeps("rpc://")
+    assert not keeps(None)
+
+
+def test_seam_a_lost_process() -> None:
+    from billiard.einfo import ExceptionWithTraceback
+    from celery.exceptions import WorkerLostError
+
+    def wrapped(error: BaseException) -> Any:
+        try:
+            raise error
+        except BaseException as exc:
+            return ExceptionWithTraceback(exc, exc.__traceback__)
+
+    assert celery_internals.is_lost_process(WorkerLostError())
+    assert celery_internals.is_lost_process(wrapped(SystemExit(1)))
+    assert not celery_internals.is_lost_process(wrapped(ValueError()))
+    assert not celery_internals.is_lost_process(ValueError())
+
+
+def test_seam_ignore_result() -> None:
+    from celery.app.task import Context
+
+    class Task:
+        ignore_result = True
+
+    assert celery_internals.ignore_result_of(Task, Context()) is True
+    assert celery_internals.ignore_result_of(Task, Context(ignore_result=None)) is True
+    assert celery_internals.ignore_result_of(Task, Context(ignore_result=False)) is False
+
+
+def test_seam_serializers() -> None:
+    assert celery_internals.serializer_of("application/json") == "json"
+    assert celery_internals.serializer_of("application/x-python-serialize") == "pickle"
+    assert celery_internals.serializer_of("application/data") is None
+    assert celery_internals.serializer_of(None) is None
+
+
+def test_seam_promises(app: Celery) -> None:
+    def body(self: Any) -> None:
+        pass
+
+    promise = app.task(bind=True, name="promised", queue=None)(body)
+    assert celery_internals.promised_options(promise) == {"bind": True, "name": "promised", "queue": None}
+    evaluated: list[Any] = []
+    celery_internals.when_evaluated(promise, evaluated.append)
+    assert evaluated == []
+    app.finalize()
+    assert [task.name for task in evaluated] == ["promised"]
+    assert celery_internals.promised_options(promise) is None
+    assert celery_internals.promised_options(app.tasks["promised"]) is None
+
+
+def test_seam_requests_are_as_the_republisher_reads_them(app: Celery) -> None:
+    """Attributes that only the instance has, and that ``Context`` does not promise."""
+    from celery.app.task import Context
+
+    context = Context({"argsrepr": "a", "compression": "zlib", "mine": 1, "continuation_generation": 2})
+    assert (context.argsrepr, context.compression) == ("a", "zlib")
+    assert context.headers == {"mine": 1, "continuation_generation": 2}
+    message = app.amqp.create_task_message("id", "name", (), {})
+    assert set(message.body[2]) == {"callbacks", "errbacks", "chain", "chord"}

@@ -1,0 +1,648 @@
+"""What dead workers have left is found once, and put back into its queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery, states
+from kombu.exceptions import OperationalError
+
+from celery_continuations import signals
+from celery_continuations.core.snapshot import VERSION, Snapshot
+from celery_continuations.exceptions import CrashLoopError, StoreError
+from celery_continuations.process import identity
+from celery_continuations.process.identity import is_gone, new_owner, new_worker
+from celery_continuations.process.stop_flag import new_flag
+from celery_continuations.protocol import rules
+from celery_continuations.protocol.liveness import death_of
+from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.sweeper import Sweeper
+from tests.support.worker import Killed
+
+ELSEWHERE = "another-machine.7.7.abc"
+
+
+def always() -> bool:
+    return True
+
+
+def at_work(task_id: str) -> bool:
+    return True
+
+
+@pytest.fixture
+def store(app: Celery) -> Any:
+    return open_store(app, "memory")
+
+
+@pytest.fixture
+def sweeper(app: Celery, store: Any) -> Sweeper:
+    return Sweeper(app, store, new_worker(), at_work)
+
+
+@pytest.fixture
+def lost(worker: Any, app: Celery, task: Any, store: Any, monkeypatch: Any) -> Callable[..., Any]:
+    """Run a task until its worker dies after two items; return its result."""
+
+    def body(self: Any, count: int) -> str:
+        for item in self.iterate("loop", range(count)):
+            done.append(item)
+            if item == 1 and len(done) == 2:
+                raise Killed
+        return "end"
+
+    done: list[int] = []
+    made = task(body, continuation_checkpoint_interval=0)
+
+    def lose(lease: float = 0.0, note: str = "", of: str = ELSEWHERE, **options: Any) -> Any:
+        done.clear()
+        result = made.apply_async((4,), **options)
+        worker.deliver_killed()
+        record = store.read(result.id)
+        fence = record.fence._replace(owner=f"{of}/7.7/a")
+        assert store.swap(result.id, record.fence, Record(fence))
+        store.renew(of, lease, note)
+        result.done = done
+        return result
+
+    return lose
+
+
+def losses(store: Any, task_id: str) -> tuple[int, int]:
+    return Snapshot.loads(store.read(task_id).snapshot).losses
+
+
+def test_a_lost_execution_is_recovered_and_goes_on(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, caplog: Any
+) -> None:
+    result = lost()
+    told: list[Any] = []
+
+    def on_recovered(sender: Any, task_id: str, **kwargs: Any) -> None:
+        told.append((sender.name, task_id))
+
+    signals.task_recovered.connect(on_recovered)
+    sweeper.sweep(always)
+    signals.task_recovered.disconnect(on_recovered)
+    assert store.read(result.id).fence == Fence(1, Status.QUEUED)
+    assert [name for name, _ in told] and told[0][1] == result.id
+    assert f"Task {result.id} recovered" in caplog.text
+    worker.drain()
+    assert (result.get(), result.done) == ("end", [0, 1, 1, 2, 3])
+    assert not store.look().leases, "the dead worker is forgotten"
+
+
+def test_a_worker_whose_lease_holds_is_left_alone(sweeper: Sweeper, lost: Any, store: Any, worker: Any) -> None:
+    result = lost(lease=60)
+    sweeper.sweep(always)
+    assert store.read(result.id).fence.status == Status.RUNNING
+    assert worker.queued() == 0
+
+
+def test_a_lease_proves_nothing_while_the_sweeper_cannot_trust_its_own(sweeper: Sweeper, lost: Any, store: Any) -> None:
+    result = lost()
+    sweeper.sweep(lambda: False)
+    assert store.read(result.id).fence.status == Status.RUNNING
+
+
+def test_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, store: Any) -> None:
+    lost()
+    barrier = threading.Barrier(2)
+    swap = store.swap
+
+    def together(*args: Any, **kwargs: Any) -> bool:
+        if args[1].status == Status.RUNNING:
+            barrier.wait(5)
+        return bool(swap(*args, **kwargs))
+
+    store.swap = together
+    threads = [
+        threading.Thread(target=Sweeper(app, store, new_worker(), at_work).sweep, args=(always,)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.swap = swap
+    assert worker.queued() == 1
+
+
+def test_a_broker_that_is_away_loses_nothing(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any
+) -> None:
+    result = lost()
+
+    def away(*args: Any) -> None:
+        raise OperationalError("away")
+
+    monkeypatch.setattr("celery_continuations.worker.sweeper.Publisher.publish", away)
+    with pytest.raises(OperationalError):
+        sweeper.sweep(always)
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "_clock", lambda: time.time() + rules.PATIENCE + 1)
+    sweeper.sweep(always)
+    worker.drain()
+    assert result.get() == "end"
+
+
+def test_a_store_that_fails_in_the_middle_loses_nothing(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    result = lost()
+
+    def away(*args: Any) -> None:
+        raise StoreError("memory", "away")
+
+    monkeypatch.setattr(store, "read", away)
+    sweeper.sweep(always)
+    monkeypatch.undo()
+    assert "store memory: away" in caplog.text
+    sweeper.sweep(always)
+    worker.drain()
+    assert result.get() == "end"
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [(states.SUCCESS, Status.DONE), (states.FAILURE, Status.FAILED), (states.REVOKED, Status.CANCELLED)],
+)
+def test_a_task_whose_result_is_stored_is_not_run_again(
+    app: Celery, worker: Any, sweeper: Sweeper, lost: Any, store: Any, state: str, status: str
+) -> None:
+    result = lost()
+    app.backend.store_result(result.id, None if state == states.SUCCESS else ValueError("in the end"), state)
+    sweeper.sweep(always)
+    assert (store.read(result.id).fence.status, worker.queued()) == (status, 0)
+
+
+def test_the_losses_at_one_place_are_counted(sweeper: Sweeper, lost: Any, store: Any) -> None:
+    result = lost()
+    sweeper.sweep(always)
+    assert losses(store, result.id) == (1, 0)
+
+
+def test_a_worker_that_was_stopping_is_not_counted(sweeper: Sweeper, lost: Any, store: Any) -> None:
+    result = lost(note=rules.Death.STOPPED)
+    sweeper.sweep(always)
+    assert losses(store, result.id) == (0, 0)
+    assert Snapshot.loads(store.read(result.id).snapshot).reason == "lost"
+
+
+def test_neighbours_lost_with_their_worker_are_counted_as_shared(sweeper: Sweeper, lost: Any, store: Any) -> None:
+    results = [lost(), lost()]
+    sweeper.sweep(always)
+    assert [losses(store, result.id) for result in results] == [(0, 1), (0, 1)]
+
+
+def test_a_neighbour_that_is_recovered_later_is_still_one(sweeper: Sweeper, lost: Any, store: Any) -> None:
+    result = lost(note=rules.Death.SHARED)
+    sweeper.sweep(always)
+    assert losses(store, result.id) == (0, 1)
+
+
+def test_progress_starts_the_count_anew() -> None:
+    snapshot = Snapshot(current=("loop", 1))
+    for _ in range(3):
+        snapshot.lose(alone=True)
+    assert Snapshot.loads(snapshot.dumps()).losses == (3, 0)
+    snapshot.current = ("loop", 2)
+    snapshot.lose(alone=True)
+    assert snapshot.losses == (1, 0)
+
+
+@pytest.mark.parametrize("interval", [0, 60])
+def test_a_crash_loop_ends(
+    worker: Any, app: Celery, sweeper: Sweeper, task: Any, store: Any, record: Any, interval: float
+) -> None:
+    def body(self: Any) -> None:
+        runs.append(self.continuation.executions)
+        if interval:
+            raise Killed  # before the first step
+        for item in self.iterate("loop", range(5)):
+            if item == 2:
+                raise Killed
+
+    runs: list[int] = []
+    result = task(body, continuation_checkpoint_interval=interval, continuation_max_crashes=3).delay()
+    for _ in range(3):
+        worker.deliver_killed()
+        found = record(result.id)
+        store.swap(result.id, found.fence, Record(found.fence._replace(owner=f"{ELSEWHERE}/7.7/a")))
+        sweeper.sweep(always)
+    worker.drain()
+    assert len(runs) == 3
+    assert isinstance(result.result, CrashLoopError)
+    assert result.state == states.FAILURE
+    place = "before or between steps" if interval else "in step 'loop' at 2"
+    assert f"was lost 3 times in a row {place}" in str(result.result)
+    assert record(result.id).fence.status == Status.FAILED, "the record stays"
+
+
+def test_a_message_that_nobody_takes_up_is_published_again(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any
+) -> None:
+    result = lost()
+    sweeper.sweep(always)
+    held = worker.deliver_nothing()  # a killed worker holds it
+    assert worker.queued() == 0
+    sweeper.sweep(always)
+    assert worker.queued() == 0, "it is not due yet"
+    now = time.time()
+    monkeypatch.setattr(store, "_clock", lambda: now + rules.PATIENCE + 1)
+    sweeper.sweep(always)
+    assert worker.queued() == 1
+    assert store.read(result.id).fence == Fence(1, Status.QUEUED, "1")
+    assert store.read(result.id).due - now - rules.PATIENCE - 1 == pytest.approx(2 * rules.PATIENCE)
+    worker.drain()
+    assert result.get() == "end"
+    worker.execute(held)
+    assert (held.end, result.done) == ("acked", [0, 1, 1, 2, 3]), "the late one ends without touching anything"
+
+
+def test_a_message_that_a_killed_process_has_not_published_is_published_at_once(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any
+) -> None:
+    result = lost()
+    sweeper.sweep(always)
+    worker.deliver_nothing()
+    sweeper.recover(result.id)
+    assert worker.queued() == 1
+    sweeper.recover(result.id)
+    assert worker.queued() == 1, "once"
+    worker.drain()
+    assert result.get() == "end"
+
+
+def test_what_is_to_be_run_later_is_not_published_at_once(worker: Any, app: Celery, task: Any, store: Any) -> None:
+    def body(self: Any) -> None:
+        self.step("begin", int)
+        raise self.retry(countdown=3600)
+
+    result = task(body).apply_async()
+    worker.deliver()
+    worker.deliver_nothing()
+    Sweeper(app, store, new_worker(), at_work).recover(result.id)
+    assert worker.queued() == 0
+
+
+def test_a_backlog_does_not_grow_by_it(worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any) -> None:
+    lost()
+    sweeper.sweep(always)
+    now = time.time()
+    for hours in (0.1, 0.5, 1, 2, 4, 8):
+        monkeypatch.setattr(store, "_clock", lambda hours=hours: now + hours * 3600)
+        for _ in range(20):
+            sweeper.sweep(always)
+    assert worker.queued() == 1
+
+
+def test_a_queue_that_is_never_empty_gets_it_again_in_the_end(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any
+) -> None:
+    result = lost()
+    sweeper.sweep(always)
+    now = time.time()
+    for look in range(1, 12):
+        monkeypatch.setattr(store, "_clock", lambda look=look: now + look * 86400)
+        sweeper.sweep(always)
+    assert worker.queued() > 1
+    worker.drain()
+    assert (result.get(), result.done) == ("end", [0, 1, 1, 2, 3])
+
+
+def test_a_record_that_cannot_be_read_keeps_nothing_else_from_being_recovered(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, caplog: Any
+) -> None:
+    bad, good = lost(), lost()
+    found = store.read(bad.id)
+    store.swap(bad.id, found.fence, Record(found.fence, "no snapshot"))
+    for _ in range(3):
+        sweeper.sweep(always)
+    assert caplog.text.count(f"Task {bad.id} cannot be recovered, its record is left as it is") == 1
+    assert store.read(bad.id).snapshot == "no snapshot"
+    worker.drain()
+    assert good.get() == "end"
+
+
+def test_what_the_main_process_ends_itself_is_not_recovered(app: Celery, lost: Any, store: Any, worker: Any) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mine = new_worker()
+    sweeper = Sweeper(app, store, mine, at_work)
+    result = lost(of=mine)
+    found = store.read(result.id)
+    gone = found.fence._replace(owner=f"{mine}/{dead.pid}.1/a")
+    store.swap(result.id, found.fence, Record(gone))
+    sweeper.decide(result.id)
+    sweeper.sweep(lambda: False)
+    assert store.read(result.id).fence == gone
+    sweeper.decide(result.id, Status.CANCELLED)
+    assert store.read(result.id).fence.status == Status.CANCELLED
+    assert worker.queued() == 0
+
+
+def test_a_decision_that_cannot_be_written_yet_is_written_later(
+    app: Celery, lost: Any, store: Any, monkeypatch: Any
+) -> None:
+    mine = new_worker()
+    sweeper = Sweeper(app, store, mine, at_work)
+    result = lost(of=mine)
+
+    def away(*args: Any) -> None:
+        raise StoreError("memory", "away")
+
+    monkeypatch.setattr(store, "read", away)
+    sweeper.decide(result.id, Status.FAILED)
+    monkeypatch.undo()
+    assert store.read(result.id).fence.status == Status.RUNNING
+    sweeper.sweep(lambda: False)
+    assert store.read(result.id).fence.status == Status.FAILED
+
+
+def test_what_the_worker_owns_and_does_not_work_on_is_recovered(
+    app: Celery, lost: Any, store: Any, worker: Any
+) -> None:
+    """A claim was written and its answer lost; or the last write of an execution could not be made."""
+    mine = new_worker()
+    result = lost(of=mine)
+    found = store.read(result.id)
+    store.swap(result.id, found.fence, Record(found.fence._replace(owner=new_owner(mine))))
+    Sweeper(app, store, mine, at_work).sweep(always)
+    assert worker.queued() == 0
+    sweeper = Sweeper(app, store, mine, lambda task_id: False)
+    sweeper.sweep(always)
+    assert worker.queued() == 0, "once may be by chance"
+    sweeper.sweep(always)
+    assert losses(store, result.id) == (0, 0)
+    worker.drain()
+    assert result.get() == "end"
+
+
+def test_a_task_that_was_taken_up_meanwhile_is_left_alone(
+    app: Celery, lost: Any, store: Any, worker: Any, sweeper: Sweeper, monkeypatch: Any
+) -> None:
+    result = lost()
+    taken = Fence(2, Status.RUNNING, "third-machine.1.1.a/1.1/b")
+    owned = store.owned
+
+    def taken_up_now(name: str) -> Any:
+        found = owned(name)
+        store.swap(result.id, store.read(result.id).fence, Record(taken))
+        return found
+
+    monkeypatch.setattr(store, "owned", taken_up_now)
+    sweeper.sweep(always)
+    assert store.read(result.id).fence == taken
+
+
+# -- who is dead
+
+
+def test_processes_that_have_ended_are_gone() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    start = identity._stat(child.pid)
+    assert start is not None
+    worker = new_worker()
+    alive = f"{worker}/{child.pid}.{start[1]}/a"
+    assert not is_gone(alive)
+    assert is_gone(f"{worker}/{child.pid}.{int(start[1]) - 1}/a"), "another process has that pid now"
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert is_gone(alive), "a zombie has ended"
+    child.communicate()
+    assert is_gone(alive)
+
+
+def test_nothing_is_proved_of_another_machine_with_the_same_host_name() -> None:
+    """Another container may have the same host name, and the same pids."""
+    name = new_owner(new_worker())
+    _, _, rest = name.partition(".")
+    assert not is_gone(f"00000000.{rest}".replace(str(os.getpid()), "999999"))
+
+
+def test_where_processes_of_others_are_hidden_nothing_is_proved(monkeypatch: Any) -> None:
+    """hidepid=2, or systemd's ProtectProc=invisible; and hidepid=1, where they are seen and not read."""
+    gone = f"{new_worker().partition('.')[0]}.999999999.1.a"
+    assert is_gone(gone)
+    monkeypatch.setattr(identity, "_sees_all", lambda: False)
+    assert not is_gone(gone)
+
+    def refused(pid: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(identity, "_stat", refused)
+    assert not is_gone(gone)
+
+
+def test_a_machine_is_a_boot_and_a_pid_namespace(tmp_path: Any) -> None:
+    script = "from celery_continuations.process.identity import new_worker; print(new_worker().partition('.')[0])"
+    here = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert here.strip() == new_worker().partition(".")[0]
+    unshared = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if unshared.returncode:
+        pytest.skip(f"no PID namespace can be made here: {unshared.stderr.strip()}")
+    assert unshared.stdout != here
+
+
+def test_the_note_of_a_lease_says_how_its_worker_died() -> None:
+    from celery_continuations.stores import Lease
+
+    assert death_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, 5.0)]) is None
+    assert death_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, -1.0)]) == rules.Death.CRASHED
+    assert death_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, -1.0, "stopping")]) == rules.Death.STOPPED
+    assert death_of(f"{ELSEWHERE}/1.1/a", []) == rules.Death.CRASHED
+    assert death_of(f"{ELSEWHERE}/1.1/a", [], by_lease=False) is None
+    assert death_of("/1.1/a", []) == rules.Death.CRASHED
+
+
+def test_a_record_that_the_store_has_lost_is_written_again(worker: Any, task: Any, store: Any, record: Any) -> None:
+    def run(self: Any) -> str:
+        for item in self.iterate("loop", range(4)):
+            seen.append(item)
+            if item == 1:
+                store.delete(self.request.id, store.read(self.request.id).fence)
+            if item == 2:
+                found = store.read(self.request.id)
+                assert found.message
+                assert Snapshot.loads(found.snapshot).current == ("loop", 2)
+        return "end"
+
+    seen: list[int] = []
+    result = task(run, continuation_checkpoint_interval=0).delay()
+    worker.drain()
+    assert (result.get(), seen) == ("end", [0, 1, 2, 3])
+    assert record(result.id).fence.status == Status.DONE
+
+
+@pytest.mark.parametrize("end", ["stop", "return", "error"])
+def test_a_record_that_is_lost_in_the_end_does_not_end_the_task(worker: Any, task: Any, store: Any, end: str) -> None:
+    def run(self: Any) -> str:
+        for item in self.iterate("loop", range(4)):
+            seen.append(item)
+            if item == 2 and len(seen) == 3:
+                store.delete(self.request.id, store.read(self.request.id).fence)
+                if end == "stop":
+                    worker.stop()
+                if end == "error":
+                    raise KeyError("once")
+        return "end"
+
+    seen: list[int] = []
+    result = task(run, continuation_resume_error_countdown=0).delay()
+    worker.drain()
+    assert (result.get(), seen) == ("end", [0, 1, 2, 2, 3] if end == "error" else [0, 1, 2, 3])
+
+
+# -- the keeper
+
+
+@pytest.fixture
+def keeper(app: Celery) -> Any:
+    flag = new_flag(f"keeper{time.monotonic_ns()}@test")
+    pids: list[int] = []
+    made = Keeper(app, flag, lambda: pids)
+    made.test = (flag, pids, made._charges[0])  # type: ignore[attr-defined]
+    yield made
+    made.end()
+    flag.remove()
+
+
+def test_the_keeper_renews_the_lease_and_says_when_it_stops(keeper: Any, store: Any) -> None:
+    flag, _, charge = keeper.test
+    keeper._renew(charge)
+    (lease,) = store.look().leases
+    assert lease.worker == flag.worker
+    assert lease.left == pytest.approx(10, abs=0.5)
+    assert not flag.lease_is_over
+    flag.raise_to(1)
+    keeper._renew_all()
+    assert store.look().leases[0].note == rules.Death.STOPPED
+
+
+def test_a_worker_that_could_not_reach_its_store_judges_nobody_at_first(
+    keeper: Any, store: Any, monkeypatch: Any
+) -> None:
+    _, _, charge = keeper.test
+    asked: list[bool] = []
+    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.look())
+    keeper._renew(charge)
+    keeper._sweep(charge)
+    charge.judges_at = 0.0
+    keeper._sweep(charge)
+    monkeypatch.setattr(store, "renew", lambda *args: (_ for _ in ()).throw(StoreError("memory", "away")))
+    keeper._renew(charge)
+    keeper._sweep(charge)
+    monkeypatch.undo()
+    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.look())
+    keeper._renew(charge)
+    keeper._sweep(charge)
+    assert asked == [False, True, False, False]
+
+
+def test_the_keeper_sweeps_when_a_process_of_the_pool_has_ended(keeper: Any, monkeypatch: Any) -> None:
+    _, pids, charge = keeper.test
+    swept: list[int] = []
+    monkeypatch.setattr(keeper, "_sweep", lambda charge: swept.append(1))
+    charge.sweep_at = time.monotonic() + 60
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    pids.append(child.pid)
+    keeper._sweep_all()
+    assert not swept
+    child.kill()
+    child.communicate()
+    keeper._sweep_all()
+    assert swept == [1]
+
+
+def test_an_error_does_not_end_the_keeper(keeper: Any, caplog: Any) -> None:
+    looks: list[int] = []
+
+    def broken() -> None:
+        looks.append(1)
+        if len(looks) == 2:
+            keeper._ending.set()
+        raise ZeroDivisionError
+
+    keeper._repeat(broken)
+    assert len(looks) == 2
+    assert "The keeper of this worker met an error, and goes on" in caplog.text
+
+
+def test_what_is_published_again_is_the_message_that_it_was(
+    worker: Any, sweeper: Sweeper, lost: Any, app: Celery
+) -> None:
+    lost(headers={"tenant": "acme"}, link=app.signature("some.link"), priority=3, argsrepr="(secret)")
+    sweeper.sweep(always)
+    delivery = worker.deliver_nothing()
+    headers = delivery.headers
+    assert (headers["tenant"], headers["argsrepr"], headers["continuation_generation"]) == ("acme", "(secret)", 1)
+    assert delivery.message.properties["priority"] == 3
+    args, kwargs, embed = delivery.body
+    assert (args, kwargs) == ([4], {})
+    assert embed["callbacks"][0]["task"] == "some.link"
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_the_body_that_is_kept_is_never_read_but_by_a_worker(
+    worker: Any, sweeper: Sweeper, lost: Any, app: Celery, store: Any, serializer: str, compression: str | None
+) -> None:
+    app.conf.accept_content = ["json", serializer]
+    result = lost(serializer=serializer, compression=compression)
+    assert json.loads(store.read(result.id).message)["content"][0] != ""
+    sweeper.sweep(always)
+    worker.drain()
+    assert result.get() == "end"
+
+
+def of_a_later_release(store: Any, task_id: str) -> str:
+    """Have a record hold a snapshot that this release cannot read."""
+    record = store.read(task_id)
+    text = json.dumps({**json.loads(record.snapshot), "version": VERSION + 1, "new": "field"})
+    assert store.swap(task_id, record.fence, Record(record.fence, text))
+    return text
+
+
+def test_a_record_of_a_later_release_keeps_no_other_from_being_recovered(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, caplog: Any
+) -> None:
+    first, second = lost(), lost()
+    later = of_a_later_release(store, first.id)
+    for _ in range(2):
+        sweeper.sweep(always)
+    assert store.read(second.id).fence == Fence(1, Status.QUEUED)
+    assert (store.read(first.id).fence.status, store.read(first.id).snapshot) == (Status.RUNNING, later)
+    assert caplog.text.count(f"Task {first.id} cannot be recovered") == 1
+    worker.drain()
+    assert second.get() == "end"
+
+
+def test_a_second_delivery_of_such_a_task_is_given_back(
+    worker: Any, lost: Any, store: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr(
+        "celery_continuations.execution.execution.death_of", lambda *args, **kwargs: rules.Death.CRASHED
+    )
+    result = lost()
+    later = of_a_later_release(store, result.id)
+    worker.flag = new_flag("again@test")
+    worker.execute(worker.deliveries[-1], "again@test")
+    worker.flag.remove()
+    assert worker.queued() == 1
+    assert f"snapshot version {VERSION + 1} is newer" in caplog.text
+    assert store.read(result.id).snapshot == later
+    assert result.state == states.PENDING
