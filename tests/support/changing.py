@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 
 from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
-from celery_continuations.core.step import Step
 from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.step import Step
 from celery_continuations.exceptions import Interrupt, InvalidStepError, SourceChangedError
 from celery_continuations.sources import (
     csv_rows,
