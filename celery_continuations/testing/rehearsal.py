@@ -383,7 +383,7 @@ class _Execution(Execution):
         self._left = True
         self._rehearsal.left(text, options)
 
-    def _keepable(self, **options: Any) -> str | None:
+    def _saved_message(self, **options: Any) -> str | None:
         return None
 
     def _hand_back_if_changed(self, error: InvalidStepError) -> None:

@@ -12,7 +12,8 @@ from celery import Celery
 from celery_continuations import events, signals
 from celery_continuations.control import revoke
 from celery_continuations.exceptions import InvalidStepError, StoreError, UnserializableValueError
-from celery_continuations.messages.republish import Publisher, is_in_chord, publisher, task_name
+from celery_continuations.messages.publishing import Publisher, publisher
+from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.protocol import rules
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
 from celery_continuations.protocol.liveness import death_of
@@ -178,7 +179,7 @@ class Sweeper:
             self._cancelled(task_id, record)
         elif record is not None:
             self._publish(task_id, record, publishing, "recovered", "recovered: its execution was lost")
-            name, hostname = task_name(record.message or ""), self._sends_as()
+            name, hostname = SavedMessage.loads(record.message or "").task, self._sends_as()
             if hostname is not None:
                 events.send(self._app, hostname, "recovered", publishing.producer, uuid=task_id, name=name)
             signals.task_recovered.send(sender=self._app.tasks.get(name), task_id=task_id)
@@ -190,9 +191,9 @@ class Sweeper:
         rules.end(self._store, task_id, record.fence, Status.CANCELLED, "", seconds)
 
     def _ended(self, task_id: str, record: Record | None) -> tuple[str, float] | None:
-        message = record.message if record else None
-        owner = (self._app.tasks.get(task_name(message)) if message else None) or self._app
-        if record and message and needs_chord_count(record, is_in_chord(message), owner.backend):
+        message = SavedMessage.loads(record.message) if record and record.message else None
+        owner = (self._app.tasks.get(message.task) if message else None) or self._app
+        if record and message and needs_chord_count(record, message.in_chord, owner.backend):
             return None
         return ended(owner, task_id, owner.backend)
 
