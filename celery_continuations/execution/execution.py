@@ -22,6 +22,7 @@ from celery_continuations import celery_internals, conf, transactions
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import adapt, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
+from celery_continuations.core.progress import Progress
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Snapshot, Waiting, with_misfit
 from celery_continuations.core.step import Step, Wait
@@ -1092,14 +1093,7 @@ def _shown(step: Step | None, reason: str) -> Interrupted:
         return Interrupted(None, None, reason)
     if isinstance(step, Wait):
         return Interrupted(step.name, None, reason)
-    return Interrupted(step.name, step.cursor, reason, _percent(*step.progress()))
-
-
-def _percent(done: int | None, total: int | None) -> int | None:
-    """Return how much of a step is done, rounded down, or None where that is unknown."""
-    if done is None or not total or not 0 <= done <= total:  # a source's own cursor need not be a count
-        return None
-    return 100 * done // total
+    return Interrupted(step.name, step.cursor, reason, Progress(step.name, *step.progress()).percent)
 
 
 def _delay(options: dict[str, Any]) -> float:
