@@ -16,7 +16,8 @@ from celery_continuations import celery_internals, conf
 from celery_continuations.core.evolution import old_names
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.exceptions import InvalidStepError, StoreError
-from celery_continuations.messages.republish import context_of, publish_kept, task_name
+from celery_continuations.messages.publishing import publish_saved
+from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.protocol import commands
 from celery_continuations.stores import Record, Store, open_store
 
@@ -134,7 +135,7 @@ def revoke(app: Celery, task_id: str, record: Record | None) -> None:
     request = None
     if record is not None and record.message:
         try:
-            request = Context(**context_of(app, record.message))
+            request = Context(**SavedMessage.loads(record.message).context(app))
         except (ContentDisallowed, DecodeError) as exc:
             # As a worker would that does not accept it: the state is stored all the same.
             logger.warning(
@@ -195,7 +196,7 @@ def _store(app: Celery, setting: str | None) -> Store:
 
 def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:
     """Return the names that a wait had before, where the task's code is known here."""
-    task = app.tasks.get(task_name(record.message)) if record.message else None
+    task = app.tasks.get(SavedMessage.loads(record.message).task) if record.message else None
     return old_names(name, conf.setting(task, "renamed_steps")) if isinstance(task, Task) else []
 
 
@@ -211,7 +212,7 @@ def _ended(app: Celery, task_id: str) -> commands.Ended:
 
 def _publish(app: Celery, record: Record | None) -> None:
     if record is not None and record.message:
-        publish_kept(app, record.message, record.fence.generation)
+        publish_saved(app, record.message, record.fence.generation)
 
 
 def _log(task_id: str, action: str, text: str) -> None:

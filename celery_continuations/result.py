@@ -4,36 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery.result import AsyncResult
 
 from celery_continuations import celery_internals, conf, control
+from celery_continuations.core.progress import Progress
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.stores import Record, Status, open_store
 
 __all__ = ["ContinuableAsyncResult", "Progress"]
-
-
-class Progress(NamedTuple):
-    """How far the current step has come, as of the last save.
-
-    Attributes:
-        step: its name, or None between two steps.
-        done: items done, where known.
-        total: items in all, where known.
-    """
-
-    step: str | None
-    done: int | None
-    total: int | None
-
-    @property
-    def percent(self) -> int | None:
-        """How much of the step is done, or None where that is not known."""
-        if self.done is None or not self.total:
-            return None
-        return min(100, 100 * self.done // self.total)
 
 
 class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]

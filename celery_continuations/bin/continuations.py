@@ -24,6 +24,8 @@ from celery_continuations.exceptions import ContinuationError
 if TYPE_CHECKING:
     from celery import Celery
 
+    from celery_continuations.worker.sweeper import Report
+
 __all__ = ["continuations"]
 
 _OURS = (ContinuationError, OperationalError, ImproperlyConfigured)
@@ -243,6 +245,11 @@ def deliver(ctx: click.Context, task_id: str, name: str, payload: str, as_json: 
 # -- the whole
 
 
+def _swept(report: Report) -> dict[str, Any]:
+    task_id, action, _ = report
+    return {"id": task_id, "action": action, "text": str(report)}
+
+
 @_command
 @click.option("--wait", is_flag=True, help="Watch for a whole lease first, and judge workers elsewhere by theirs.")
 @_as_json
@@ -252,8 +259,8 @@ def sweep(ctx: click.Context, wait: bool, as_json: bool) -> None:
         found = sweep_once(ctx.obj.app, wait=wait)
     except OSError as exc:
         raise OperationalError(str(exc)) from exc
-    _print(found, [shown.plain(one["text"]) for one in found] or ["nothing to recover"], as_json)
-    ctx.exit(int(any(one["action"].endswith("failed") for one in found)))
+    _print([_swept(one) for one in found], [shown.plain(str(one)) for one in found] or ["nothing to recover"], as_json)
+    ctx.exit(int(any(one.action == "recovery_failed" for one in found)))
 
 
 @_command

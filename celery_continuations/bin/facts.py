@@ -11,7 +11,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError, StoreError
-from celery_continuations.messages.republish import kept
+from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.result import Progress
 from celery_continuations.stores import Record, Status, Store, open_store
 
@@ -65,7 +65,7 @@ def brief(task_id: str, record: Record) -> dict[str, Any]:
     """Return what a list shows of a task."""
     try:
         snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
-        message = kept(record.message) if record.message else None
+        message = SavedMessage.loads(record.message) if record.message else None
     except ContinuationError as exc:
         return _unreadable(task_id, exc)
     step = snapshot.current[0] if snapshot.current else None
@@ -96,13 +96,13 @@ def whole(task_id: str, record: Record) -> dict[str, Any]:
     if facts["error"]:
         return facts
     snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
-    message = kept(record.message) if record.message else None
+    message = SavedMessage.loads(record.message) if record.message else None
     return {
         **facts,
         "generation": record.fence.generation,
         "owner": record.fence.owner or None,
-        "args": message.args if message else None,
-        "kwargs": message.kwargs if message else None,
+        "args": message.headers.get("argsrepr") if message else None,
+        "kwargs": message.headers.get("kwargsrepr") if message else None,
         "due": record.due,
         "executions": snapshot.executions,
         "resumptions": snapshot.resumptions,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery_continuations import conf
 from celery_continuations.bin import facts
 from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Store
-from celery_continuations.worker.sweeper import Sweeper
+from celery_continuations.worker.sweeper import Report, Sweeper
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -23,7 +20,7 @@ __all__ = ["sweep"]
 _LOOKS = 4
 
 
-def sweep(app: Celery, *, wait: bool) -> list[dict[str, Any]]:
+def sweep(app: Celery, *, wait: bool) -> list[Report]:
     """Look once in each store, recover what is to be recovered, and say what was.
 
     Without ``wait`` only a death that can be proved on this machine counts.  A lease that is over may be so because
@@ -37,13 +34,12 @@ def sweep(app: Celery, *, wait: bool) -> list[dict[str, Any]]:
         StoreError: when a store is away.
         OSError, kombu.exceptions.OperationalError: when the broker is.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Report] = []
     for store in facts.stores(app).values():
         if wait:
             _watch(store, float(conf.app_setting(app, "lease")))
-        sweeper = Sweeper(app, store, new_worker(), _is_at_work)
-        with _heard(found.append):
-            sweeper.sweep(lambda: wait)
+        sweeper = Sweeper(app, store, new_worker(), _is_at_work, report=found.append)
+        sweeper.sweep(lambda: wait)
     return found
 
 
@@ -60,26 +56,3 @@ def _watch(store: Store, lease: float) -> None:
         if time.monotonic() - asked > lease / _LOOKS:
             since = time.monotonic()
         time.sleep(lease / _LOOKS)
-
-
-@contextmanager
-def _heard(tell: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Tell what a sweep logs of single tasks: it returns only what it looked at."""
-    logger = logging.getLogger("celery_continuations")
-    handler = _Handler(tell)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-class _Handler(logging.Handler):
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._tell = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        action, task_id = getattr(record, "action", None), getattr(record, "task_id", None)
-        if action and task_id:
-            self._tell({"id": task_id, "action": action, "text": record.getMessage()})

@@ -9,12 +9,11 @@ refused when it is set, not found out when it is read.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -84,16 +83,7 @@ def decode(tree: Any, what: str = "value") -> Any:
     """Return the value that :func:`encode` made ``tree`` of.  Raises as :func:`loads`."""
     try:
         return _decode(tree)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        LookupError,
-        OverflowError,
-        InvalidOperation,
-        RecursionError,
-        binascii.Error,
-    ) as exc:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
         raise UnserializableValueError(what, f"can no longer be decoded: {type(exc).__name__}: {exc}") from exc
 
 

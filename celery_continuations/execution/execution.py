@@ -24,6 +24,7 @@ from celery_continuations.core.calls import Wait
 from celery_continuations.core.evolution import adapt, misfit, old_names
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.progress import Progress
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot, Waiting, with_misfit
 from celery_continuations.core.step import Step
@@ -44,15 +45,8 @@ from celery_continuations.execution.reporting import Teller
 from celery_continuations.execution.sigterm import defer_terminate
 from celery_continuations.execution.triggers import Watch, watcher
 from celery_continuations.messages.body import Body, received
-from celery_continuations.messages.republish import (
-    CHANGED,
-    DELIVERY,
-    GENERATION,
-    OWN_HEADERS,
-    SNAPSHOT,
-    keepable,
-    republish,
-)
+from celery_continuations.messages.from_request import republish, saved_message
+from celery_continuations.messages.headers import CHANGED, DELIVERY, GENERATION, OWN_HEADERS, SNAPSHOT
 from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.process.identity import new_owner
 from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
@@ -286,7 +280,7 @@ class Execution:
                 self._generation,
                 new_owner(worker),
                 snapshot=getattr(self.request, SNAPSHOT, None),
-                message=self._keepable,
+                message=self._saved_message,
                 ended=self._ended,
                 # By its lease only a sweeper may judge, which knows whether leases can be trusted just now.
                 death=lambda owner: death_of(owner, self._store.look().leases, by_lease=False),
@@ -301,13 +295,13 @@ class Execution:
             return None
         return ended(self.task, self.request.id, self.task.backend)
 
-    def _keepable(self, **options: Any) -> str | None:
-        """Return the message of this task, as the store keeps it, to be published again."""
+    def _saved_message(self, **options: Any) -> str | None:
+        """Return the saved message of this task; None where the store keeps nothing."""
         if not self._store.keeps:
             return None
         self._warn_of_large_arguments()
         options = {**conf.setting(self.task, "resume_options"), **options}
-        return keepable(self.task, self.request, body=self._body, options=options)
+        return saved_message(self.task, self.request, body=self._body, options=options)
 
     def _warn_of_large_arguments(self) -> None:
         size = self._body.size
@@ -462,7 +456,7 @@ class Execution:
         began = time.monotonic()
         rest = 0.0
         try:
-            kept = rules.save(self._store, self.request.id, self._fence, text, self._keepable)
+            kept = rules.save(self._store, self.request.id, self._fence, text, self._saved_message)
         except StoreError as exc:
             self._warn_not_saved("its progress", exc)
             # A store that does not answer is not to take up all of the task's time.
@@ -511,7 +505,8 @@ class Execution:
         unit.begin()
         watch.verifying()
         try:
-            kept = rules.save(self._store.within(unit.connection()), self.request.id, self._fence, text, self._keepable)
+            store = self._store.within(unit.connection())
+            kept = rules.save(store, self.request.id, self._fence, text, self._saved_message)
         except StoreError as exc:
             raise exc.__cause__ or exc from None  # as an error of any of the task's own statements
         if kept is None:
@@ -830,7 +825,7 @@ class Execution:
         snapshot.resumptions += 1
         snapshot.reason = reason
         snapshot.left_at = time.time()
-        message = self._keepable(**options) if reason == RETRY else None
+        message = self._saved_message(**options) if reason == RETRY else None
         self._leave_to_message(self._timed_text(), options, message)
 
     def _leave_to_message(self, text: str, options: dict[str, Any], message: str | None = None) -> None:
@@ -1037,7 +1032,7 @@ class Execution:
         if self._fence is None or self.run is None or isinstance(error, CheckpointError):
             return  # the work since the last save was part of a transaction that the error has undone
         try:
-            kept = rules.save(self._store, self.request.id, self._fence, self._timed_text(), self._keepable)
+            kept = rules.save(self._store, self.request.id, self._fence, self._timed_text(), self._saved_message)
         except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:
             self._warn_not_saved("its last progress", exc)
         else:
@@ -1093,14 +1088,7 @@ def _shown(step: Step | None, reason: str) -> Interrupted:
         return Interrupted(None, None, reason)
     if isinstance(step, Wait):
         return Interrupted(step.name, None, reason)
-    return Interrupted(step.name, step.cursor, reason, _percent(*step.progress()))
-
-
-def _percent(done: int | None, total: int | None) -> int | None:
-    """Return how much of a step is done, rounded down, or None where that is unknown."""
-    if done is None or not total or not 0 <= done <= total:  # a source's own cursor need not be a count
-        return None
-    return 100 * done // total
+    return Interrupted(step.name, step.cursor, reason, Progress(step.name, *step.progress()).percent)
 
 
 def _delay(options: dict[str, Any]) -> float:

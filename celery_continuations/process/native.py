@@ -1,6 +1,6 @@
-"""Threads and sleeps of the operating system, also where gevent or eventlet have replaced them.
+"""Threads, locks and sleeps of the operating system, also where gevent has replaced them.
 
-A watcher that is a greenlet would not run while a task computes.
+A greenlet that watches a task would not run while the task computes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ def _original(module: Any, name: str) -> Any:
     gevent_monkey = sys.modules.get("gevent.monkey")
     if gevent_monkey is not None:
         return gevent_monkey.get_original(module.__name__, name)
-    eventlet_patcher = sys.modules.get("eventlet.patcher")
-    if eventlet_patcher is not None:
-        return getattr(eventlet_patcher.original(module.__name__), name)
     return getattr(module, name)
 
 

@@ -1,4 +1,4 @@
-"""What happens to a rehearsed run at each of its places is decided by its guide."""
+"""The fault plan of a rehearsed run: where it is interrupted or killed."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from celery_continuations.core.run import Run
     from celery_continuations.core.snapshot import Snapshot
-    from celery_continuations.testing.rehearsal import _Execution
+    from celery_continuations.testing.rehearsed_execution import RehearsedExecution
 
-__all__ = ["Guide", "Killed"]
+__all__ = ["FaultPlan", "Killed"]
 
 
 class Killed(BaseException):
     """The process that runs a task dies here."""
 
 
-class Guide:
-    """Leaves a run alone.
+class FaultPlan:
+    """Disturbs nothing.
 
     Attributes:
-        attentive: whether the run is to ask at each checkpoint.
+        attentive: whether the run asks at each checkpoint.
     """
 
     attentive = False
 
-    def checkpoint(self, execution: _Execution, run: Run) -> str | None:
+    def checkpoint(self, execution: RehearsedExecution, run: Run) -> str | None:
         """At a checkpoint: return a reason to interrupt, or None."""
         return None
 
-    def moment(self, execution: _Execution, run: Run, what: str) -> None:
-        """Just before a save (``"save"``), or before it is known that the task has returned (``"end"``)."""
+    def before(self, execution: RehearsedExecution, run: Run, what: str) -> None:
+        """Before a save (``"save"``), or before the task is known to have returned (``"end"``)."""
 
     def left(self, snapshot: Snapshot) -> None:
         """An execution has left."""

@@ -12,8 +12,8 @@ from celery_continuations.core.order import check_name
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.execution.execution import STOPPING
-from celery_continuations.testing.fault_plan import Guide
-from celery_continuations.testing.rehearsal import Rehearsal, go_on, within
+from celery_continuations.testing.fault_plan import FaultPlan
+from celery_continuations.testing.rehearsal import Rehearsal, resume_when_due, within
 
 __all__ = ["interrupt_after_step", "interrupt_during_step"]
 
@@ -23,16 +23,16 @@ ANY: Any = object()
 
 @contextmanager
 def interrupt_during_step(task: Any, name: str, cursor: Any = ANY) -> Iterator[Rehearsal]:
-    """Interrupt a task at a checkpoint inside of a step, as a worker does that is stopped just then.
+    """Interrupt a task at a checkpoint inside of a step, as a worker does that is stopped there.
 
     Args:
         task: whose next call by ``apply()``, or ``delay()`` with ``task_always_eager``, is to be interrupted;
             or a run that was interrupted before, and is to be a second time.
         name: of the step.
-        cursor: where the step then goes on; without it the first checkpoint.
+        cursor: where the step then resumes; without it the first checkpoint.
 
     Yields:
-        The run; behind the block it stands at that place.
+        The run; after the block it is at that place.
 
     Raises:
         AssertionError: at the end of the block, when the task has no such checkpoint, or was not called.
@@ -85,7 +85,7 @@ def interrupt_after_step(task: Any, name: str) -> Iterator[Rehearsal]:
         yield run
 
 
-class _Place(Guide):
+class _Place(FaultPlan):
     """Interrupts at one place."""
 
     attentive = True
@@ -145,7 +145,7 @@ class _After(_Place):
 @contextmanager
 def _interrupting(target: Any, place: _During | _After) -> Iterator[Rehearsal]:
     run = target if isinstance(target, Rehearsal) else Rehearsal(target)
-    begun, before, run.guide = run.begun, run.guide, place
+    begun, before, run.faults = run.begun, run.faults, place
     try:
         with within(run):
             yield run
@@ -155,13 +155,13 @@ def _interrupting(target: Any, place: _During | _After) -> Iterator[Rehearsal]:
                 "its delay() while task_always_eager is set"
             )
         while not run.ended and (run.begun == begun or not place.was_left(run)):
-            go_on(run)
+            resume_when_due(run)
         if run.ended:
             raise AssertionError(
                 f"{run.task.name} ended ({run.state}) without a checkpoint {place}; {_listed(place.seen)}"
             ) from run.error
     finally:
-        run.guide = before
+        run.faults = before
 
 
 def _listed(seen: list[str]) -> str:

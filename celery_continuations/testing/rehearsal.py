@@ -1,39 +1,36 @@
 """A task run in this process, execution by execution: no broker, no worker, no sleeping.
 
-Celery's own eager tracer runs it, and the boundary, the errors and the settings are those of a worker.  Only
-what a snapshot holds goes from one execution to the next, and goes through its text.
+Celery's own eager tracer runs it, with the errors and the settings of a worker.  The next execution gets only what the
+text of the snapshot holds.
 """
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from celery import states
-from celery.exceptions import Ignore, Retry
 from kombu.exceptions import EncodeError
 
 from celery_continuations import conf
 from celery_continuations.core import codec
-from celery_continuations.core.evolution import adapt, old_names
+from celery_continuations.core.evolution import adapt
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.outcome import Outcome
-from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Saved, Snapshot, Waiting
-from celery_continuations.core.step import Step
-from celery_continuations.exceptions import DeliveryError, InvalidStepError
+from celery_continuations.exceptions import DeliveryError
 from celery_continuations.execution import direct
 from celery_continuations.execution.execution import Execution
 from celery_continuations.messages.body import Body, written
-from celery_continuations.task import AppTask, _RetryMessage
+from celery_continuations.task import AppTask
 from celery_continuations.testing.clock import Clock
-from celery_continuations.testing.fault_plan import Guide, Killed
+from celery_continuations.testing.fault_plan import FaultPlan
+from celery_continuations.testing.rehearsed_execution import RehearsedExecution
 
 __all__ = ["Rehearsal", "rehearse", "run_until_done"]
 
-#: So many executions of one run are taken for a sign that it would never end.
+#: A run with more executions than this would never end.
 EXECUTIONS = 1000
 
 
@@ -43,13 +40,13 @@ class Rehearsal:
     Attributes:
         task: which task.
         id: its id, once it has begun.
-        state: as of Celery: ``"PENDING"``, ``"RETRY"`` between two executions, ``"SUCCESS"``, ``"FAILURE"`` …
+        state: its state in Celery: ``"PENDING"``, ``"RETRY"`` between two executions, ``"SUCCESS"``, ``"FAILURE"`` …
         clock: its time, which passes only when it is skipped.
         begun: how many executions have begun.
     """
 
     def __init__(
-        self, task: Any, *, guide: Guide | None = None, task_id: str | None = None, start: float | None = None
+        self, task: Any, *, faults: FaultPlan | None = None, task_id: str | None = None, start: float | None = None
     ) -> None:
         if not isinstance(task, AppTask):
             raise TypeError(f"{task!r} is not a continuable task; give it base=ContinuableTask, or @continuable")
@@ -58,7 +55,7 @@ class Rehearsal:
         self.state: str = states.PENDING
         self.clock = Clock(start)
         self.begun = 0
-        self.guide = guide or Guide()
+        self.faults = faults or FaultPlan()
         self.value: Any = None
         self.error: BaseException | None = None
         self._text: str | None = None
@@ -76,7 +73,7 @@ class Rehearsal:
 
     @property
     def snapshot(self) -> Snapshot:
-        """All that the next execution will know."""
+        """Everything that the next execution will know."""
         return Snapshot() if self._text is None else Snapshot.loads(self._text)
 
     @property
@@ -87,7 +84,7 @@ class Rehearsal:
 
     @property
     def cursor(self) -> Any:
-        """Where that step goes on, or None."""
+        """Where that step resumes, or None."""
         current = self.snapshot.current
         return codec.decode(current[1], f"the cursor of step {current[0]!r}") if current else None
 
@@ -140,7 +137,7 @@ class Rehearsal:
         self.apply(args, kwargs)
 
     def skip(self) -> None:
-        """Let the clock go to the moment at which the task goes on.
+        """Skip to the time at which the task resumes.
 
         Raises:
             AssertionError: when it waits for a value that was not delivered.
@@ -169,7 +166,7 @@ class Rehearsal:
             direct.rehearsing.reset(token)
 
     def arguments(self, task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return what the run's first execution gets: its arguments after they have been through a message."""
+        """Return the arguments of the run's first execution: those that a message would carry."""
         if self.begun or not self._is_of(task, task_id):
             return args, kwargs
         try:
@@ -179,7 +176,7 @@ class Rehearsal:
         return self._message.decode()[:2]
 
     def take(self, task: Any, request: Any) -> Execution | None:
-        """Return the execution of this request, if it is one of this run."""
+        """Return the execution of this request, or None if it is not of this run."""
         if not self._is_of(task, request.id):
             return None
         if self.begun == 0:
@@ -193,7 +190,7 @@ class Rehearsal:
             self._options = {"link": request.callbacks, "link_error": request.errbacks, "headers": request.headers}
         assert self._message is not None
         self.begun += 1
-        return _Execution(self, task, request, self._message)
+        return RehearsedExecution(self, task, request, self._message)
 
     def _is_of(self, task: Any, task_id: str | None) -> bool:
         return bool(task.name == self.task.name and (self.id is None or task_id == self.id))
@@ -211,7 +208,7 @@ class Rehearsal:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether there is progress to go on from."""
+        """Whether there is progress to resume from."""
         return self._text is not None
 
     def delivered(self, name: str) -> Outcome | None:
@@ -222,11 +219,11 @@ class Rehearsal:
         return self._inbox.get(name)
 
     def close_wait(self, name: str) -> Outcome:
-        """The time of a wait is over: return its outcome."""
+        """Return the outcome of a wait whose time is over."""
         return self.delivered(name) or self._inbox.setdefault(name, TIMED_OUT)
 
     def save(self, text: str) -> None:
-        """Keep what a store would."""
+        """Save a snapshot, as a store would."""
         self._text = text
 
     def left(self, text: str, options: dict[str, Any]) -> None:
@@ -240,7 +237,7 @@ class Rehearsal:
             self._message = self._message.changed(changes)
         if "retries" in options:
             self._options["retries"] = options["retries"]
-        self.guide.left(self.snapshot)
+        self.faults.left(self.snapshot)
 
     def lost(self) -> None:
         """An execution was killed."""
@@ -248,7 +245,7 @@ class Rehearsal:
         snapshot.lose()
         self._text, self.state = snapshot.dumps(), states.RETRY
         self._due = self.clock.now()
-        self.guide.left(snapshot)
+        self.faults.left(snapshot)
 
     def end(self, state: str, value: Any = None, error: BaseException | None = None) -> None:
         """The task has ended."""
@@ -257,145 +254,6 @@ class Rehearsal:
     def __repr__(self) -> str:
         where = "" if self.ended or self._text is None else f" in {self.step!r} at {self.cursor!r} ({self.reason})"
         return f"<Rehearsal of {self.task.name}: {self.state}{where}>"
-
-
-class _Execution(Execution):
-    """An execution of which only the surroundings are played."""
-
-    is_direct = True  # children are applied in place
-
-    def __init__(self, rehearsal: Rehearsal, task: Any, request: Any, body: Body) -> None:
-        super().__init__(task, request, body)
-        self._rehearsal = rehearsal
-        self._killed = False
-        self._left = False
-        self._kept = dict(vars(task))
-
-    @property
-    def resumed(self) -> bool:
-        return self._rehearsal.is_resumed
-
-    def begin(self) -> Run:
-        if self.run is None:
-            self.run = Run(self.request.id, self._rehearsal.begin(), self)
-            self.run.attention = self._rehearsal.guide.attentive
-            self._largest = conf.setting(self.task, "max_snapshot")
-        return self.run
-
-    def attend(self, run: Run) -> str | None:
-        guide = self._rehearsal.guide
-        reason = guide.checkpoint(self, run)
-        run.attention = guide.attentive
-        return reason
-
-    def save(self, run: Run) -> None:
-        self._guided("save")
-        if run.unit is not None:
-            run.unit.begin()
-            run.unit.connection()
-            run.unit.commit()
-        self.write(run)
-        if run.unit is not None:
-            run.committed()
-
-    def join(self, run: Run) -> None:
-        """There is no store that could be elsewhere."""
-
-    def write(self, run: Run) -> None:
-        """Save without a fault."""
-        self._rehearsal.save(self._snapshot_text())
-
-    def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """No-op: there are no listeners."""
-
-    def unchecked(self, run: Run, step: Step) -> None:
-        """The outcomes of the runs show what changes."""
-
-    def kill(self) -> NoReturn:
-        """Die here: nothing is saved any more.
-
-        Raises:
-            Killed: always.
-        """
-        self._killed = True
-        assert self.run is not None
-        self.run.attention = True
-        raise Killed
-
-    # -- waiting
-
-    def now(self) -> float:
-        return self._rehearsal.clock.now()
-
-    def delivery(self, name: str, close: bool) -> Outcome | None:
-        rehearsal = self._rehearsal
-        for one in (name, *old_names(name, conf.setting(self.task, "renamed_steps"))):
-            found = rehearsal.delivered(one)
-            if found is not None:
-                return found
-        return rehearsal.close_wait(name) if close else None
-
-    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
-        assert self.run is not None
-        self.run.snapshot.waiting = waiting
-        self.run.interrupt(reason)
-
-    def keep(self) -> None:
-        assert self.run is not None
-        self.save(self.run)
-
-    # -- leaving
-
-    def finish(self, value: Any) -> None:
-        if isinstance(value, Retry) and isinstance(value.sig, _RetryMessage):
-            raise value  # retry(throw=False)
-        if self.run is not None:
-            self._guided("end")
-        self._rehearsal.end(states.SUCCESS, value)
-
-    def left_by(self, error: BaseException) -> BaseException:
-        if self._killed:
-            _release(error)
-            self._rehearsal.lost()
-            killed: BaseException = Ignore("killed")
-            return killed
-        if isinstance(error, Retry) and isinstance(error.sig, _RetryMessage):
-            error.sig.apply_async()
-            error.sig = None  # or Celery would apply it
-        try:
-            instead = super().left_by(error)
-        except Exception as exc:
-            self._rehearsal.end(states.FAILURE, error=exc)
-            raise
-        if self._left:
-            _release(error)
-            if self.task.app.conf.task_eager_propagates:
-                instead = Ignore(str(instead))  # Celery would raise a Retry in the caller of the task
-            return instead
-        if not isinstance(error, Retry):
-            self._rehearsal.end(states.IGNORED if isinstance(instead, Ignore) else states.FAILURE, error=instead)
-        return instead
-
-    def close(self) -> None:
-        """Forget what the task keeps on itself, as a process elsewhere would not know it."""
-        own = vars(self.task)
-        own.clear()
-        own.update(self._kept)
-        super().close()
-
-    def _leave_to_message(self, text: str, options: dict[str, Any], message: str | None = None) -> None:
-        self._left = True
-        self._rehearsal.left(text, options)
-
-    def _keepable(self, **options: Any) -> str | None:
-        return None
-
-    def _hand_back_if_changed(self, error: InvalidStepError) -> None:
-        """The code is the same in each execution: the task itself does not fit."""
-
-    def _guided(self, what: str) -> None:
-        assert self.run is not None
-        self._rehearsal.guide.moment(self, self.run, what)
 
 
 def rehearse(task: Any, /, *args: Any, **kwargs: Any) -> Rehearsal:
@@ -425,7 +283,7 @@ def rehearse(task: Any, /, *args: Any, **kwargs: Any) -> Rehearsal:
 
 
 def run_until_done(run: Rehearsal, *, executions: int = EXECUTIONS) -> Any:
-    """Go on with a run until its task has ended; what it waits for in between passes at once.
+    """Resume a run until its task has ended; its sleeps and timeouts pass at once.
 
     Args:
         run: from :func:`rehearse`, :func:`interrupt_during_step` or :func:`interrupt_after_step`.
@@ -439,13 +297,13 @@ def run_until_done(run: Rehearsal, *, executions: int = EXECUTIONS) -> Any:
         AssertionError: when it waits for a value that is never delivered, or does not end.
     """
     while not run.ended:
-        go_on(run, executions)
+        resume_when_due(run, executions)
     if run.error is not None and run.state != states.IGNORED:
         raise run.error
     return run.value
 
 
-def go_on(run: Rehearsal, executions: int = EXECUTIONS) -> None:
+def resume_when_due(run: Rehearsal, executions: int = EXECUTIONS) -> None:
     """Run the next execution, once it is due."""
     if run.begun >= executions:
         raise AssertionError(f"{run!r} has not ended after {run.begun} executions")
@@ -455,7 +313,7 @@ def go_on(run: Rehearsal, executions: int = EXECUTIONS) -> None:
 
 @contextmanager
 def within(run: Rehearsal) -> Iterator[None]:
-    """Within the block, what is applied of the run's task is the run."""
+    """Within the block, a call of the run's task belongs to the run."""
     token = direct.rehearsing.set(run)
     try:
         yield
@@ -464,10 +322,5 @@ def within(run: Rehearsal) -> Iterator[None]:
 
 
 def _message(task: Any, args: Any, kwargs: Any) -> Body:
-    """Write arguments as a message has them."""
+    """Write arguments into the body of a message."""
     return written(list(args or ()), dict(kwargs or {}), {}, task.serializer or task.app.conf.task_serializer)
-
-
-def _release(error: BaseException) -> None:
-    """Close what the ended execution has open, as its process would: its error refers to the sources it read."""
-    traceback.clear_frames(error.__traceback__)

@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from celery_continuations import celery_internals, conf, events
 from celery_continuations.exceptions import StoreError
 from celery_continuations.messages.body import BODY
-from celery_continuations.messages.republish import DELIVERY, GENERATION
+from celery_continuations.messages.headers import DELIVERY, GENERATION
 from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Status, Store, open_store
 from celery_continuations.worker.maintenance import Keeper, keeper_of

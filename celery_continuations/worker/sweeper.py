@@ -5,30 +5,52 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from celery import Celery
 
 from celery_continuations import events, signals
 from celery_continuations.control import revoke
 from celery_continuations.exceptions import InvalidStepError, StoreError, UnserializableValueError
-from celery_continuations.messages.republish import Publisher, is_in_chord, publisher, task_name
+from celery_continuations.messages.publishing import Publisher, publisher
+from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.protocol import rules
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
 from celery_continuations.protocol.liveness import death_of
 from celery_continuations.protocol.rules import Death
 from celery_continuations.stores import CANCEL, Fence, Look, Record, Status, Store
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Sweeper"]
+__all__ = ["Report", "Sweeper"]
 
 logger = logging.getLogger("celery_continuations")
 
 # Seconds of patience from which on a message is published again although its queue is not empty: as long as
 # Celery itself takes to give back what a killed worker held, on Redis.
 _LONG = 3600.0
+
+
+class Report(NamedTuple):
+    """What a sweep did with a task, or could not do.
+
+    Attributes:
+        task_id: the task.
+        action: ``"recovered"``, ``"published_again"`` or ``"recovery_failed"``.
+        text: continues the sentence that begins with the task's id.
+    """
+
+    task_id: str
+    action: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"Task {self.task_id} {self.text}"
+
+
+def log(report: Report) -> None:
+    """Log what a sweep did."""
+    task_id, action, text = report
+    level = logging.ERROR if action == "recovery_failed" else logging.WARNING
+    logger.log(level, "Task %s %s", task_id, text, extra={"action": action, "task_id": task_id})
 
 
 class _Lost(NamedTuple):
@@ -46,6 +68,7 @@ class Sweeper:
         worker: the id of the worker that sweeps.
         is_at_work: whether this worker has a task in hand.
         sends_as: returns the worker's name, while it sends events of tasks.
+        report: called with what a sweep did with each task.
     """
 
     def __init__(
@@ -55,7 +78,9 @@ class Sweeper:
         worker: str,
         is_at_work: Callable[[str], bool],
         sends_as: Callable[[], str | None] = lambda: None,
+        report: Callable[[Report], None] = log,
     ) -> None:
+        self._report = report
         self._sends_as = sends_as
         self._is_at_work = is_at_work
         self._app = app
@@ -178,7 +203,7 @@ class Sweeper:
             self._cancelled(task_id, record)
         elif record is not None:
             self._publish(task_id, record, publishing, "recovered", "recovered: its execution was lost")
-            name, hostname = task_name(record.message or ""), self._sends_as()
+            name, hostname = SavedMessage.loads(record.message or "").task, self._sends_as()
             if hostname is not None:
                 events.send(self._app, hostname, "recovered", publishing.producer, uuid=task_id, name=name)
             signals.task_recovered.send(sender=self._app.tasks.get(name), task_id=task_id)
@@ -190,9 +215,9 @@ class Sweeper:
         rules.end(self._store, task_id, record.fence, Status.CANCELLED, "", seconds)
 
     def _ended(self, task_id: str, record: Record | None) -> tuple[str, float] | None:
-        message = record.message if record else None
-        owner = (self._app.tasks.get(task_name(message)) if message else None) or self._app
-        if record and message and needs_chord_count(record, is_in_chord(message), owner.backend):
+        message = SavedMessage.loads(record.message) if record and record.message else None
+        owner = (self._app.tasks.get(message.task) if message else None) or self._app
+        if record and message and needs_chord_count(record, message.in_chord, owner.backend):
             return None
         return ended(owner, task_id, owner.backend)
 
@@ -210,7 +235,10 @@ class Sweeper:
         if record.message is None:
             raise StoreError("record", f"of task {task_id} keeps no message to publish")
         publishing.publish(record.message, record.fence.generation)
-        logger.warning("Task %s " + text, task_id, extra={"action": action, "task_id": task_id})
+        self._tell(task_id, action, text)
+
+    def _tell(self, task_id: str, action: str, text: str) -> None:
+        self._report(Report(task_id, action, text))
 
     def _carefully(self, act: Callable[..., None], task_id: str, *args: Any) -> None:
         """A record that cannot be read must not keep the others from being recovered."""
@@ -220,9 +248,4 @@ class Sweeper:
         except (StoreError, UnserializableValueError, InvalidStepError) as exc:  # the last: of a later release
             if task_id not in self._told:
                 self._told.add(task_id)
-                logger.error(
-                    "Task %s cannot be recovered, its record is left as it is: %s",
-                    task_id,
-                    exc,
-                    extra={"action": "recovery_failed", "task_id": task_id},
-                )
+                self._tell(task_id, "recovery_failed", f"cannot be recovered, its record stays unchanged: {exc}")

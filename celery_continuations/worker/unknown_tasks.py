@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_continuations import conf
-from celery_continuations.messages.republish import GENERATION
+from celery_continuations.messages.headers import GENERATION
 from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.stores import Status, open_store
 from celery_continuations.worker.maintenance import Keeper

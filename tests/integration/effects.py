@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from celery_continuations import ContinuableTask
-from celery_continuations.messages.republish import GENERATION
+from celery_continuations.messages.headers import GENERATION
 from celery_continuations.protocol import rules
 from celery_continuations.stores import Status, open_store
 

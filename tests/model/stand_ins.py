@@ -18,7 +18,7 @@ from celery.backends.base import BaseBackend
 from kombu.serialization import dumps, loads
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.messages.republish import GENERATION, SNAPSHOT
+from celery_continuations.messages.headers import GENERATION, SNAPSHOT
 from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Fence, Look, Record, Store
 

@@ -755,7 +755,7 @@ class Violation(AssertionError):
 
 INFORMATIVE = re.compile(
     r"was done and is another one now|items of (this loop|page .*) were done, and it has|had [\d,]+ items|"
-    r"has another start or step|was replaced since|was cut off since|has changed since|is followed by|"
+    r"has another start or step|was replaced:|was truncated:|has changed:|is followed by|"
     r"is another one now|is gone|outer"
 )
 

@@ -461,7 +461,7 @@ def test_a_broker_that_is_away_leaves_it_to_a_sweep(
 
     result = task(body).apply_async()
     worker.deliver()
-    monkeypatch.setattr(control, "publish_kept", away)
+    monkeypatch.setattr(control, "publish_saved", away)
     with pytest.raises(OperationalError):
         result.deliver("approval", "kept")
     record = store.read(result.id)

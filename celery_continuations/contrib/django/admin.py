@@ -10,7 +10,7 @@ from django.contrib import admin
 from celery_continuations.contrib.django.models import RecordRow
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError
-from celery_continuations.messages.republish import kept
+from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.result import Progress
 from celery_continuations.stores.base import Fence
 
@@ -41,7 +41,7 @@ class RecordAdmin(admin.ModelAdmin):
     def task(self, row: RecordRow) -> str:
         """The task's name, where its message was kept."""
         try:
-            return str(kept(row.message).task) if row.message else ""
+            return str(SavedMessage.loads(row.message).task) if row.message else ""
         except ContinuationError as exc:
             return f"unreadable: {exc}"
 

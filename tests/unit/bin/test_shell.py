@@ -23,7 +23,7 @@ from celery_continuations.bin import doctor, facts, shown, watching
 from celery_continuations.bin import sweeping as bin_sweeping
 from celery_continuations.bin.continuations import continuations
 from celery_continuations.core.snapshot import Snapshot, Waiting
-from celery_continuations.messages.republish import kept
+from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.stores import Fence, Record, Status, open_store
 from tests.support.worker import make_app
 
@@ -195,7 +195,7 @@ def test_a_message_kept_before_there_was_an_age(worker: Any, task: Any, record: 
     worker.deliver()
     message = json.loads(record(result.id).message)
     del message["began"]
-    assert kept(json.dumps(message)).began is None
+    assert SavedMessage.loads(json.dumps(message)).began is None
     old = replace(record(result.id), message=json.dumps(message))
     assert facts.brief("a", old)["began"] is None
     assert len(list(shown.table([facts.brief("a", old)]))) == 2
@@ -264,7 +264,7 @@ def test_a_broker_that_is_away_is_one_line(run: Any, put: Any, monkeypatch: Any)
         raise OperationalError("refused")
 
     put("a", Status.PAUSED)
-    monkeypatch.setattr("celery_continuations.control.publish_kept", refuse)
+    monkeypatch.setattr("celery_continuations.control.publish_saved", refuse)
     said = run("resume", "a", code=1).stderr
     assert "a worker has to publish it: refused" in said
     assert said.count("\n") == 1

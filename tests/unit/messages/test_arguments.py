@@ -32,7 +32,9 @@ from celery_continuations.control import deliver
 from celery_continuations.execution import execution
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.messages.body import Body, carried, received, written
-from celery_continuations.messages.republish import SNAPSHOT, publish_kept, republish
+from celery_continuations.messages.from_request import republish
+from celery_continuations.messages.headers import SNAPSHOT
+from celery_continuations.messages.publishing import publish_saved
 from celery_continuations.process.identity import new_worker
 from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.protocol import rules
@@ -496,7 +498,7 @@ def test_the_saved_message_has_the_received_body(
     assert (body.data if isinstance(body.data, bytes) else body.data.encode()) == raw
     assert kept["content"] == [delivery.message.content_type, delivery.message.content_encoding]
     assert worker.deliver_nothing().headers["continuation_generation"] == 1
-    publish_kept(app, record(result.id).message, 1)
+    publish_saved(app, record(result.id).message, 1)
     again = worker.deliver()
     assert again.message.body == raw
     assert again.message.content_type == delivery.message.content_type
@@ -824,7 +826,7 @@ def test_what_0_1_has_left_is_resumed(worker: Any, app: Celery, store: Any, seri
         queued = Fence(record["generation"], Status.QUEUED)
         assert store.swap(task_id, None, Record(queued, record["snapshot"], record["message"]))
     if way == "record":
-        publish_kept(app, record["message"], record["generation"])
+        publish_saved(app, record["message"], record["generation"])
     else:
         headers = dict(message["headers"])
         with app.producer_or_acquire() as producer:

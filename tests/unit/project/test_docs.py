@@ -18,7 +18,7 @@ import celery_continuations
 from celery_continuations import conf, exceptions
 from celery_continuations import signals as our_signals
 from celery_continuations.execution import reporting
-from celery_continuations.messages import republish
+from celery_continuations.messages import headers
 from tests.support.pages import anchors, prose
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +60,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 # -- settings
 
 # Headers and a table, whose names begin as settings do.
-NO_SETTINGS = {republish.GENERATION, republish.CHANGED, "continuation_record", "continuation_traceparent"}
+NO_SETTINGS = {headers.GENERATION, headers.CHANGED, "continuation_record", "continuation_traceparent"}
 
 
 @every_page

@@ -14,7 +14,7 @@ from celery_continuations import ContinuableTask
 from celery_continuations.core.snapshot import VERSION, Snapshot
 from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 from celery_continuations.messages import requeue
-from celery_continuations.messages.republish import CHANGED
+from celery_continuations.messages.headers import CHANGED
 from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.stores import Record, Status, open_store
 from celery_continuations.worker.unknown_tasks import hand_back_unknown

@@ -504,7 +504,7 @@ def test_a_wait_that_exceeds_the_slice_is_warned_of(worker: Any, task: Any, monk
 
 
 def test_on_amqp_the_publish_is_confirmed(monkeypatch: Any) -> None:
-    from celery_continuations.messages import republish
+    from celery_continuations.messages import publishing
 
     app = Celery("confirmed", broker="pyamqp://localhost//", set_as_current=False)
     acquired: list[Any] = []
@@ -518,8 +518,8 @@ def test_on_amqp_the_publish_is_confirmed(monkeypatch: Any) -> None:
             acquired.append(connection)
             return Pool()
 
-    monkeypatch.setattr(republish, "producers", Producers())
-    assert republish._producer(app) == "producer"
+    monkeypatch.setattr(publishing, "producers", Producers())
+    assert publishing.pooled_producer(app) == "producer"
     assert acquired[0].transport_options["confirm_publish"] is True
 
 

@@ -53,7 +53,6 @@ from celery_continuations.sources import base as base_module
 from celery_continuations.sources import (
     combinators,
     csv_rows,
-    files,
     json_lines,
     keyed,
     keyed_pages,
@@ -65,6 +64,7 @@ from celery_continuations.sources import (
     pages,
     positions,
 )
+from celery_continuations.sources.file_source import FileSource
 from celery_continuations.sources.instances import Instances
 from celery_continuations.sources.sqlalchemy import select_rows
 from celery_continuations.stores import Status
@@ -213,8 +213,8 @@ BREAKS: dict[str, tuple[Any, str, Any, str]] = {
     "inserted outer items are not passed over": (
         combinators, "_skipped_to", lambda _, pairs: pairs, "position in keyed"),
     "inner marks are not saved": (combinators._Nested, "mark", nothing, "nested dicts in dict rows"),
-    "files have no mark": (files.FileSource, "mark", nothing, "lines, rows of 700"),
-    "files are not compared": (files.FileSource, "_compare", nothing, "csv, rows of 40"),
+    "files have no mark": (FileSource, "mark", nothing, "lines, rows of 700"),
+    "files are not compared": (FileSource, "_compare", nothing, "csv, rows of 40"),
     "pages are not compared": (paged._Pages, "_compare", nothing, "pages by page"),
     "addresses are taken for places in the data": (paged, "_counts", lambda token: False, "pages by address"),
     "the order of keys is not looked at": (ordered._Keyed, "_follows", lambda *a: True, "keyed by name"),
@@ -487,7 +487,7 @@ def test_a_file_that_was_put_in_place_of_the_one_that_is_read(tmp_path: Path) ->
                 task.stop()
 
     executions.run(body)
-    assert "stands something else" in str(executions.loop(lines(path)))
+    assert "was replaced: the bytes before byte" in str(executions.loop(lines(path)))
 
 
 def test_files_that_are_removed_once_they_are_read(tmp_path: Path) -> None:
@@ -712,7 +712,7 @@ def test_a_csv_file_that_was_emptied(tmp_path: Path) -> None:
     executions = Executions()
     assert len(executions.loop(csv_rows(path), 3)) == 3
     path.write_text("")
-    assert "was cut off since: it is empty" in str(executions.loop(csv_rows(path)))
+    assert "was truncated: it is empty" in str(executions.loop(csv_rows(path)))
 
 
 def test_what_comes_after_a_long_text_counts() -> None:

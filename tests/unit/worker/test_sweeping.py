@@ -327,7 +327,7 @@ def test_a_record_that_cannot_be_read_keeps_nothing_else_from_being_recovered(
     store.swap(bad.id, found.fence, Record(found.fence, "no snapshot"))
     for _ in range(3):
         sweeper.sweep(always)
-    assert caplog.text.count(f"Task {bad.id} cannot be recovered, its record is left as it is") == 1
+    assert caplog.text.count(f"Task {bad.id} cannot be recovered, its record stays unchanged") == 1
     assert store.read(bad.id).snapshot == "no snapshot"
     worker.drain()
     assert good.get() == "end"

@@ -1,0 +1,107 @@
+"""Publish saved messages, and open what publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import OperationalError
+from kombu.pools import producers
+
+from celery_continuations import conf
+from celery_continuations.messages.headers import GENERATION
+from celery_continuations.messages.routing import destination, queue_names
+from celery_continuations.messages.saved import SavedMessage
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["Publisher", "pooled_producer", "publish_saved", "publisher"]
+
+
+class Publisher:
+    """Publishes saved messages.
+
+    Args:
+        app: whose broker.
+        connection: to that broker, connected, and not shared.
+
+    Attributes:
+        producer: on that connection.
+    """
+
+    def __init__(self, app: Celery, connection: Any) -> None:
+        self._app = app
+        self._connection = connection
+        self.producer: Any = app.amqp.Producer(connection.channel(), auto_declare=False)
+
+    def publish(self, text: str, generation: int) -> None:
+        """Publish a saved message, as one that continues ``generation``.
+
+        Raises:
+            StoreError: for a text that is not a message.
+            kombu.exceptions.OperationalError: when the broker cannot be reached.
+        """
+        _send_saved(self._app, self.producer, text, generation, retry=False)  # the next sweep tries again
+
+    def is_waiting(self, text: str) -> bool:
+        """Whether the queue of a saved message has messages, so that this one may be among them."""
+        return any(self._count(name) for name in queue_names(self._app, SavedMessage.loads(text).route))
+
+    def _count(self, name: str) -> int:
+        try:
+            with self._connection.channel() as channel:
+                return int(channel.queue_declare(queue=name, passive=True).message_count)
+        except self._connection.channel_errors:
+            return 0  # the queue does not exist
+
+
+@contextmanager
+def publisher(app: Celery) -> Iterator[Publisher]:
+    """Open a connection for a :class:`Publisher`; with confirms on AMQP.
+
+    For the worker's main process: pooled connections would be inherited by the children that it forks.
+
+    Raises:
+        kombu.exceptions.OperationalError: when the broker cannot be reached, now or within the block.
+    """
+    with app.connection_for_write(transport_options=_confirming(app)) as connection:
+        try:
+            connection.connect()  # now, so that no task is recovered that could not be published
+            yield Publisher(app, connection)
+        except (*connection.connection_errors, *connection.channel_errors) as exc:
+            raise OperationalError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def publish_saved(app: Celery, text: str, generation: int) -> None:
+    """Publish a saved message, from any process; raises the same as :meth:`Publisher.publish`."""
+    with pooled_producer(app) as producer:
+        _send_saved(app, producer, text, generation)
+
+
+def pooled_producer(app: Celery) -> Any:
+    """Return a producer from a pool; on AMQP one whose publishes are confirmed."""
+    if conf.driver_type(app) == "amqp":
+        return producers[app.connection_for_write(transport_options=_confirming(app))].acquire(block=True)
+    return app.producer_pool.acquire(block=True)
+
+
+def _send_saved(app: Celery, producer: Any, text: str, generation: int, **options: Any) -> None:
+    message = SavedMessage.loads(text)
+    content_type, encoding = message.content
+    app.amqp.send_task_message(
+        producer,
+        message.task,
+        ({**message.headers, GENERATION: generation}, message.properties, message.body(app).data, None),
+        content_type=content_type,  # with which kombu takes the body as it is
+        content_encoding=encoding,
+        **options,
+        **message.sending,
+        **destination(app, message.route),
+    )
+
+
+def _confirming(app: Celery) -> dict[str, Any]:
+    options = conf.transport_options(app)
+    return {**options, "confirm_publish": True} if conf.driver_type(app) == "amqp" else options
