@@ -5,13 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 from benchmarks.floors import BareRedis
 from benchmarks.report import Figure, Row
 from benchmarks.servers import Site, connect, private_site
 from benchmarks.timing import interleave, median_ratio
-from celery_continuations.protocol import rules
+from celery_continuations.protocol.claim import claim
+from celery_continuations.protocol.owned import OwnedRecord
 from celery_continuations.stores import Fence, Status
 from celery_continuations.stores.redis import RedisStore
 
@@ -34,7 +34,7 @@ def measure(quick: bool) -> Figure:
     return Figure(
         "what a claim costs, on Redis",
         "Round trips: commands that MONITOR shows for the task's record in a worker, from the arrival of the message "
-        f"in its queue to the task's first line. Times: medians of {rounds} interleaved calls of rules.claim; a "
+        f"in its queue to the task's first line. Times: medians of {rounds} interleaved calls of claim; a "
         "fresh one writes the message too.",
         [
             _count("round trips, fresh message", fresh),
@@ -104,13 +104,12 @@ def _time(site: Site, rounds: int) -> dict[str, list[float]]:
 def _queue(store: RedisStore) -> str:
     """Make the record of an interrupted task; return its id."""
     task_id = str(uuid.uuid4())
-    claim = _claim(store, task_id, 0)
-    rules.interrupt(store, task_id, claim.fence, SNAPSHOT, 0)
+    _claim(store, task_id, 0).queue(SNAPSHOT, 0)
     return task_id
 
 
-def _claim(store: RedisStore, task_id: str, generation: int) -> Any:
-    claim = rules.claim(
+def _claim(store: RedisStore, task_id: str, generation: int) -> OwnedRecord:
+    owned = claim(
         store,
         task_id,
         generation,
@@ -118,11 +117,11 @@ def _claim(store: RedisStore, task_id: str, generation: int) -> Any:
         snapshot=None,
         message=lambda: MESSAGE,
         ended=_none,
-        death=_none,
+        loss_of=_none,
     )
-    if claim is None:
+    if owned is None:
         raise AssertionError("the claim was refused")
-    return claim
+    return owned
 
 
 def _none(text: str | None) -> None:

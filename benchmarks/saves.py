@@ -28,7 +28,7 @@ def measure(quick: bool) -> Figure:
     return Figure(
         "what a checkpoint costs that saves",
         f"Medians of {rounds} interleaved rounds in a worker's child; a snapshot of {redis['size'][0]:.0f} bytes, and "
-        "in the store the message beside it. A save is rules.save, given the snapshot's text. A full save is "
+        "in the store the message beside it. A save is OwnedRecord.save, given the snapshot's text. A full save is "
         "step.advance() with continuation_checkpoint_interval = 0: it builds the text and saves it, and is all that "
         "the task waits for. There are no sweeps meanwhile. With fsync off a commit costs PostgreSQL little, so "
         "that the difference is what the library adds; with fsync on, the default, is how it runs.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.report import Figure, Row
 from benchmarks.servers import Site, private_site
-from celery_continuations.stores import Fence, Record, Status
+from celery_continuations.stores import Fence, Status, Update
 from celery_continuations.stores.redis import RedisStore
 
 __all__ = ["measure"]
@@ -64,10 +64,10 @@ def _index_entries(site: Site, count: int) -> tuple[float, float, int]:
     for number in range(count):
         # each execution has an owner of its own
         running = Fence(1, Status.RUNNING, f"{worker}/{12346 + number % 8}.67890124/{number:06x}")
-        store.swap(str(uuid.uuid4()), None, Record(running))
+        store.compare_and_swap(str(uuid.uuid4()), None, Update(running))
         if number == 0:
             one = usage("continuations:*:owned:*")
-        store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.QUEUED)), due_in=3600)
+        store.compare_and_swap(str(uuid.uuid4()), None, Update(Fence(1, Status.QUEUED), due_in=3600))
     return usage("continuations:*:owned:*") / count, usage("continuations:*:due") / count, one
 
 

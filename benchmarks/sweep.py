@@ -13,7 +13,7 @@ from benchmarks.more_servers import private_postgres
 from benchmarks.report import Figure, Row
 from benchmarks.servers import connect, private_site
 from benchmarks.timing import interleave, median_ratio
-from celery_continuations.stores import Fence, Record, Status, Store
+from celery_continuations.stores import Fence, Status, Store, Update
 from celery_continuations.stores.database import DatabaseStore
 from celery_continuations.stores.redis import RedisStore
 from celery_continuations.worker.sweeper import Sweeper
@@ -90,19 +90,24 @@ def _fill(store: Store, count: int) -> None:
         store.renew(f"worker{number}", 3600)
         for _ in range(OWNED):
             owner = f"worker{number}/1.1/{uuid.uuid4().hex[:6]}"
-            store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.RUNNING, owner), SNAPSHOT, MESSAGE))
+            store.compare_and_swap(str(uuid.uuid4()), None, Update(Fence(1, Status.RUNNING, owner), SNAPSHOT, MESSAGE))
     for number in range(count):
         if number % 2:
-            store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.DONE), SNAPSHOT, "", ""), expires_in=86_400)
+            store.compare_and_swap(
+                str(uuid.uuid4()), None, Update(Fence(1, Status.DONE), SNAPSHOT, "", "", expires_in=86_400)
+            )
         else:
-            store.swap(str(uuid.uuid4()), None, Record(Fence(1, Status.QUEUED), SNAPSHOT, MESSAGE), due_in=3600)
+            store.compare_and_swap(
+                str(uuid.uuid4()), None, Update(Fence(1, Status.QUEUED), SNAPSHOT, MESSAGE, due_in=3600)
+            )
 
 
 def _fill_with_waiting(store: Store, count: int) -> None:
     _fill(store, 0)
     for number in range(count):
-        waiting = Record(Fence(1, Status.WAITING), WAITING, MESSAGE)
-        store.swap(str(uuid.uuid4()), None, waiting, due_in=3600 + number if number % 2 else None)
+        due_in = 3600 + number if number % 2 else None
+        waiting = Update(Fence(1, Status.WAITING), WAITING, MESSAGE, due_in=due_in)
+        store.compare_and_swap(str(uuid.uuid4()), None, waiting)
 
 
 def _whole_sweep(what: str, store: Store, rounds: int) -> Row:
@@ -140,6 +145,6 @@ def _row(kind: str, small: Store, large: Store, rounds: int, target: float | Non
 
 
 def _look(store: Store) -> None:
-    look = store.look("worker0")
-    if (len(look.leases), len(look.due), len(look.owned)) != (WORKERS, 0, OWNED):
-        raise AssertionError(f"unexpected: {look}")
+    scan = store.scan("worker0")
+    if (len(scan.leases), len(scan.due), len(scan.owned)) != (WORKERS, 0, OWNED):
+        raise AssertionError(f"unexpected: {scan}")

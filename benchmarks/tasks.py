@@ -28,8 +28,8 @@ from benchmarks.servers import CONF, FOLDER, MACHINE, REDIS, connect
 from benchmarks.timing import interleave
 from celery_continuations import ContinuableTask
 from celery_continuations.process import identity
-from celery_continuations.protocol import rules
-from celery_continuations.stores import Record, open_store
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.stores import Update, open_store
 
 URL = os.environ[REDIS]
 FOLDER_PATH = Path(os.environ[FOLDER])
@@ -104,11 +104,11 @@ def _time_saves(task: Any, step: Any, rounds: int) -> dict[str, list[float]]:
     assert record.snapshot is not None
     text, fence, task_id = record.snapshot, record.fence, str(uuid.uuid4())
     texts = cycle(alternate(text))
-    store.swap(task_id, None, Record(fence, text, record.message))
+    store.compare_and_swap(task_id, None, Update(fence, text, record.message))
+    owned = OwnedRecord(store, task_id, fence)
 
     def save() -> None:
-        if not rules.save(store, task_id, fence, next(texts)):
-            raise AssertionError("the store has refused")
+        owned.save(next(texts))
 
     floors = _floors(task.app.conf.continuation_store, fence.dumps(), text)
     calls = {**floors, "store": save, "checkpoint": step.advance, "task.checkpoint": task.checkpoint}

@@ -99,7 +99,7 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
     def status_of_record(self) -> str | None:
         """The status of the task's record, e.g. ``"waiting"`` or ``"paused"``; None where there is none."""
         record = self.record()
-        return record.fence.status if record else None
+        return record.fence.status.value if record else None
 
     @property
     def waiting(self) -> Waiting | None:

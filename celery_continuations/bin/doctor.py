@@ -13,10 +13,9 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import celery_internals, conf
-from celery_continuations.bin import facts
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError, StoreError
-from celery_continuations.stores import Record, Store, open_store
+from celery_continuations.stores import TERMINAL, Record, Store, open_store
 from celery_continuations.stores.factory import stores_of, without_store
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.task import AppTask, ContinuableTask
@@ -105,7 +104,7 @@ def _store(app: Celery) -> Iterator[Finding]:
 def _reach(store: Store) -> Iterator[Finding]:
     began = time.perf_counter()
     try:
-        store.look()
+        store.scan()
     except StoreError as exc:
         yield Finding(PROBLEM, "reach", f"The store cannot be reached: {exc}", 8)
     else:
@@ -283,7 +282,7 @@ def _records(app: Celery, stores: list[Store]) -> Iterator[Finding]:
                 try:
                     if not isinstance(record, Record):
                         raise record
-                    if record.snapshot and record.fence.status not in facts.OVER:
+                    if record.snapshot and record.fence.status not in TERMINAL:
                         snapshots.append(Snapshot.loads(record.snapshot))
                 except ContinuationError:
                     unreadable.append(task_id)

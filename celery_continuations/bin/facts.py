@@ -18,13 +18,10 @@ from celery_continuations.stores import Record, Status, Store, open_store
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["OVER", "STATES", "brief", "find", "key", "listed", "nothing", "stores", "whole"]
+__all__ = ["STATES", "brief", "find", "key", "listed", "nothing", "stores", "whole"]
 
 #: Every status of a record.
-STATES = sorted(value for name, value in vars(Status).items() if not name.startswith("_"))
-
-#: Nothing more comes of these by itself.
-OVER = (Status.DONE, Status.FAILED, Status.CANCELLED)
+STATES = sorted(status.value for status in Status)
 
 
 def stores(app: Celery) -> dict[str, Store]:
@@ -74,8 +71,8 @@ def brief(task_id: str, record: Record) -> dict[str, Any]:
     return {
         "id": task_id,
         "task": message.task if message else None,
-        "state": record.fence.status,
-        "wish": record.fence.wish or None,
+        "state": record.fence.status.value,
+        "wish": record.fence.command and record.fence.command.value,
         "completed": len(snapshot.completed),
         "step": step,
         "cursor": snapshot.current[1] if snapshot.current else None,

@@ -52,7 +52,7 @@ def _watch(store: Store, lease: float) -> None:
     since = time.monotonic()
     while time.monotonic() - since < lease:
         asked = time.monotonic()
-        store.look()
+        store.scan()
         if time.monotonic() - asked > lease / _LOOKS:
             since = time.monotonic()
         time.sleep(lease / _LOOKS)

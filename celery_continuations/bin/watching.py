@@ -11,6 +11,7 @@ from celery import states
 
 from celery_continuations import celery_internals
 from celery_continuations.bin import facts, shown
+from celery_continuations.stores import TERMINAL
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -69,7 +70,7 @@ def _all(app: Celery) -> list[dict[str, Any]]:
 
 
 def _is_over(one: dict[str, Any]) -> bool:
-    ended = (*facts.OVER, *(state.lower() for state in states.READY_STATES))
+    ended = (*TERMINAL, *(state.lower() for state in states.READY_STATES))
     return bool(one["error"]) or one["state"] in ended
 
 

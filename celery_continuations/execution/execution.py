@@ -7,6 +7,8 @@ import logging
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from math import inf
@@ -50,11 +52,12 @@ from celery_continuations.messages.headers import CHANGED, DELIVERY, GENERATION,
 from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.process.identity import new_owner
 from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
-from celery_continuations.protocol import commands, rules
+from celery_continuations.protocol import commands
+from celery_continuations.protocol.claim import claim
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
-from celery_continuations.protocol.liveness import death_of
-from celery_continuations.protocol.rules import Claim
-from celery_continuations.stores import CANCEL, PAUSE, Fence, Record, Status, Store, open_store
+from celery_continuations.protocol.liveness import loss_of
+from celery_continuations.protocol.owned import OwnedRecord, Superseded
+from celery_continuations.stores import Command, Fence, Record, Status, Store, open_store
 
 if TYPE_CHECKING:
     from celery import Task
@@ -144,8 +147,8 @@ class Execution:
         self._generation: int = getattr(request, GENERATION, None) or 0
         self._refusal: str | None = None  # why this execution never began, or must end
         self._store: Store
-        self._claim: Claim | None = None
-        self._fence: Fence | None = None  # None: nothing in the store is ours to write
+        self._claim: OwnedRecord | None = None
+        self._owned: OwnedRecord | None = None  # the claim, as long as the record is this execution's to write
         self._watch: Watch | None = None
         self._predicate: Any = None
         self._answer: str | None = None  # of the predicate, until it has been acted on
@@ -189,20 +192,20 @@ class Execution:
         flag = flag_at(self._delivery.get("flag"))
         if self.resumed and flag.level:
             self._give_back(0, "this worker is stopping")
-        claim = self._claimed(flag.worker)
-        if claim is None:
+        claimed = self._claimed(flag.worker)
+        if claimed is None:
             if self._was_cancelled() and not self._ended(None):
                 self._tell_revoked()  # the process that cancelled it may have died before it could
             self._teller.log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
             self._refuse("stale")
-        self._claim, self._fence, self._saved_text = claim, claim.fence, claim.snapshot
+        self._claim, self._owned, self._saved_text = claimed, claimed, claimed.snapshot
         _hear_postrun()
-        if claim.value is not None and self.request.chord and self._ended(None) is not None:
+        if claimed.value is not None and self.request.chord and self._ended(None) is not None:
             self._put_off_if_claimed(celery_internals.chord_claim_left(self.task.backend, self.request.group))
             # The chord is to count it; the callbacks were dispatched before the result was stored.
             self.request.callbacks = self.request.chain = None
         try:
-            snapshot = self._begun_with(claim.snapshot)
+            snapshot = self._begun_with(claimed.snapshot)
         except InvalidStepError as exc:
             self._hand_back_if_changed(exc)
             raise Final(exc) from None
@@ -214,8 +217,8 @@ class Execution:
         self._refuse_crash_loop(snapshot)
         self._start_watch(flag)
         defer_terminate(flag)
-        if claim.snapshot is not None:
-            self._teller.resumed(self.run, claim.lost)
+        if claimed.snapshot is not None:
+            self._teller.resumed(self.run, claimed.is_recovered)
             self._warn_of_slow_queue()
         return self.run
 
@@ -240,13 +243,14 @@ class Execution:
         """
         if not seconds:
             return
-        assert self._claim is not None and self._fence is not None
+        assert self._claim is not None
         snapshot = self._claim.snapshot or Snapshot().dumps()
-        fence = rules.interrupt(self._store, self.request.id, self._fence, snapshot, seconds)
+        with self._owning() as owned:
+            owned.queue(snapshot, seconds)
         why = f"the chord's body is another's to call, for {seconds} s"
-        if fence is not None and fence.status == Status.QUEUED:
+        if owned.fence.status == Status.QUEUED:
             self._teller.log(logging.INFO, "given_back", "given back: %s", why)
-            self._publish(generation=fence.generation, snapshot=snapshot, options={"countdown": seconds})
+            self._publish(generation=owned.fence.generation, snapshot=snapshot, options={"countdown": seconds})
         self._refuse(why)
 
     def _hand_back_if_changed(self, error: InvalidStepError) -> None:
@@ -271,10 +275,10 @@ class Execution:
         self._handback = {"snapshot": snapshot, "options": {"countdown": countdown, "headers": {CHANGED: since}}}
         raise Interrupt(None, None, CODE_CHANGED)
 
-    def _claimed(self, worker: str) -> Claim | None:
+    def _claimed(self, worker: str) -> OwnedRecord | None:
         self._store = open_store(self.task.app, conf.setting(self.task, "store"))
         try:
-            return rules.claim(
+            return claim(
                 self._store,
                 self.request.id,
                 self._generation,
@@ -283,14 +287,14 @@ class Execution:
                 message=self._saved_message,
                 ended=self._ended,
                 # By its lease only a sweeper may judge, which knows whether leases can be trusted just now.
-                death=lambda owner: death_of(owner, self._store.look().leases, by_lease=False),
+                loss_of=lambda owner: loss_of(owner, self._store.scan().leases, by_lease=False),
             )
         except InvalidStepError as exc:  # the record of an execution that was lost is of a later release
             self._give_back(requeue_delay(), f"this worker cannot resume its snapshot: {exc}")
         except StoreError as exc:
             self._give_back(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
 
-    def _ended(self, record: Record | None) -> tuple[str, float] | None:
+    def _ended(self, record: Record | None) -> tuple[Status, float] | None:
         if record and needs_chord_count(record, bool(self.request.chord), self.task.backend):
             return None
         return ended(self.task, self.request.id, self.task.backend)
@@ -337,7 +341,7 @@ class Execution:
 
     def _refuse(self, why: str) -> NoReturn:
         self._refusal = why
-        self._fence = None
+        self._owned = None
         raise Interrupt(None, None, why)
 
     def _start_watch(self, flag: StopFlag) -> None:
@@ -443,7 +447,6 @@ class Execution:
         """
         watch = self._watch
         assert watch is not None
-        assert self._fence is not None
         if run.attention:
             self._measure_gap(run, time.monotonic())  # while the step is known that it was in
         text = self._snapshot_text()
@@ -456,17 +459,15 @@ class Execution:
         began = time.monotonic()
         rest = 0.0
         try:
-            kept = rules.save(self._store, self.request.id, self._fence, text, self._saved_message)
+            with self._owning() as owned:
+                owned.save(text)
         except StoreError as exc:
             self._warn_not_saved("its progress", exc)
             # A store that does not answer is not to take up all of the task's time.
             rest = _UNHURRIED * (time.monotonic() - began)
         else:
-            if kept is None:
-                self._interrupt_superseded()
-            self._fence, self._saved_text = kept, text
-            if kept.wish:
-                run.interrupt(PAUSED if kept.wish == PAUSE else CANCELLED)
+            self._saved_text = text
+            _obey(run, owned)
         now = time.monotonic()
         watch.verify_at = now + max(_VERIFY_EVERY, rest)
         watch.save_at = now + max(self._interval, rest)
@@ -477,16 +478,16 @@ class Execution:
         Raises:
             StoreError: when the record is not in the same database.
         """
-        assert self._fence is not None
+        assert self._owned is not None
         unit = run.unit
         unit.begin()
         try:
-            record = self._store.within(unit.connection()).read(self.request.id)
+            is_found = self._owned.within(unit.connection()).is_found()
         except BaseException:
             unit.rollback()
             raise
         unit.commit()
-        if record is None or record.fence.wishing("") != self._fence.wishing(""):
+        if not is_found:
             raise StoreError(
                 type(self._store).__name__,
                 f"the record of this task is not found through {unit.name}; transaction= needs a "
@@ -501,53 +502,61 @@ class Execution:
         """
         watch = self._watch
         assert watch is not None
-        assert self._fence is not None
         unit.begin()
         watch.verifying()
         try:
-            store = self._store.within(unit.connection())
-            kept = rules.save(store, self.request.id, self._fence, text, self._saved_message)
+            with self._owning() as owned:
+                joined = owned.within(unit.connection())
+                joined.save(text)
         except StoreError as exc:
             raise exc.__cause__ or exc from None  # as an error of any of the task's own statements
-        if kept is None:
+        except (Interrupt, Ignore):
             unit.rollback()
-            self._interrupt_superseded()
+            raise
+        fence = joined.fence
         try:
             unit.commit()
         except BaseException:
             unit.rollback()
-            if not self._was_committed(kept, text):
+            if not self._was_committed(owned, fence, text):
                 raise
         run.committed()
-        self._fence, self._saved_text = kept, text
+        owned.fence, self._saved_text = fence, text
         now = time.monotonic()
         watch.verify_at, watch.save_at = now + _VERIFY_EVERY, now + self._interval
-        if kept.wish:
-            run.interrupt(PAUSED if kept.wish == PAUSE else CANCELLED)
+        _obey(run, owned)
 
-    def _was_committed(self, fence: Fence, text: str) -> bool:
+    def _was_committed(self, owned: OwnedRecord, fence: Fence, text: str) -> bool:
         """Ask the store, until it answers, what became of a commit whose answer was lost."""
         delay = _PUBLISH_DELAY
         while True:
             try:
-                # It waits for a transaction that the server has not ended yet.
-                self._store.swap(self.request.id, fence, Record(fence))
-                record = self._store.read(self.request.id)
+                return owned.was_saved(fence, text)
             except StoreError as exc:
                 if flag_at(self._delivery.get("flag")).level == COLD:
-                    self._refusal, self._fence = STOPPING, None  # the sweep that recovers the record finds what is true
+                    self._refusal, self._owned = STOPPING, None  # the sweep that recovers the record finds what is true
                     raise SystemExit(f"the store is away, and this worker is to stop at once: {exc}") from exc
                 self._warn_not_saved("its progress, of which it is not known whether it was committed", exc)
-            else:
-                return record is not None and record.snapshot == text
             time.sleep(delay)
             delay = min(2 * delay, _PUBLISH_DELAY_MAX)
 
-    def _interrupt_superseded(self) -> NoReturn:
-        assert self.run is not None
-        self._refusal, self._fence = SUPERSEDED, None
-        self._tell_superseded()
-        self.run.interrupt(SUPERSEDED)
+    @contextmanager
+    def _owning(self) -> Iterator[OwnedRecord]:
+        """Around each write to the record; the one place that learns that another execution has it by now.
+
+        Raises:
+            Interrupt: then, within the task's own code.
+            Ignore: then, after it.
+        """
+        assert self._owned is not None
+        try:
+            yield self._owned
+        except Superseded:
+            self._refusal, self._owned, self._handover = SUPERSEDED, None, None
+            self._teller.log(logging.WARNING, "refused", "ends here: another execution has taken the task over")
+            if self.run is not None and self.in_body:
+                self.run.interrupt(SUPERSEDED)
+            raise Ignore(SUPERSEDED) from None
 
     # -- waiting
 
@@ -563,22 +572,18 @@ class Execution:
         """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
         if not self._store.keeps:
             return None
-        assert self._fence is not None
         # What was delivered under a name that the wait had before counts as well.
         names = [name, *old_names(name, conf.setting(self.task, "renamed_steps"))]
         try:
-            if not close:
-                record = self._store.read(self.request.id)
-                inbox = Inbox.loads(record.inbox if record else None)
-                return next((inbox[one] for one in names if one in inbox), None)
-            outcomes = [commands.close_wait(self._store, self.request.id, self._fence, one) for one in names]
-            outcome = next((one for one in outcomes if one != TIMED_OUT), TIMED_OUT)
+            with self._owning() as owned:
+                if not close:
+                    inbox = owned.delivered()
+                    return next((inbox[one] for one in names if one in inbox), None)
+                outcomes = [owned.close_wait(one) for one in names]
+            return next((one for one in outcomes if one != TIMED_OUT), TIMED_OUT)
         except StoreError as exc:
             self._warn_not_saved(f"the end of wait {name!r}", exc)
             self.leave(Waiting("time", time.time() + _CLAIM_COUNTDOWN), "the store is away")
-        if outcome is None:
-            self._interrupt_superseded()
-        return outcome
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
         """Give the worker back until then.
@@ -736,7 +741,7 @@ class Execution:
         Raises:
             Ignore: when another execution has taken over.
         """
-        if self._fence is None:
+        if self._owned is None:
             return
         try:
             encoded: str | None = codec.dumps(value)
@@ -745,13 +750,10 @@ class Execution:
         if encoded is not None and len(encoded) > self._largest:
             encoded = None  # steps are remembered: to compute it again, the body runs again
         try:
-            fence = rules.finish(self._store, self.request.id, self._fence, self._timed_text(), encoded)
+            with self._owning() as owned:
+                owned.finish(self._timed_text(), encoded)
         except StoreError as exc:
             self._warn_not_saved("that it has finished", exc)
-            return
-        if fence is None:
-            self._end_superseded()
-        self._fence = fence
 
     def left_by(self, error: BaseException) -> BaseException:
         """Return what to raise in the place of ``error``, which leaves the task.
@@ -766,7 +768,7 @@ class Execution:
             error = error.error
         if self.run is not None:
             self.run.abandon()
-        if self._handback is not None and self._fence is not None:
+        if self._handback is not None and self._owned is not None:
             return self._hand_back(**self._handback)
         interrupt = self._interruption(error)
         if interrupt is not None:
@@ -795,7 +797,7 @@ class Execution:
     def _hand_over(self, interrupt: Interrupt) -> BaseException:
         run = self.run
         assert run is not None
-        if self._fence is not None and self._fence.wish == CANCEL:
+        if self._owned is not None and self._owned.fence.command == Command.CANCEL:
             self._cancel()
         snapshot = run.take_snapshot()
         if self._error is not None or interrupt.reason is self._answer:
@@ -829,24 +831,21 @@ class Execution:
         self._leave_to_message(self._timed_text(), options, message)
 
     def _leave_to_message(self, text: str, options: dict[str, Any], message: str | None = None) -> None:
-        assert self._fence is not None
+        assert self._owned is not None
         self._teller.leaves()
-        generation = self._fence.generation
+        generation = self._owned.fence.generation
         if self._watch is not None:
             watcher.leave(self._watch)
         self._handover = {"generation": generation, "snapshot": text, "options": options}
         if self._waiting is not None:
             return  # the record follows when Celery has stored its state: a delivery may publish it from then on
         try:
-            fence = rules.interrupt(self._store, self.request.id, self._fence, text, _delay(options), message)
+            with self._owning() as owned:
+                owned.queue(text, _delay(options), message)
         except StoreError as exc:
             self._warn_not_saved("its progress, and carries it in the message only", exc)
         else:
-            if fence is None:
-                self._handover = None
-                self._end_superseded()
-            self._fence = fence
-            if fence.wish == CANCEL:
+            if owned.fence.command == Command.CANCEL:
                 self._handover = None
                 self._cancel()
 
@@ -857,34 +856,33 @@ class Execution:
     def _is_to_be_published(self, handover: dict[str, Any]) -> bool:
         """Whether a message continues the task; otherwise a time, a delivery or an operator does."""
         waiting = self._waiting
-        if waiting is not None and self._fence is not None:
+        if waiting is not None and self._owned is not None:
             due_in = None if waiting.until is None else max(0.0, waiting.until - time.time())
             try:
-                fence = rules.wait(
-                    self._store,
-                    self.request.id,
-                    self._fence,
-                    handover["snapshot"],
-                    due_in,
-                    lambda inbox: waiting.kind == "delivery" and waiting.key in Inbox.loads(inbox),
-                )
+                with self._owning() as owned:
+                    owned.wait(
+                        handover["snapshot"],
+                        due_in,
+                        lambda inbox: waiting.kind == "delivery" and waiting.key in Inbox.loads(inbox),
+                    )
+            except Ignore:
+                return False
             except StoreError as exc:
                 self._warn_not_saved("that it waits, and tries again", exc)
                 handover["options"] = {**handover["options"], "countdown": _CLAIM_COUNTDOWN}
                 return True
-            if fence is None:
-                self._tell_superseded()
-            self._fence = fence
-        elif self._fence is not None and self._was_cancelled():
+        elif self._owned is not None and self._was_cancelled():
             self._tell_revoked()  # the state RETRY has just been stored over it
             return False
-        fence = self._fence
-        if fence is not None and fence.wish == CANCEL:
-            self._revoke(fence)
+        if self._owned is None:
             return False
-        if fence is not None and fence.status == Status.WAITING and self._result_is_there(waiting):
+        fence = self._owned.fence
+        if fence.command == Command.CANCEL:
+            self._revoke(self._owned)
+            return False
+        if fence.status == Status.WAITING and self._result_is_there(waiting):
             return self._wakes(str(waiting and waiting.key))
-        return fence is not None and fence.status not in (Status.WAITING, Status.PAUSED)
+        return fence.status not in (Status.WAITING, Status.PAUSED)
 
     def _was_cancelled(self) -> bool:
         """Whether the task was cancelled while no execution was running."""
@@ -916,18 +914,17 @@ class Execution:
         Raises:
             Ignore: always.
         """
-        assert self._fence is not None
-        self._revoke(self._fence)
+        assert self._owned is not None
+        self._revoke(self._owned)
         raise Ignore(CANCELLED)
 
-    def _revoke(self, fence: Fence) -> None:
+    def _revoke(self, owned: OwnedRecord) -> None:
         self._tell_revoked()
         try:
-            seconds = seconds_kept(self.task, Status.CANCELLED)
-            rules.end(self._store, self.request.id, fence, Status.CANCELLED, "", seconds)
+            owned.end(Status.CANCELLED, "", seconds_kept(self.task, Status.CANCELLED))
         except StoreError as exc:
             self._warn_not_saved("that it was cancelled", exc)
-        self._fence = None
+        self._owned = None
 
     def _tell_revoked(self) -> None:
         task = self.task
@@ -997,10 +994,10 @@ class Execution:
         Raises:
             Ignore: when another execution has taken over.
         """
-        if self._fence is not None:
-            if not self._store.delete(self.request.id, self._fence):
-                self._end_superseded()
-            self._fence = None
+        if self._owned is not None:
+            with self._owning() as owned:
+                owned.remove()
+            self._owned = None
 
     def settle(self, state: str | None, result: Any) -> None:
         """Celery has stored ``state``, or has tried to: the record follows."""
@@ -1019,7 +1016,7 @@ class Execution:
         """The execution is over, but for a message that is still to go out."""
         if self._watch is not None and self._handover is None:
             watcher.remove(self._watch)
-        if self.run is None and self._fence is None:
+        if self.run is None and self._owned is None:
             self.detach()
 
     def detach(self) -> None:
@@ -1029,43 +1026,33 @@ class Execution:
 
     def _save_failure(self, error: Exception) -> None:
         """Save a last time before an error is stored, which only the owner may do."""
-        if self._fence is None or self.run is None or isinstance(error, CheckpointError):
+        if self._owned is None or self.run is None or isinstance(error, CheckpointError):
             return  # the work since the last save was part of a transaction that the error has undone
         try:
-            kept = rules.save(self._store, self.request.id, self._fence, self._timed_text(), self._saved_message)
+            with self._owning() as owned:
+                owned.save(self._timed_text())
         except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:
             self._warn_not_saved("its last progress", exc)
-        else:
-            if kept is None:
-                self._end_superseded()
 
-    def _end(self, status: str) -> None:
-        if self._fence is None or (self._fence.status == Status.QUEUED and status != Status.FAILED):
+    def _end(self, status: Status) -> None:
+        if self._owned is None or (self._owned.fence.status == Status.QUEUED and status != Status.FAILED):
             return
         text = None if status == Status.FAILED else self._timed_text()  # _save_failure has saved it
         try:
-            rules.end(self._store, self.request.id, self._fence, status, text, seconds_kept(self.task, status))
+            self._owned.end(status, text, seconds_kept(self.task, status))
         except StoreError as exc:
             self._warn_not_saved("that it has ended", exc)
-        self._fence = None
+        self._owned = None
 
     def _release(self) -> None:
         """Let the message of this execution, which goes back to the broker, claim again."""
-        if self._fence is None:
+        if self._owned is None:
             return
         try:
-            rules.release(self._store, self.request.id, self._fence, self._timed_text())
+            self._owned.release(self._timed_text())
         except StoreError as exc:
             self._warn_not_saved("that it gives its message back", exc)
-        self._fence = None
-
-    def _end_superseded(self) -> NoReturn:
-        self._fence = None
-        self._tell_superseded()
-        raise Ignore(SUPERSEDED)
-
-    def _tell_superseded(self) -> None:
-        self._teller.log(logging.WARNING, "refused", "ends here: another execution has taken the task over")
+        self._owned = None
 
     # -- the snapshot's text
 
@@ -1080,6 +1067,12 @@ class Execution:
 
     def _warn_not_saved(self, what: str, error: Exception) -> None:
         self._teller.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
+
+
+def _obey(run: Run, owned: OwnedRecord) -> None:
+    """Interrupt the run where a command is pending."""
+    if owned.fence.command is not None:
+        run.interrupt(PAUSED if owned.fence.command == Command.PAUSE else CANCELLED)
 
 
 def _shown(step: Step | None, reason: str) -> Interrupted:

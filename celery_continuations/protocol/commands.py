@@ -1,7 +1,7 @@
 """What callers and operators may do to a task's record: deliver, pause, resume, cancel, retry.
 
-The rules go on from those of :mod:`celery_continuations.protocol.rules`.  An execution that is at work keeps
-its record: a delivery leaves the fence as it is, and a wish only adds to it.
+The rules go on from those of :mod:`celery_continuations.protocol.owned`.  A running execution keeps its
+record: a delivery leaves the fencing token as it is, and a command only adds to it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import ACCEPTED, Snapshot
 from celery_continuations.exceptions import DeliveryError
-from celery_continuations.protocol import rules
-from celery_continuations.stores.base import CANCEL, PAUSE, UNCHANGED, Fence, Record, Status, Store
+from celery_continuations.protocol.owned import OVERDUE_AFTER
+from celery_continuations.stores.base import Command, Due, Fence, Record, Status, Store, Update
 
-__all__ = ["cancel", "check_retry", "close_wait", "deliver", "pause", "resume", "retry", "wake"]
+__all__ = ["cancel", "check_retry", "deliver", "pause", "resume", "retry", "wake"]
 
 #: Asks the result backend for the state of a task without a record: None if it may still come.
 Ended = Callable[[], str | None]
@@ -25,7 +25,7 @@ Ended = Callable[[], str | None]
 _BEFORE_ITS_TASK = Fence(0, Status.QUEUED)
 
 _OVER = {
-    Status.FINISHING: "it has finished",
+    Status.RETURNED: "it has finished",
     Status.DONE: "it has ended",
     Status.FAILED: "it has failed",
     Status.CANCELLED: "it was cancelled",
@@ -64,57 +64,42 @@ def deliver(
     """
     while True:
         record = store.read(task_id)
-        inbox = Inbox.loads(record.inbox if record else None)
         _refuse_over(task_id, record, ended)
         name = next((one for one in earlier_names(record) if _waits_for(record, one)), name) if record else name
-        if name in inbox:
-            _refuse_another(task_id, name, inbox[name], outcome)
+        text = _with_delivery(task_id, record, name, outcome, largest)
+        if text is None:
             return None
-        inbox[name] = outcome
-        text = inbox.dumps()
-        if len(text) > largest:
-            raise DeliveryError(
-                task_id,
-                f"{name!r} is too large: {len(text):,} bytes with all that was delivered "
-                f"before, continuation_max_snapshot allows {largest:,}",
-            )
         known = record.fence if record else None
         # Rule 18: what comes before the task is kept until that starts; not forever, while there is nothing else.
         is_alone = known in (None, _BEFORE_ITS_TASK) and not (record and record.message)
         # Rule 19: the payload is kept and the wait ended in one write.
         waits = record is not None and _waits_for(record, name)
-        fence = Fence(known.generation, Status.QUEUED) if known and waits else known or _BEFORE_ITS_TASK
-        if store.swap(
-            task_id,
-            known,
-            Record(fence, inbox=text),
-            due_in=rules.PATIENCE if waits else UNCHANGED,
+        delivery = Update(
+            Fence(known.generation, Status.QUEUED) if known and waits else known or _BEFORE_ITS_TASK,
+            inbox=text,
+            due_in=OVERDUE_AFTER if waits else Due.UNCHANGED,
             expires_in=kept_for if is_alone else None,
-            inbox=(record.inbox if record else None) or "",
-        ):
+            expected_inbox=(record.inbox if record else None) or "",
+        )
+        if store.compare_and_swap(task_id, known, delivery):
             return record if waits else None
 
 
-def close_wait(store: Store, task_id: str, fence: Fence, name: str) -> Outcome | None:
-    """Nothing came in time: let nothing come later; as the execution that owns the record with ``fence``.
-
-    Returns:
-        The outcome, which is what came in the last moment, or that nothing did; None when another execution has
-        taken over.
-    """
-    while True:
-        record = store.read(task_id)
-        if record is None:
-            return TIMED_OUT
-        inbox = Inbox.loads(record.inbox)
-        if name in inbox:
-            return inbox[name]
-        if record.fence.wishing("") != fence.wishing(""):
-            return None
-        # Rule 20: a wait has one outcome, and that it timed out is one.
-        inbox[name] = TIMED_OUT
-        if store.swap(task_id, record.fence, Record(record.fence, inbox=inbox.dumps()), inbox=record.inbox or ""):
-            return TIMED_OUT
+def _with_delivery(task_id: str, record: Record | None, name: str, outcome: Outcome, largest: int) -> str | None:
+    """Return the inbox with a payload in it, or None where it is there already."""
+    inbox = Inbox.loads(record.inbox if record else None)
+    if name in inbox:
+        _refuse_another(task_id, name, inbox[name], outcome)
+        return None
+    inbox[name] = outcome
+    text = inbox.dumps()
+    if len(text) > largest:
+        raise DeliveryError(
+            task_id,
+            f"{name!r} is too large: {len(text):,} bytes with all that was delivered "
+            f"before, continuation_max_snapshot allows {largest:,}",
+        )
+    return text
 
 
 def wake(store: Store, task_id: str, key: str) -> Record | None:
@@ -122,8 +107,8 @@ def wake(store: Store, task_id: str, key: str) -> Record | None:
     record = store.read(task_id)
     if record is None or not _waits_for(record, key):
         return None
-    queued = Record(Fence(record.fence.generation, Status.QUEUED))
-    return record if store.swap(task_id, record.fence, queued, due_in=rules.PATIENCE) else None
+    queued = Update(Fence(record.fence.generation, Status.QUEUED), due_in=OVERDUE_AFTER)
+    return record if store.compare_and_swap(task_id, record.fence, queued) else None
 
 
 def pause(store: Store, task_id: str, *, ended: Ended) -> None:
@@ -135,15 +120,15 @@ def pause(store: Store, task_id: str, *, ended: Ended) -> None:
     while True:
         record = store.read(task_id)
         _refuse_over(task_id, record, ended)
-        if record is not None and (record.fence.status == Status.PAUSED or record.fence.wish):
+        if record is not None and (record.fence.status == Status.PAUSED or record.fence.command):
             return
-        # Rule 21: an execution that is at work is asked; from anybody else the record is taken.
+        # Rule 21: a running execution is asked; from any other status the record is taken.
         known = record.fence if record else None
         if known is not None and known.owner and known.status == Status.RUNNING:
-            paused = known.wishing(PAUSE)
+            paused = known.with_command(Command.PAUSE)
         else:
             paused = Fence(known.generation if known else 0, Status.PAUSED)
-        if store.swap(task_id, known, Record(paused)):
+        if store.compare_and_swap(task_id, known, Update(paused)):
             return
 
 
@@ -161,14 +146,14 @@ def resume(store: Store, task_id: str, *, ended: Ended) -> Record | None:
         if record is None:
             return None
         known = record.fence
-        if known.wish == PAUSE:
-            resumed = known.wishing("")
+        if known.command == Command.PAUSE:
+            resumed = known.with_command(None)
         elif known.status == Status.PAUSED:
             resumed = Fence(known.generation, Status.QUEUED)
         else:
             return None
         may_publish = known.status == Status.PAUSED and record.message is not None
-        if store.swap(task_id, known, Record(resumed), due_in=rules.PATIENCE if may_publish else None):
+        if store.compare_and_swap(task_id, known, Update(resumed, due_in=OVERDUE_AFTER if may_publish else None)):
             return record if may_publish else None
 
 
@@ -195,11 +180,11 @@ def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool
         known = record.fence if record else None
         # Rule 21, as in pause.
         if known is not None and known.owner and known.status == Status.RUNNING:
-            if store.swap(task_id, known, Record(known.wishing(CANCEL))):
+            if store.compare_and_swap(task_id, known, Update(known.with_command(Command.CANCEL))):
                 return False
         else:
-            gone = Record(Fence(known.generation if known else 0, Status.CANCELLED), "", "", "", inbox="")
-            if store.swap(task_id, known, gone, expires_in=kept_for):
+            cancelled = Fence(known.generation if known else 0, Status.CANCELLED)
+            if store.compare_and_swap(task_id, known, Update(cancelled, "", "", "", "", expires_in=kept_for)):
                 return True
 
 
@@ -224,12 +209,12 @@ def retry(store: Store, task_id: str, step: str | None = None, accept_source: bo
     queued = _reopened(record, task_id, step, accept_source)
     assert record is not None
     # Rule 22: a failed task is taken up by one.
-    if not store.swap(task_id, record.fence, queued, due_in=rules.PATIENCE):
+    if not store.compare_and_swap(task_id, record.fence, queued):
         raise DeliveryError(task_id, "somebody else has just changed it")
     return record
 
 
-def _reopened(record: Record | None, task_id: str, step: str | None, accept_source: bool) -> Record:
+def _reopened(record: Record | None, task_id: str, step: str | None, accept_source: bool) -> Update:
     if record is None or record.fence.status != Status.FAILED or not record.message:
         status = "there is no record of it" if record is None else f"it is {record.fence.status}"
         raise DeliveryError(task_id, f"only a failed task can be retried; {status}")
@@ -241,7 +226,8 @@ def _reopened(record: Record | None, task_id: str, step: str | None, accept_sour
     for name in dropped:
         if inbox.get(name) == TIMED_OUT:
             del inbox[name]
-    return Record(Fence(record.fence.generation, Status.QUEUED), snapshot.dumps(), inbox=inbox.dumps())
+    queued = Fence(record.fence.generation, Status.QUEUED)
+    return Update(queued, snapshot.dumps(), inbox=inbox.dumps(), due_in=OVERDUE_AFTER)
 
 
 def _go_back(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
@@ -283,7 +269,7 @@ def _refuse_over(task_id: str, record: Record | None, ended: Ended) -> None:
             raise DeliveryError(task_id, f"it has ended: {state}")
         return
     # A kept value is that of a finished execution, also where it was lost and its record is queued again.
-    status = Status.FINISHING if record.value else record.fence.status
+    status = Status.RETURNED if record.value else record.fence.status
     if status in _OVER:
         raise DeliveryError(task_id, _OVER[status])
 

@@ -18,7 +18,7 @@ __all__ = ["ended", "needs_chord_count", "seconds_kept"]
 _STATUS_OF = {states.SUCCESS: Status.DONE, states.FAILURE: Status.FAILED, states.REVOKED: Status.CANCELLED}
 
 
-def ended(owner: Task | Celery, task_id: str, backend: Any) -> tuple[str, float] | None:
+def ended(owner: Task | Celery, task_id: str, backend: Any) -> tuple[Status, float] | None:
     """Ask the result backend whether a task has ended.
 
     Args:
@@ -46,11 +46,11 @@ def needs_chord_count(record: Record, in_chord: bool, backend: Any) -> bool:
 
     Its value is kept, and returning it once more counts it, where counting twice counts once.
     """
-    finished = record.fence.status == Status.FINISHING and bool(record.value)
+    finished = record.fence.status == Status.RETURNED and bool(record.value)
     return in_chord and finished and celery_internals.counts_in_chords_once(backend)
 
 
-def seconds_kept(owner: Task | Celery, status: str) -> float:
+def seconds_kept(owner: Task | Celery, status: Status) -> float:
     """Return for how many seconds the record of a task that has ended is kept."""
     app = owner if isinstance(owner, Celery) else owner.app
     if status != Status.FAILED:

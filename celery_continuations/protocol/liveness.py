@@ -1,33 +1,51 @@
-"""Whether the owner of a record can still be at work, and what became of it if not."""
+"""Whether the owner of a record may still run its task, and why the execution was lost if not."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 
 from celery_continuations.process.identity import is_gone
-from celery_continuations.protocol.rules import Death
 from celery_continuations.stores import Lease
 
-__all__ = ["death_of"]
+__all__ = ["Loss", "loss_of"]
 
 
-def death_of(owner: str, leases: Iterable[Lease], *, by_lease: bool = True) -> str | None:
-    """Return what became of an owner, see :class:`Death`; None while it may be at work.
+class Loss(str, enum.Enum):
+    """Why an execution was lost; a worker notes it on its lease, for the sweep that finds the worker dead."""
+
+    #: It counts towards ``continuation_max_crashes``.
+    CRASH = "crashed"
+    #: It counts as a tenth of that: another task may have brought the worker down.
+    SUSPECTED_CRASH = "shared"
+    #: The worker was stopping: it does not count.
+    STOP = "stopping"
+
+
+_BY_NOTE = {"": Loss.CRASH, **{loss.value: loss for loss in Loss}}
+
+
+def loss_of(owner: str, leases: Iterable[Lease], *, by_lease: bool = True) -> Loss | None:
+    """Return why an owner's execution was lost; None while the owner may run it.
 
     Args:
         owner: of a record.
         leases: as the store knows them.
-        by_lease: whether a lease that is over proves a death.  It does not for a worker that could
+        by_lease: whether an expired lease proves that its worker is dead.  It does not for a sweeping worker that could
             not reach the store itself of late: it would take the tasks of all the others.
     """
     worker = owner.partition("/")[0]
     if not worker:
-        return Death.CRASHED  # something else than a worker runs tasks here, and renews no lease
+        return Loss.CRASH  # something else than a worker runs tasks here, and renews no lease
     lease = next((one for one in leases if one.worker == worker), Lease(worker, 0.0))
     if is_gone(worker):
-        return lease.note or Death.CRASHED
+        return _noted(lease)
     if is_gone(owner):
-        return Death.STOPPED if lease.note == Death.STOPPED else Death.CRASHED
+        return Loss.STOP if lease.note == Loss.STOP else Loss.CRASH
     if by_lease and lease.left <= 0:
-        return lease.note or Death.CRASHED
+        return _noted(lease)
     return None
+
+
+def _noted(lease: Lease) -> Loss:
+    return _BY_NOTE.get(lease.note, Loss.STOP)

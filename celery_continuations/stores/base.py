@@ -1,16 +1,16 @@
 """What a record is, what a lease is, and what a store does with them.
 
 A store is a few primitives.  What is written when, and who may, is decided in
-:mod:`celery_continuations.protocol.rules`, once, for all of them.
+:mod:`celery_continuations.protocol`, once, for all of them.
 
-Every record has a *fence*: generation, status and owner.  ``swap`` writes only if
-the fence in the store is the one the writer knows, so that an execution which has
-been succeeded by another changes nothing any more.
+Every record has a *fencing token* (:class:`Fence`).  ``compare_and_swap`` writes only if the token in the store is
+the one that the writer knows, so that an execution which was superseded changes nothing any more.
 """
 
 from __future__ import annotations
 
 import abc
+import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,85 +18,108 @@ from typing import Any, NamedTuple
 from celery_continuations.exceptions import StoreError
 
 __all__ = [
-    "CANCEL",
-    "ENDED",
+    "NOT_CLAIMABLE",
     "OWNED",
-    "PAUSE",
-    "UNCHANGED",
+    "TERMINAL",
+    "Command",
+    "Due",
     "Fence",
     "Lease",
-    "Look",
     "Record",
+    "Scan",
     "Status",
     "Store",
-    "due_at",
+    "Update",
     "each",
-    "fits",
-    "merge",
+    "without_command",
 ]
 
-#: For ``due_in``: the record stays due when it was.
-UNCHANGED = -1.0
+
+class _Text(str, enum.Enum):
+    """An enum of texts, each of which is shown as it is stored."""
+
+    __str__ = str.__str__
 
 
-class Status:
+class Status(_Text):
     """The statuses of a record."""
 
     RUNNING = "running"
     QUEUED = "queued"
     WAITING = "waiting"
     PAUSED = "paused"
-    FINISHING = "finishing"
+    #: The body has returned, and its value is kept.
+    RETURNED = "finishing"
     FAILED = "failed"
     CANCELLED = "cancelled"
     DONE = "done"
 
 
+class Command(_Text):
+    """What an operator asked of a running execution: to stop until the task is resumed, or to end."""
+
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+class Due(enum.Enum):
+    """For the ``due_in`` of an :class:`Update`: the record stays due when it was."""
+
+    UNCHANGED = "unchanged"
+
+
+#: An execution is running these.
+OWNED = frozenset((Status.RUNNING, Status.RETURNED))
+
+#: The task has ended.
+TERMINAL = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED))
+
 #: A message that finds one of these ends without touching anything.
-ENDED = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED, Status.PAUSED, Status.WAITING))
+NOT_CLAIMABLE = TERMINAL | {Status.WAITING, Status.PAUSED}
 
-#: An execution is at work on these.
-OWNED = frozenset((Status.RUNNING, Status.FINISHING))
-
-#: The commands: to stop until it is resumed; and to end.
-PAUSE, CANCEL = "pause", "cancel"
-
-#: How many due records a sweep looks at, one sweep after the other.
+#: How many due records a sweep handles, one sweep after the other.
 LIMIT = 100
 
 _PARTS_OF_OWNER = 3
 
-_KNOWN = frozenset(value for name, value in vars(Status).items() if not name.startswith("_"))
+_STATUSES = {status.value: status for status in Status}
+_COMMANDS = {command.value: command for command in Command}
+
+# What stands in the owner's place of a paused record whose message was saved later.
+_MESSAGE_SAVED = "kept"
 
 
 class Fence(NamedTuple):
-    """Who may write: the generation, the status and the owner that the writer knows.
+    """The fencing token: what a write must still find in the record.
 
-    The owner is an execution, ``worker/process/execution``; ``""`` where no execution works on the
-    record.  Of a queued record it is how often its message has been looked for.  A wish from outside
-    is a fourth part of the owner: the execution finds it at its next save, which is refused.
+    Attributes:
+        generation: how many times the task was claimed.
+        status: of the record.
+        owner: the execution that runs the task, ``worker/process/execution``; ``""`` where there is none.
+        command: the pending command to that execution, which it finds at its next save: that is refused.
+        republished: how many times the message of a queued record was found overdue.
+        message_saved: whether the message of a paused record was saved after the pause.
 
-    >>> Fence(2, "running", "worker/7/a").dumps()
+    >>> Fence(2, Status.RUNNING, "worker/7/a").dumps()
     '2 running worker/7/a'
     >>> Fence.loads("2 running worker/7/a").worker
     'worker'
-    >>> Fence(2, "running", "worker/7/a").wishing(PAUSE).wish
-    'pause'
+    >>> Fence(2, Status.RUNNING, "worker/7/a", Command.PAUSE).dumps()
+    '2 running worker/7/a/pause'
+    >>> Fence.loads("3 queued 2").republished
+    2
     """
 
     generation: int
-    status: str
+    status: Status
     owner: str = ""
+    command: Command | None = None
+    republished: int = 0
+    message_saved: bool = False
 
-    @property
-    def wish(self) -> str:
-        """The pending command to the execution that owns the record: one of the two, or ``""``."""
-        return "".join(self.owner.split("/")[_PARTS_OF_OWNER:]) if self.status in OWNED else ""
-
-    def wishing(self, wish: str) -> Fence:
-        """Return the fence with another wish, ``""`` for none."""
-        parts = self.owner.split("/")[:_PARTS_OF_OWNER]
-        return self._replace(owner="/".join([*parts, wish] if wish else parts))
+    def with_command(self, command: Command | None) -> Fence:
+        """Return the token with another pending command, or with none."""
+        return self._replace(command=command)
 
     @property
     def worker(self) -> str:
@@ -105,15 +128,46 @@ class Fence(NamedTuple):
 
     def dumps(self) -> str:
         """Write it as one line."""
-        return f"{self.generation} {self.status} {self.owner}"
+        place = self.owner
+        if self.command is not None:
+            place = f"{place}/{self.command}"
+        elif self.republished:
+            place = str(self.republished)
+        elif self.message_saved:
+            place = _MESSAGE_SAVED
+        return f"{self.generation} {self.status} {place}"
 
     @classmethod
     def loads(cls, text: str) -> Fence:
         """Read what :meth:`dumps` wrote.  Raises ValueError for anything else."""
-        generation, status, owner = text.split(" ", 2)
-        if status not in _KNOWN:
-            raise ValueError(f"unknown status {status!r}")
-        return cls(int(generation), status, owner)
+        generation, name, place = text.split(" ", 2)
+        status = _STATUSES.get(name)
+        if status is None:
+            raise ValueError(f"unknown status {name!r}")
+        number = int(generation)
+        if status in OWNED:
+            owner = without_command(place)
+            return cls(number, status, owner, _command(place[len(owner) + 1 :]))
+        if status == Status.QUEUED and place.isdecimal():
+            return cls(number, status, republished=int(place))
+        if status == Status.PAUSED and place == _MESSAGE_SAVED:
+            return cls(number, status, message_saved=True)
+        return cls(number, status, place)
+
+
+def without_command(place: str) -> str:
+    """Return the owner that stands in the text of a fencing token, without a pending command.
+
+    >>> without_command("worker/7/a/pause")
+    'worker/7/a'
+    """
+    return "/".join(place.split("/")[:_PARTS_OF_OWNER])
+
+
+def _command(name: str) -> Command | None:
+    if name and name not in _COMMANDS:
+        raise ValueError(f"unknown command {name!r}")
+    return _COMMANDS.get(name)
 
 
 @dataclass(frozen=True)
@@ -121,13 +175,13 @@ class Record:
     """A snapshot in a store, with who owns it.
 
     Attributes:
-        fence: generation, status, owner.
+        fence: the fencing token.
         snapshot: the snapshot's JSON text, or None where there is none yet.
         message: what is needed to publish the task again, opaque; written once.
-        value: the encoded return value, from ``finishing`` on; ``""`` once the result is stored.
+        value: the encoded return value, once the body has returned; ``""`` once the result is stored.
         inbox: what was delivered to the task, opaque; None or ``""`` where nothing was.
         due: the time by the store's clock, in seconds since the epoch, from which on something
-            is to be done; None for never.  Only read: ``swap`` is told how far away it is.
+            is to be done; None for never.
     """
 
     fence: Fence
@@ -136,6 +190,60 @@ class Record:
     value: str | None = None
     due: float | None = None
     inbox: str | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one write changes in a record.
+
+    Attributes:
+        fence: the new fencing token.
+        snapshot: the new text; None leaves what is there, in this and the next three.
+        message: the new text.
+        value: the new text.
+        inbox: the new text.
+        due_in: seconds from now when the record becomes due; None for never, ``Due.UNCHANGED`` to leave it.
+        expires_in: seconds after which the record may be forgotten; 0 removes it, None keeps it forever.
+        expected_inbox: write only if the record's inbox is this, ``""`` for an empty one; None where it does not
+            matter.
+    """
+
+    fence: Fence
+    snapshot: str | None = None
+    message: str | None = None
+    value: str | None = None
+    inbox: str | None = None
+    due_in: float | Due | None = None
+    expires_in: float | None = None
+    expected_inbox: str | None = None
+
+    def fits(self, found: Record | None, expected: Fence | None) -> bool:
+        """Whether the record in the store is the one that the writer expects."""
+        if (found.fence if found else None) != expected:
+            return False
+        return self.expected_inbox is None or ((found.inbox if found else None) or "") == self.expected_inbox
+
+    def applied_to(self, found: Record | None, now: float) -> Record:
+        """Return the record that this makes of the one in the store; ``now`` by the store's clock."""
+        record = found or Record(self.fence)
+        return replace(
+            record,
+            fence=self.fence,
+            snapshot=record.snapshot if self.snapshot is None else self.snapshot,
+            message=record.message if self.message is None else self.message,
+            value=record.value if self.value is None else self.value,
+            inbox=record.inbox if self.inbox is None else self.inbox,
+            due=self._due(record, now),
+        )
+
+    def _due(self, record: Record, now: float) -> float | None:
+        if self.due_in is Due.UNCHANGED:
+            return record.due
+        return None if self.due_in is None else now + self.due_in
+
+    def expires(self, now: float) -> float | None:
+        """Return the time when the record expires; long ago for one to remove, also if the clock is set back."""
+        return self.expires_in and now + self.expires_in
 
 
 class Lease(NamedTuple):
@@ -152,13 +260,14 @@ class Lease(NamedTuple):
     note: str = ""
 
 
-class Look(NamedTuple):
-    """What a sweep looks at.
+class Scan(NamedTuple):
+    """What a sweep begins with.
 
     Attributes:
         leases: of every worker that has not been retired.
         due: ids of records whose due time has passed, the longest past first.
-        owned: the records of the asking worker, see :meth:`Store.owned`.
+        owned: the owner of each record that an execution of the asking worker owns, by task id; without a pending
+            command.
     """
 
     leases: list[Lease]
@@ -178,33 +287,6 @@ def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Itera
             yield task_id, found
 
 
-def merge(found: Record | None, record: Record, due: float | None) -> Record:
-    """Lay ``record`` over ``found``, as :meth:`Store.swap` does; texts that are None stay as they were."""
-    if found is None:
-        return replace(record, due=due)
-    return replace(
-        found,
-        fence=record.fence,
-        due=due,
-        snapshot=found.snapshot if record.snapshot is None else record.snapshot,
-        message=found.message if record.message is None else record.message,
-        value=found.value if record.value is None else record.value,
-        inbox=found.inbox if record.inbox is None else record.inbox,
-    )
-
-
-def due_at(found: Record | None, due_in: float | None, now: float) -> float | None:
-    """Return when the record becomes due: ``due_in`` see :meth:`Store.swap`, ``now`` by the store's clock."""
-    if due_in == UNCHANGED:
-        return found.due if found else None
-    return None if due_in is None else now + due_in
-
-
-def fits(found: Record | None, inbox: str | None) -> bool:
-    """Whether the inbox is the one that is expected, see :meth:`Store.swap`."""
-    return inbox is None or ((found.inbox if found else None) or "") == inbox
-
-
 class Store(abc.ABC):
     """Where records live.  All times are in seconds, and by the store's own clock.
 
@@ -222,44 +304,28 @@ class Store(abc.ABC):
         """Return the record, or None where there is none."""
 
     @abc.abstractmethod
-    def swap(
-        self,
-        task_id: str,
-        expected: Fence | None,
-        record: Record,
-        *,
-        due_in: float | None = None,
-        expires_in: float | None = None,
-        inbox: str | None = None,
-    ) -> bool:
-        """Write ``record`` if the one in the store has the fence ``expected``; atomically.
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
+        """Apply ``update`` if the record in the store has the fencing token ``expected``; atomically.
 
         Args:
             task_id: whose record.
             expected: None to write only if there is no record.
-            record: what to write.  Texts that are None are left as they are in the store; its
-                ``due`` is not looked at.
-            due_in: seconds from now when the record becomes due; None for never, :data:`UNCHANGED` to leave it.
-            expires_in: seconds after which the record may be forgotten; None for never.
-            inbox: write only if the record's inbox is this, ``""`` for an empty one; None where it does not matter.
+            update: what to write.
 
         Returns:
             Whether it was written.
         """
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
-        """Write only a new fence; return the record then, its message aside, or None if refused.
+        """Write only a new fencing token; return the record then, its message aside, or None if refused.
 
         A store that can do it in one round trip should.
         """
-        if not self.swap(task_id, expected, Record(fence)):
+        if not self.compare_and_swap(task_id, expected, Update(fence)):
             return None
         record = self.read(task_id)
-        return record if record is not None and record.fence == fence else None  # it may have been succeeded by now
-
-    @abc.abstractmethod
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        """Remove the record if it has the fence ``expected``; return whether it did."""
+        # another execution may have superseded this one since
+        return record if record is not None and record.fence == fence else None
 
     @abc.abstractmethod
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
@@ -273,15 +339,15 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """Let the worker's ownership of its records count for so many seconds from now."""
+        """Let the worker's ownership of its records count for ``seconds`` from now."""
 
     @abc.abstractmethod
     def retire(self, worker: str) -> None:
         """Forget the lease of a worker, unless it still owns a record."""
 
     @abc.abstractmethod
-    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """Return what a sweep has to look at; at a cost that does not depend on how many records there are.
+    def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
+        """Return what a sweep begins with; at a cost that does not depend on how many records there are.
 
         A worker that owns a record is among the leases also when it has never renewed one.
 
@@ -290,12 +356,8 @@ class Store(abc.ABC):
             limit: how many due records to return at most.
         """
 
-    @abc.abstractmethod
-    def owned(self, worker: str) -> dict[str, str]:
-        """Return the owner of each record that an execution of ``worker`` owns, by task id."""
-
     def within(self, connection: Any) -> Store:
-        """Return a store of which ``read`` and ``swap`` run on the caller's connection, in its transaction.
+        """Return a store of which ``read`` and ``compare_and_swap`` run on the caller's connection, in its transaction.
 
         They neither commit nor roll back.  Their StoreError has the driver's error as its cause.
 

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, UNCHANGED, Fence, Lease, Look, Record, Store, each
+from celery_continuations.stores.base import LIMIT, Due, Fence, Lease, Record, Scan, Store, Update, each
+from celery_continuations.stores.sql import (
+    CLOCK_OF_POSTGRESQL,
+    CLOCK_OF_SQLITE,
+    PAGE,
+    TEXTS,
+    Cleaning,
+    checked,
+    owner_of,
+    record_of,
+    seconds_left,
+    worker_of,
+)
 
 try:
     from django.apps import apps
@@ -31,15 +42,7 @@ __all__ = ["DjangoStore"]
 T = TypeVar("T")
 
 _APP = "celery_continuations"
-_LONGEST = 255
-_TEXTS = ("snapshot", "message", "value", "inbox")
-_PARTS = ("fence", *_TEXTS, "due")
-
-# So many records are read at a time where all are; expired ones are removed so many at a time, and looked for so
-# often (in seconds).
-_PAGE = 100
-_BATCH = 500
-_CLEAN_EVERY = 60.0
+_PARTS = ("fence", "snapshot", "message", "value", "due", "inbox")
 
 
 class _Clock(Func):
@@ -48,10 +51,10 @@ class _Clock(Func):
     output_field = FloatField()
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, list[Any]]:
-        return "CAST(extract(epoch from statement_timestamp()) AS DOUBLE PRECISION)", []
+        return CLOCK_OF_POSTGRESQL, []
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, list[Any]]:
-        return "((julianday('now') - 2440587.5) * 86400.0)", []  # to the millisecond
+        return CLOCK_OF_SQLITE, []
 
 
 def _from_now(seconds: float) -> Any:
@@ -105,38 +108,28 @@ class DjangoStore(Store):
         self._alias = alias
         self._namespace = _checked("a namespace", namespace)
         self._guard: AbstractContextManager[Any] = _in_sqlite if vendor == "sqlite" else nullcontext()
-        self._next_cleaning = 0.0
+        self._cleaning = Cleaning()
         _aliases.add(alias)
 
     def read(self, task_id: str) -> Record | None:
-        """See :class:`Store`."""
         rows = self._this(task_id).values_list(*_PARTS)
         row = self._run(lambda: next(iter(rows), None), task_id)
         return None if row is None else self._record(task_id, *row)
 
-    def swap(
-        self,
-        task_id: str,
-        expected: Fence | None,
-        record: Record,
-        *,
-        due_in: float | None = None,
-        expires_in: float | None = None,
-        inbox: str | None = None,
-    ) -> bool:
-        """See :class:`Store`."""
-        if expected is None and inbox:
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
+        if expected is None and update.expected_inbox:
             return False
+        due_in, expires_in, inbox = update.due_in, seconds_left(update), update.expected_inbox
         values: dict[str, Any] = {
-            "fence": record.fence.dumps(),
-            "worker": _checked("a worker", record.fence.worker) or None,
-            "due": None if due_in is None or due_in == UNCHANGED else _from_now(due_in),
+            "fence": update.fence.dumps(),
+            "worker": worker_of("django", update),
+            "due": None if due_in is None or due_in is Due.UNCHANGED else _from_now(due_in),
             "expires": None if expires_in is None else _from_now(expires_in),
         }
-        texts = {name: getattr(record, name) for name in _TEXTS}
+        texts = {name: getattr(update, name) for name in TEXTS}
         if expected is None:
             return self._run(lambda: self._add(task_id, {**values, **texts}), task_id)
-        if due_in == UNCHANGED:
+        if due_in is Due.UNCHANGED:
             del values["due"]
         values.update((name, text) for name, text in texts.items() if text is not None)
         rows = self._this(task_id).filter(fence=expected.dumps())
@@ -145,7 +138,7 @@ class DjangoStore(Store):
         return self._run(lambda: bool(rows.update(**values) == 1), task_id)
 
     def within(self, connection: Any) -> Store:
-        """See :class:`Store`, in the transaction that is open on Django's own connection."""
+        """Use the transaction that is open on Django's own connection."""
         if connections[self._alias].connection is not connection:
             raise StoreError(
                 "django",
@@ -153,16 +146,11 @@ class DjangoStore(Store):
             )
         return self
 
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        """See :class:`Store`."""
-        rows = self._this(task_id).filter(fence=expected.dumps())
-        return self._run(lambda: bool(rows.delete()[0] == 1), task_id)
-
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """See :class:`Store`; reads a page at a time."""
+        """Reads a page at a time."""
         after = 0
         while True:
-            page = self._living().filter(id__gt=after).order_by("id").values_list("id", "task_id")[:_PAGE]
+            page = self._living().filter(id__gt=after).order_by("id").values_list("id", "task_id")[:PAGE]
             ids = self._run(lambda page=page: list(page))  # type: ignore[misc]
             if not ids:
                 return
@@ -170,7 +158,7 @@ class DjangoStore(Store):
             after = ids[-1][0]
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """See :class:`Store`; now and then removes what has expired."""
+        """Removes now and then what has expired."""
         _checked("a worker", worker)
         row = {"namespace": self._namespace, "worker": worker}
         values = {"until": _from_now(seconds), "note": note}
@@ -179,33 +167,27 @@ class DjangoStore(Store):
             leases = self._leases().filter(worker=worker)
             while not leases.update(**values) and not self._insert(self._leases(), {**row, **values}):
                 pass  # another thread has made it just now
-            self._clean()
+            self._cleaning.clean(self._remove_expired)
 
         self._run(work)
 
     def retire(self, worker: str) -> None:
-        """See :class:`Store`."""
         owned = self._living().filter(worker=OuterRef("worker"))
         idle = self._leases().filter(~Exists(owned), worker=worker)
         self._run(lambda: idle._raw_delete(self._alias))  # one statement: delete() would look first what there is
 
-    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """See :class:`Store`."""
+    def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
         leases = self._leases().values_list("worker", F("until") - _Clock(), "note")
         owners = self._rows().filter(worker__isnull=False).values_list("worker", flat=True).distinct()
         due = self._living().filter(due__lte=_Clock()).order_by("due").values_list("task_id", flat=True)[:limit]
 
-        def work() -> Look:
+        def work() -> Scan:
             known = {name: Lease(name, left, note) for name, left, note in leases}
             for name in owners:
                 known.setdefault(name, Lease(name, 0.0))
-            return Look(list(known.values()), list(due), self._owned(worker))
+            return Scan(list(known.values()), list(due), self._owned(worker))
 
         return self._run(work)
-
-    def owned(self, worker: str) -> dict[str, str]:
-        """See :class:`Store`."""
-        return self._run(lambda: self._owned(worker))
 
     def close(self) -> None:
         """Close this thread's connection, unless a transaction is open on it."""
@@ -214,8 +196,7 @@ class DjangoStore(Store):
 
     def _owned(self, worker: str) -> dict[str, str]:
         rows = self._living().filter(worker=worker).values_list("task_id", "fence")
-        # Not Fence.loads: one row that is wrong must not hide the others.
-        return {task_id: str(fence).split(" ", 2)[-1] for task_id, fence in rows}
+        return {task_id: owner_of(fence) for task_id, fence in rows}
 
     def _rows(self) -> Any:
         return apps.get_model(_APP, "RecordRow")._base_manager.using(self._alias).filter(namespace=self._namespace)
@@ -270,31 +251,19 @@ class DjangoStore(Store):
     def _is_usable(self, connection: Any) -> bool:
         return connection.connection is not None and bool(connection.is_usable())
 
-    def _clean(self) -> None:
-        """Remove what has expired, of any namespace, also of those that are no longer opened."""
-        now = time.monotonic()
-        if now >= self._next_cleaning:
-            self._next_cleaning = now + _CLEAN_EVERY
-            rows = apps.get_model(_APP, "RecordRow")._base_manager.using(self._alias)
-            expired = list(rows.filter(expires__lte=_Clock()).order_by("expires").values_list("id", flat=True)[:_BATCH])
-            # Asked again: it may have been replaced since.
-            rows.filter(id__in=expired, expires__lte=_Clock()).delete()
-            if len(expired) == _BATCH:
-                self._next_cleaning = now  # there is more
+    def _remove_expired(self, most: int) -> int:
+        rows = apps.get_model(_APP, "RecordRow")._base_manager.using(self._alias)
+        expired = list(rows.filter(expires__lte=_Clock()).order_by("expires").values_list("id", flat=True)[:most])
+        # Asked again: it may have been replaced since.
+        rows.filter(id__in=expired, expires__lte=_Clock()).delete()
+        return len(expired)
 
-    def _record(
-        self, task_id: str, fence: Any, snapshot: Any, message: Any, value: Any, inbox: Any, due: Any
-    ) -> Record:
+    def _record(self, task_id: str, *parts: Any) -> Record:
         try:
-            for text in (snapshot, message, value, inbox):
-                if not (text is None or isinstance(text, str)):
-                    raise TypeError(f"{text[:20]!r} is not text")
-            return Record(Fence.loads(fence), snapshot, message, value, None if due is None else float(due), inbox)
-        except (ValueError, TypeError, AttributeError) as exc:
+            return record_of(*parts)
+        except (ValueError, TypeError) as exc:
             raise StoreError("django", f"task {task_id!r} of {self._namespace}: no record: {exc!r}") from exc
 
 
 def _checked(what: str, text: str) -> str:
-    if len(text) > _LONGEST:
-        raise StoreError("django", f"{what} has at most {_LONGEST} characters, not {len(text)}: {text}")
-    return text
+    return checked("django", what, text)

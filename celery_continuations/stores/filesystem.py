@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Fence, Lease, Look, Record, Store, due_at, fits, merge
+from celery_continuations.stores.base import LIMIT, Fence, Lease, Record, Scan, Store, Update
 
 try:
     import fcntl
@@ -58,27 +58,16 @@ class FilesystemStore(Store):
         self._remove_expired()
 
     def read(self, task_id: str) -> Record | None:
-        """See :class:`Store`."""
         found = _load(self._path(task_id))
         return None if found is None else found[1]
 
-    def swap(
-        self,
-        task_id: str,
-        expected: Fence | None,
-        record: Record,
-        *,
-        due_in: float | None = None,
-        expires_in: float | None = None,
-        inbox: str | None = None,
-    ) -> bool:
-        """See :class:`Store`."""
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
         with self._locked(task_id) as path:
             found = self.read(task_id)
-            if (found.fence if found else None) != expected or not fits(found, inbox):
+            if not update.fits(found, expected):
                 return False
             now = time.time()
-            whole = merge(found, record, due_at(found, due_in, now))
+            whole = update.applied_to(found, now)
             data = {
                 "task_id": task_id,
                 "fence": whole.fence.dumps(),
@@ -87,7 +76,7 @@ class FilesystemStore(Store):
                 "value": whole.value,
                 "inbox": whole.inbox,
                 "due": whole.due,
-                "expires": None if expires_in is None else now + expires_in,
+                "expires": update.expires(now),
             }
             # Marked before it is written, and unmarked after: a kill in between leaves a mark too many.
             live = bool(whole.fence.worker) or whole.due is not None
@@ -98,18 +87,8 @@ class FilesystemStore(Store):
                 (self._live / path.stem).unlink(missing_ok=True)
             return True
 
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        """See :class:`Store`."""
-        with self._locked(task_id) as path:
-            found = self.read(task_id)
-            if found is None or found.fence != expected:
-                return False
-            path.unlink()
-            (self._live / path.stem).unlink(missing_ok=True)
-            return True
-
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """See :class:`Store`; one that cannot be read comes under its file's name."""
+        """One that cannot be read comes under its file's name."""
         for name in self._names(self._folder, "json"):
             path = self._folder / name
             try:
@@ -121,7 +100,6 @@ class FilesystemStore(Store):
                     yield found
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """See :class:`Store`."""
         path = self._leases / _file_name(worker)
         try:
             _write(path, {"worker": worker, "until": time.time() + seconds, "note": note})
@@ -129,15 +107,13 @@ class FilesystemStore(Store):
             raise StoreError("filesystem", f"{path}: {exc}") from exc
 
     def retire(self, worker: str) -> None:
-        """See :class:`Store`."""
-        if not self.owned(worker):
+        if not any(one is not None and one.fence.worker == worker for _, one in self._read_live()):
             try:
                 (self._leases / _file_name(worker)).unlink(missing_ok=True)
             except OSError as exc:
                 raise StoreError("filesystem", f"{self._leases}: {exc}") from exc
 
-    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """See :class:`Store`."""
+    def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
         now = time.time()
         leases = self._read_leases(now)
         due: list[tuple[float, str]] = []
@@ -153,17 +129,7 @@ class FilesystemStore(Store):
                 owned[task_id] = record.fence.owner
             if record.due is not None and record.due <= now:
                 due.append((record.due, task_id))
-        return Look(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], owned)
-
-    def owned(self, worker: str) -> dict[str, str]:
-        """See :class:`Store`."""
-        if not worker:
-            return {}
-        return {
-            task_id: one.fence.owner
-            for task_id, one in self._read_live()
-            if one is not None and one.fence.worker == worker
-        }
+        return Scan(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], owned)
 
     def _read_live(self) -> Iterator[tuple[str, Record | None]]:
         """Yield what has not ended; None for a record that cannot be read, under its file's name."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Fence, Lease, Look, Record, Store, due_at, fits, merge
+from celery_continuations.stores.base import LIMIT, Fence, Lease, Record, Scan, Store, Update
 
 __all__ = ["MemoryStore"]
 
@@ -18,10 +18,11 @@ class MemoryStore(Store):
     Args:
         clock: returns the seconds since the epoch.
 
+    >>> from celery_continuations.stores import Status
     >>> store = MemoryStore()
-    >>> store.swap("id", None, Record(Fence(1, "running", "me")))
+    >>> store.compare_and_swap("id", None, Update(Fence(1, Status.RUNNING, "me")))
     True
-    >>> store.swap("id", None, Record(Fence(1, "running", "you")))
+    >>> store.compare_and_swap("id", None, Update(Fence(1, Status.RUNNING, "you")))
     False
     """
 
@@ -32,41 +33,19 @@ class MemoryStore(Store):
         self._lock = threading.Lock()
 
     def read(self, task_id: str) -> Record | None:
-        """See :class:`Store`."""
         with self._lock:
             return self._live(task_id)
 
-    def swap(
-        self,
-        task_id: str,
-        expected: Fence | None,
-        record: Record,
-        *,
-        due_in: float | None = None,
-        expires_in: float | None = None,
-        inbox: str | None = None,
-    ) -> bool:
-        """See :class:`Store`."""
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
         with self._lock:
             found = self._live(task_id)
-            if (found.fence if found else None) != expected or not fits(found, inbox):
+            if not update.fits(found, expected):
                 return False
             now = self._clock()
-            until = None if expires_in is None else now + expires_in
-            self._records[task_id] = (merge(found, record, due_at(found, due_in, now)), until)
-            return True
-
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        """See :class:`Store`."""
-        with self._lock:
-            found = self._live(task_id)
-            if found is None or found.fence != expected:
-                return False
-            del self._records[task_id]
+            self._records[task_id] = update.applied_to(found, now), update.expires(now)
             return True
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """See :class:`Store`."""
         for task_id in list(self._records):
             with self._lock:
                 record = self._live(task_id)
@@ -74,18 +53,15 @@ class MemoryStore(Store):
                 yield task_id, record
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """See :class:`Store`."""
         with self._lock:
             self._leases[worker] = (self._clock() + seconds, note)
 
     def retire(self, worker: str) -> None:
-        """See :class:`Store`."""
         with self._lock:
             if not self._owned(worker):
                 self._leases.pop(worker, None)
 
-    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """See :class:`Store`."""
+    def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
         with self._lock:
             now = self._clock()
             leases = {name: Lease(name, until - now, note) for name, (until, note) in self._leases.items()}
@@ -96,12 +72,7 @@ class MemoryStore(Store):
                     leases.setdefault(record.fence.worker, Lease(record.fence.worker, 0.0))
                 if record is not None and record.due is not None and record.due <= now:
                     due.append((record.due, task_id))
-            return Look(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], self._owned(worker))
-
-    def owned(self, worker: str) -> dict[str, str]:
-        """See :class:`Store`."""
-        with self._lock:
-            return self._owned(worker)
+            return Scan(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], self._owned(worker))
 
     def _owned(self, worker: str) -> dict[str, str]:
         found = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Fence, Look, Record, Store
+from celery_continuations.stores.base import LIMIT, Fence, Record, Scan, Store, Update
 
 __all__ = ["MessageStore"]
 
@@ -19,26 +19,13 @@ class MessageStore(Store):
         """There never is a record."""
         return None
 
-    def swap(
-        self,
-        task_id: str,
-        expected: Fence | None,
-        record: Record,
-        *,
-        due_in: float | None = None,
-        expires_in: float | None = None,
-        inbox: str | None = None,
-    ) -> bool:
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
         """Agree."""
         return True
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
         """Agree."""
         return Record(fence)
-
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        """Agree."""
-        return True
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
         """There never is a record."""
@@ -50,10 +37,6 @@ class MessageStore(Store):
     def retire(self, worker: str) -> None:
         """No-op: there are no leases."""
 
-    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
+    def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
         """There is nothing to find."""
-        return Look([], [], {})
-
-    def owned(self, worker: str) -> dict[str, str]:
-        """There never is a record."""
-        return {}
+        return Scan([], [], {})

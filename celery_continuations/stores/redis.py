@@ -14,11 +14,23 @@ SPACE is a digest of the namespace: keys stay short, and it is certain where a n
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, UNCHANGED, Fence, Lease, Look, Record, Store, each
+from celery_continuations.stores.base import (
+    LIMIT,
+    Due,
+    Fence,
+    Lease,
+    Record,
+    Scan,
+    Store,
+    Update,
+    each,
+    without_command,
+)
 
 try:
     from redis.backoff import NoBackoff
@@ -84,8 +96,8 @@ local was = string.match(redis.call('GETRANGE', KEYS[1], 0, 511), '^[^\\n]*')
 """
 
 # ... expected fence ("" for none), fence and snapshot ("" without a snapshot), and unless it is a save: new fence,
-# seconds until it is due ("" for never, "=" to leave it), milliseconds to live ("" forever), "=" and the expected
-# inbox ("" for any), then field, value, ... of what is kept.
+# seconds until it is due ("" for never, "=" to leave it), milliseconds to live ("" forever, 0 to remove it), "=" and
+# the expected inbox ("" for any), then field, value, ... of what is kept.
 # The first half alone is what a save runs.
 _SWAP = _script(
     """
@@ -112,6 +124,11 @@ if #ARGV > 8 then redis.call('HSET', KEYS[2], unpack(ARGV, 9)) end
     + _COMMON
     + """
 disown(expected)
+if ttl ~= '' and tonumber(ttl) <= 0 then
+  redis.call('ZREM', index .. 'due', id)
+  redis.call('DEL', KEYS[1], KEYS[2])
+  return 1
+end
 list(fence)
 if due == '' then
   redis.call('ZREM', index .. 'due', id)
@@ -144,17 +161,6 @@ return {whole, redis.call('HGET', KEYS[2], 'value')}
 """
 )
 
-# ... expected fence
-_DELETE = _script(
-    _FENCE
-    + _COMMON
-    + """
-if was == '' or was ~= ARGV[3] then return 0 end
-unlist(was)
-redis.call('DEL', KEYS[2])
-return redis.call('DEL', KEYS[1])
-"""
-)
 _READ = _script(
     """
 local whole = redis.call('GET', KEYS[1])
@@ -174,7 +180,7 @@ return redis.call('HDEL', index .. 'leases', id)
 """
 )
 # ... how many due ones at most, prefix of the records
-_LOOK = _script(
+_SCAN = _script(
     _COMMON
     + """
 local now, due = clock(), {}
@@ -228,69 +234,49 @@ class RedisStore(Store):
         self._index = f"continuations:{space}:"
 
     def read(self, task_id: str) -> Record | None:
-        """See :class:`Store`."""
         found = self._run(_READ, task_id)
         return self._record(task_id, *found) if found else None
 
-    def swap(
-        self,
-        task_id: str,
-        expected: Fence | None,
-        record: Record,
-        *,
-        due_in: float | None = None,
-        expires_in: float | None = None,
-        inbox: str | None = None,
-    ) -> bool:
-        """See :class:`Store`."""
-        fence = record.fence.dumps()
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
+        fence = update.fence.dumps()
         args: list[Any] = [
             expected.dumps() if expected else "",
-            "" if record.snapshot is None else f"{fence}\n{record.snapshot}",
+            "" if update.snapshot is None else f"{fence}\n{update.snapshot}",
         ]
-        is_save = expected == record.fence and due_in is expires_in is None and record.snapshot is not None
-        if is_save and record.message is record.value is record.inbox is inbox is None:
+        if expected == update.fence and update.snapshot is not None and update == Update(update.fence, update.snapshot):
             return bool(self._run(_SWAP, task_id, *args))
+        due_in, expires_in, inbox = update.due_in, update.expires_in, update.expected_inbox
         args += (
             fence,
-            "" if due_in is None else "=" if due_in == UNCHANGED else due_in,
-            "" if expires_in is None else max(1, int(expires_in * 1000)),
+            "" if due_in is None else "=" if due_in is Due.UNCHANGED else due_in,
+            "" if expires_in is None else math.ceil(expires_in * 1000),
             "" if inbox is None else f"={inbox}",
         )
-        for field, text in (("message", record.message), ("value", record.value), ("inbox", record.inbox)):
+        for field, text in (("message", update.message), ("value", update.value), ("inbox", update.inbox)):
             if text is not None:
                 args += (field, text)
         return bool(self._run(_SWAP, task_id, *args))
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
-        """See :class:`Store`."""
         found = self._run(_TAKE, task_id, expected.dumps(), fence.dumps())
         return self._record(task_id, *found) if found else None
 
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        """See :class:`Store`."""
-        return bool(self._run(_DELETE, task_id, expected.dumps()))
-
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """See :class:`Store`."""
         seen: set[str] = set()  # a SCAN may return a key again
-        for keys in self._scan():
+        for keys in self._ids():
             ids = [task_id for task_id in keys if task_id not in seen]
             seen.update(ids)
             for start in range(0, len(ids), _BATCH):
                 yield from self._read_all(ids[start : start + _BATCH])
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """See :class:`Store`."""
         self._run(_RENEW, worker, seconds, note)
 
     def retire(self, worker: str) -> None:
-        """See :class:`Store`."""
         self._run(_RETIRE, worker)
 
-    def look(self, worker: str = "", limit: int = LIMIT) -> Look:
-        """See :class:`Store`."""
-        now, leases, due, owned = self._run(_LOOK, worker, limit, self._prefix)
+    def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
+        now, leases, due, owned = self._run(_SCAN, worker, limit, self._prefix)
         key = self._index
         found = []
         for name, lease in _by_two(leases, f"{key}leases").items():
@@ -299,13 +285,12 @@ class RedisStore(Store):
                 found.append(Lease(name, float(until) - float(now), note))
             except ValueError as exc:
                 raise StoreError("redis", f"{self._index}leases has no lease for {name}: {lease!r}") from exc
-        return Look(found, [_text(task_id, f"{key}due") for task_id in due], _by_two(owned, f"{key}owned:{worker}"))
-
-    def owned(self, worker: str) -> dict[str, str]:
-        """See :class:`Store`."""
-        key = f"{self._index}owned:{worker}"
-        fields = self._call(key, self._client.hgetall, key)
-        return {_text(task_id, key): _text(owner, key) for task_id, owner in fields.items()}
+        owners = _by_two(owned, f"{key}owned:{worker}")
+        return Scan(
+            found,
+            [_text(task_id, f"{key}due") for task_id in due],
+            {task_id: without_command(owner) for task_id, owner in owners.items()},
+        )
 
     @property
     def client(self) -> Any:
@@ -316,7 +301,7 @@ class RedisStore(Store):
         """Close the connections of the pool."""
         self._client.close()
 
-    def _scan(self) -> Iterator[set[str]]:
+    def _ids(self) -> Iterator[set[str]]:
         """Yield the ids of all tasks, a few at a time."""
         pattern = f"{self._prefix}*"  # nothing in the prefix is special in a pattern
         cursor = None

@@ -19,7 +19,7 @@ from celery_continuations import conf
 from celery_continuations.exceptions import StoreError
 from celery_continuations.process.identity import is_running
 from celery_continuations.process.stop_flag import StopFlag
-from celery_continuations.protocol.rules import Death
+from celery_continuations.protocol.liveness import Loss
 from celery_continuations.stores import Store
 from celery_continuations.stores.base import LIMIT
 from celery_continuations.stores.factory import stores_of
@@ -128,7 +128,7 @@ class Keeper:
     def _renew(self, charge: _Charge) -> None:
         now = time.monotonic()
         stopping = self._flag.level > 0
-        note = Death.STOPPED if stopping else Death.SHARED if charge.running > 1 else ""
+        note = Loss.STOP.value if stopping else Loss.SUSPECTED_CRASH.value if charge.running > 1 else ""
         charge.renew_at = now + self._lease / _RENEWALS
         try:
             charge.store.renew(self._flag.worker, self._lease, note)

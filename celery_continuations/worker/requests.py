@@ -117,7 +117,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
         )
 
 
-def decide(task: Any, task_id: str, keeper: Keeper | None, status: str | None) -> None:
+def decide(task: Any, task_id: str, keeper: Keeper | None, status: Status | None) -> None:
     """The main process ends a task: keep it from being recovered, or write its status; see :meth:`Sweeper.decide`."""
     sweeper = keeper.sweeper_of(_store_of(task)) if keeper else None
     if sweeper is not None:

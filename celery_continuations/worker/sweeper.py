@@ -14,18 +14,18 @@ from celery_continuations.control import revoke
 from celery_continuations.exceptions import InvalidStepError, StoreError, UnserializableValueError
 from celery_continuations.messages.publishing import Publisher, publisher
 from celery_continuations.messages.saved import SavedMessage
-from celery_continuations.protocol import rules
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
-from celery_continuations.protocol.liveness import death_of
-from celery_continuations.protocol.rules import Death
-from celery_continuations.stores import CANCEL, Fence, Look, Record, Status, Store
+from celery_continuations.protocol.liveness import Loss, loss_of
+from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord
+from celery_continuations.protocol.recovery import overdue_after, recover, republish_overdue
+from celery_continuations.stores import Command, Fence, Record, Scan, Status, Store
 
 __all__ = ["Report", "Sweeper"]
 
 logger = logging.getLogger("celery_continuations")
 
-# Seconds of patience from which on a message is published again although its queue is not empty: as long as
-# Celery itself takes to give back what a killed worker held, on Redis.
+# A message that is overdue only after this many seconds is published again although its queue is not empty: Celery
+# itself takes as long to requeue what a killed worker held, on Redis.
 _LONG = 3600.0
 
 
@@ -56,7 +56,7 @@ def log(report: Report) -> None:
 class _Lost(NamedTuple):
     task_id: str
     owner: str
-    death: str
+    loss: Loss
 
 
 class Sweeper:
@@ -86,59 +86,59 @@ class Sweeper:
         self._app = app
         self._store = store
         self._worker = worker
-        self._decided: dict[str, str | None] = {}
+        self._decided: dict[str, Status | None] = {}
         self._told: set[str] = set()
         self._idle: set[str] = set()  # owners that had nothing in hand at the last look
 
-    def sweep(self, by_lease: Callable[[], bool]) -> Look:
-        """Look once, and recover what is to be recovered.
+    def sweep(self, by_lease: Callable[[], bool]) -> Scan:
+        """Scan once, and recover what dead workers left.
 
         Args:
-            by_lease: asked after the look; see :func:`death_of`.
+            by_lease: asked after the scan; see :func:`loss_of`.
 
         Raises:
             StoreError: when the store is away.
             OSError, kombu.exceptions.OperationalError: when the broker is.
         """
-        look = self._store.look(self._worker)
+        scan = self._store.scan(self._worker)
         judges = by_lease()
         lost: list[_Lost] = []
         dead = []
-        for lease in look.leases:
-            death = death_of(lease.worker, look.leases, by_lease=judges)
-            if death and lease.worker != self._worker:
+        for lease in scan.leases:
+            loss = loss_of(lease.worker, scan.leases, by_lease=judges)
+            if loss and lease.worker != self._worker:
                 dead.append(lease.worker)
-                owned = self._store.owned(lease.worker)
-                if len(owned) > 1 and death == Death.CRASHED:
-                    death = Death.SHARED
-                lost += [_Lost(task_id, owner, death) for task_id, owner in owned.items()]
-        lost += self._lost_here(look)
-        if lost or look.due:
+                owned = self._store.scan(lease.worker, 0).owned
+                if len(owned) > 1 and loss is Loss.CRASH:
+                    loss = Loss.SUSPECTED_CRASH
+                lost += [_Lost(task_id, owner, loss) for task_id, owner in owned.items()]
+        lost += self._lost_here(scan)
+        if lost or scan.due:
             with publisher(self._app) as publishing:
                 for one in lost:
                     self._carefully(self._recover, one.task_id, one, publishing)
-                for task_id in look.due:
-                    self._carefully(self._remind, task_id, publishing)
+                for task_id in scan.due:
+                    self._carefully(self._republish_overdue, task_id, publishing)
         for worker in dead:
             self._store.retire(worker)
-        return look
+        return scan
 
-    def _lost_here(self, look: Look) -> list[_Lost]:
+    def _lost_here(self, scan: Scan) -> list[_Lost]:
         """Return what this worker owns and no longer works on."""
         lost = []
         idle: set[str] = set()
-        for task_id, owner in look.owned.items():
-            death = death_of(owner, look.leases, by_lease=False)
+        for task_id, owner in scan.owned.items():
+            loss = loss_of(owner, scan.leases, by_lease=False)
             if self._decided.get(task_id):
                 self._carefully(self._settle, task_id)
-            elif death and task_id not in self._decided:
-                lost.append(_Lost(task_id, owner, death))
+            elif loss and task_id not in self._decided:
+                lost.append(_Lost(task_id, owner, loss))
             elif not self._is_at_work(task_id):
                 idle.add(owner)
                 # Its claim was written and the answer lost, or its last write could not be made. Twice in a row,
                 # for Celery forgets a request that it cancels before its process has ended.
                 if owner in self._idle:
-                    lost.append(_Lost(task_id, owner, Death.STOPPED))
+                    lost.append(_Lost(task_id, owner, Loss.STOP))
         self._idle = idle
         return lost
 
@@ -147,15 +147,15 @@ class Sweeper:
 
         Raises: see :meth:`sweep`.
         """
-        look = self._store.look(self._worker, 0)
-        owner = look.owned.get(task_id, "")
-        death = death_of(owner, look.leases, by_lease=False) if owner else None
-        if death:
+        scan = self._store.scan(self._worker, 0)
+        owner = scan.owned.get(task_id, "")
+        loss = loss_of(owner, scan.leases, by_lease=False) if owner else None
+        if loss:
             with publisher(self._app) as publishing:
-                self._recover(task_id, _Lost(task_id, owner, death), publishing)
+                self._recover(task_id, _Lost(task_id, owner, loss), publishing)
         elif not owner and self._was_left_just_now(task_id):
             with publisher(self._app) as publishing:
-                self._remind(task_id, publishing)
+                self._republish_overdue(task_id, publishing)
 
     def _was_left_just_now(self, task_id: str) -> bool:
         """Whether the record is left to a message that its process may not have lived to publish."""
@@ -164,9 +164,9 @@ class Sweeper:
             return False
         # Not where it is to be run later, as after self.retry(countdown=3600). The times of two clocks: it is safe
         # to be wrong, for the record is due in the end.
-        return record.due is not None and record.due - time.time() <= 2 * rules.PATIENCE
+        return record.due is not None and record.due - time.time() <= 2 * OVERDUE_AFTER
 
-    def decide(self, task_id: str, status: str | None = None) -> None:
+    def decide(self, task_id: str, status: Status | None = None) -> None:
         """The worker's main process ends a task itself: it is not to be recovered.
 
         Args:
@@ -183,23 +183,24 @@ class Sweeper:
         status = self._decided[task_id]
         assert status is not None
         if record is not None and self._is_ours(record.fence):
+            owned = OwnedRecord(self._store, task_id, record.fence)
             if status == Status.RUNNING:
-                rules.release(self._store, task_id, record.fence, None)
+                owned.release(None)
             else:
-                rules.end(self._store, task_id, record.fence, status, None, seconds_kept(self._app, status))
+                owned.end(status, None, seconds_kept(self._app, status))
         self._decided.pop(task_id, None)
 
     def _is_ours(self, fence: Fence) -> bool:
         return fence.status == Status.QUEUED or fence.worker == self._worker
 
     def _recover(self, task_id: str, lost: _Lost, publishing: Publisher) -> None:
-        record = rules.recover(
+        record = recover(
             self._store,
             task_id,
             ended=lambda found: self._ended(task_id, found),
-            death=lambda owner: lost.death if owner == lost.owner else None,  # another may have it by now
+            loss_of=lambda owner: lost.loss if owner == lost.owner else None,  # another may have it by now
         )
-        if record is not None and record.fence.wish == CANCEL:
+        if record is not None and record.fence.command == Command.CANCEL:
             self._cancelled(task_id, record)
         elif record is not None:
             self._publish(task_id, record, publishing, "recovered", "recovered: its execution was lost")
@@ -212,22 +213,22 @@ class Sweeper:
         """It was to be cancelled, and its execution was lost before that."""
         revoke(self._app, task_id, record)
         seconds = seconds_kept(self._app, Status.CANCELLED)
-        rules.end(self._store, task_id, record.fence, Status.CANCELLED, "", seconds)
+        OwnedRecord(self._store, task_id, record.fence).end(Status.CANCELLED, "", seconds)
 
-    def _ended(self, task_id: str, record: Record | None) -> tuple[str, float] | None:
+    def _ended(self, task_id: str, record: Record | None) -> tuple[Status, float] | None:
         message = SavedMessage.loads(record.message) if record and record.message else None
         owner = (self._app.tasks.get(message.task) if message else None) or self._app
         if record and message and needs_chord_count(record, message.in_chord, owner.backend):
             return None
         return ended(owner, task_id, owner.backend)
 
-    def _remind(self, task_id: str, publishing: Publisher) -> None:
+    def _republish_overdue(self, task_id: str, publishing: Publisher) -> None:
         def may_publish(record: Record) -> bool:
-            if record.message is None or rules.patience(record.fence) >= _LONG:
+            if record.message is None or overdue_after(record.fence) >= _LONG:
                 return True
             return not publishing.is_waiting(record.message)
 
-        record = rules.remind(self._store, task_id, may_publish)
+        record = republish_overdue(self._store, task_id, may_publish)
         if record is not None:
             self._publish(task_id, record, publishing, "published_again", "published again: nobody has taken it up")
 

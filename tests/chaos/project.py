@@ -12,13 +12,16 @@ from celery.signals import task_failure
 
 from celery_continuations import ContinuableTask
 from celery_continuations.execution.direct import execution_of
-from celery_continuations.protocol import rules
+from celery_continuations.protocol import commands, owned, recovery
+from celery_continuations.protocol.owned import OVERDUE_AFTER
 from celery_continuations.signals import task_interrupted
+from celery_continuations.worker import sweeper
 from tests.chaos.checks import value_of
 
 app = Celery("chaos", set_as_current=True)
 app.conf.update(json.loads(os.environ.get("CHAOS_CONF", "{}")))
-rules.PATIENCE = app.conf.get("chaos_patience", rules.PATIENCE)
+for module in (owned, recovery, commands, sweeper):
+    module.OVERDUE_AFTER = app.conf.get("chaos_overdue_after", OVERDUE_AFTER)
 
 SAFE = {"acks_late": True, "reject_on_worker_lost": True}
 
@@ -36,8 +39,8 @@ def tell(task_id: str, generation: int, word: str, *more: Any) -> None:
 @app.task(base=ContinuableTask, bind=True, name="chaos.work")
 def work(self: Any, number: int, items: int, pages: int, delay: float, isolated: bool = False) -> int:
     """Several steps of all kinds."""
-    fence = execution_of(self.request)._fence
-    generation = fence.generation if fence else 0
+    record = execution_of(self.request)._owned
+    generation = record.fence.generation if record else 0
 
     def write(*words: Any) -> None:
         tell(self.request.id, generation, *words)

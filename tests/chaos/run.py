@@ -37,7 +37,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lease", type=float, default=2.0)
     parser.add_argument("--sweep", type=float, default=0.5)
     parser.add_argument("--interval", type=float, default=0.2, help="continuation_checkpoint_interval (default: 0.2)")
-    parser.add_argument("--patience", type=float, default=3.0, help="until a message is looked for (default: 3)")
+    parser.add_argument("--overdue-after", type=float, default=3.0, help="until a message is overdue (default: 3)")
     parser.add_argument("--keep", action="store_true", help="keep logs and trace")
     options = parser.parse_args(argv)
     if options.seed is None:
@@ -79,7 +79,7 @@ class Run:
             "continuation_lease": options.lease,
             "continuation_sweep_interval": options.sweep,
             "continuation_checkpoint_interval": options.interval,
-            "chaos_patience": options.patience,
+            "chaos_overdue_after": options.overdue_after,
         }
         holds = False
         try:

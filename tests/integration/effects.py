@@ -21,7 +21,8 @@ from sqlalchemy.pool import NullPool
 
 from celery_continuations import ContinuableTask
 from celery_continuations.messages.headers import GENERATION
-from celery_continuations.protocol import rules
+from celery_continuations.protocol.liveness import Loss
+from celery_continuations.protocol.recovery import recover
 from celery_continuations.stores import Status, open_store
 
 TASK_ID = "the-task"
@@ -159,7 +160,7 @@ def main(url: str, way: str, count: int, kills: int, seed: int) -> dict[str, int
         done = record.fence.status in (Status.DONE, Status.FAILED)
         assert record.fence.status != Status.FAILED, record
         if not done:
-            left = rules.recover(store, TASK_ID, ended=lambda record: None, death=lambda owner: "shared")
+            left = recover(store, TASK_ID, ended=lambda record: None, loss_of=lambda owner: Loss.SUSPECTED_CRASH)
             assert left is not None, store.read(TASK_ID)
             generation = left.fence.generation
         store.close()

@@ -17,8 +17,9 @@ from kombu import Exchange, Queue
 
 from celery_continuations import AppTask, ContinuableTask, ContinuationError
 from celery_continuations.execution import execution
-from celery_continuations.protocol import rules
+from celery_continuations.protocol import commands, owned, recovery
 from celery_continuations.waits import RAISE
+from celery_continuations.worker import sweeper
 
 app = Celery("project", set_as_current=True)
 app.conf.update(json.loads(os.environ.get("TEST_CONF", "{}")))
@@ -342,17 +343,18 @@ def points(owner: Any, name: str, before: str | None = None, after: str | None =
 
 
 if app.conf.get("test_point"):
-    points(rules, "claim", after="claimed")
+    points(execution, "claim", after="claimed")
     points(execution, "republish", "saved", "published")
-    points(rules, "finish", after="finishing")
-    points(rules, "wait", "leaving", "left")
+    points(owned.OwnedRecord, "finish", after="finishing")
+    points(owned.OwnedRecord, "wait", "leaving", "left")
     points(Backend, "mark_as_done", "dispatched", "stored")
     points(RedisBackend, "on_chord_part_return", "uncounted")
     points(RedisBackend, "_unpack_chord_result", "unpublished")
 
 
-if app.conf.get("test_patience"):
-    rules.PATIENCE = app.conf.test_patience
+if app.conf.get("test_overdue_after"):
+    for module in (owned, recovery, commands, sweeper):
+        module.OVERDUE_AFTER = app.conf.test_overdue_after
 
 
 # -- for test_transactions.py

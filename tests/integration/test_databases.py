@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Record, Status, Store
+from celery_continuations.stores.base import Fence, Record, Status, Store, Update
 from celery_continuations.stores.database import _CLEAN, _LOOK, _OWNED, _READ, _RETIRE, DatabaseStore, metadata
 from celery_continuations.testing.stores import StoreConformance
 from tests.support import servers
@@ -71,11 +71,11 @@ def test_many_threads_leave_no_more_connections_than_the_pool_keeps(
 
     def work(number: int) -> None:
         fence = Fence(1, Status.RUNNING, f"w{number}/1/a")
-        store.swap(f"id{number}", None, Record(fence))
+        store.compare_and_swap(f"id{number}", None, Update(fence))
         for turn in range(20):
-            store.swap(f"id{number}", fence, Record(fence, str(turn)))
+            store.compare_and_swap(f"id{number}", fence, Update(fence, str(turn)))
             store.take(f"id{number}", RUNNING, RUNNING)
-            store.look(f"w{number}")
+            store.scan(f"w{number}")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
     for thread in threads:
@@ -92,7 +92,7 @@ def test_a_parent_and_its_child_have_connections_of_their_own(
     make_store: Callable[..., DatabaseStore],
 ) -> None:
     store = make_store()
-    store.swap("id", None, Record(RUNNING))
+    store.compare_and_swap("id", None, Update(RUNNING))
     parents = store._engine
     store._engines = {-1: parents}  # as a child finds it
     assert store.read("id") is not None
@@ -130,12 +130,12 @@ def test_a_look_does_not_read_all_the_records(
         assert '"Relation Name": "continuation_record"' in plan or '"Index Name": "ix_continuation_record' in plan
         for scan in plan.split('"Node Type": ')[1:]:
             assert not (scan.startswith('"Seq Scan"') and '"continuation_record"' in scan.partition("Plans")[0]), plan
-    looked = store.look("w10")
+    looked = store.scan("w10")
     assert (len(looked.due), len(looked.owned)) == (20, 1000)
     assert sorted(lease.worker for lease in looked.leases) == ["w0", "w10"]
     began = time.perf_counter()
     for _ in range(20):
-        store.look()
+        store.scan()
     assert time.perf_counter() - began < 1
     client.execute("DELETE FROM continuation_record WHERE namespace = 'many'")
 
@@ -145,7 +145,7 @@ def test_expired_rows_are_removed_also_while_another_cleans(
 ) -> None:
     store = make_store("expired")
     for task_id in ("locked", "free"):
-        store.swap(task_id, None, Record(RUNNING), expires_in=-1)
+        store.compare_and_swap(task_id, None, Update(RUNNING, expires_in=-1))
     query = "SELECT task_id FROM continuation_record WHERE namespace = 'expired'"
     with connect(postgres_server) as other, other.transaction():
         other.execute(f"{query} AND task_id = 'locked' FOR UPDATE")
@@ -168,7 +168,7 @@ def test_the_tables_are_made_by_many_at_once(
             stores[number]._engine.connect().close()
             barrier.wait()
             try:
-                assert stores[number].swap(str(number), None, Record(RUNNING))
+                assert stores[number].compare_and_swap(str(number), None, Update(RUNNING))
             except Exception as exc:
                 problems.append(exc)
 
@@ -190,10 +190,10 @@ def test_the_tables_are_made_by_many_at_once(
 def test_what_postgresql_does_not_take_is_refused(make_store: Callable[..., DatabaseStore]) -> None:
     store = make_store()
     with pytest.raises(StoreError, match="task 'id': DataError: .*NUL"):
-        store.swap("id", None, Record(RUNNING, "\x00"))
+        store.compare_and_swap("id", None, Update(RUNNING, "\x00"))
     with pytest.raises(StoreError, match="surrogates not allowed"):
-        store.swap("id", None, Record(RUNNING, "\ud800"))
-    assert store.swap("id", None, Record(RUNNING))
+        store.compare_and_swap("id", None, Update(RUNNING, "\ud800"))
+    assert store.compare_and_swap("id", None, Update(RUNNING))
 
 
 class CutError(Exception):
@@ -207,9 +207,9 @@ def test_a_call_that_a_signal_cuts_leaves_no_answer_for_the_next_one(
         raise CutError
 
     store = make_store("cut")
-    store.swap("id", None, Record(RUNNING, "0"))
+    store.compare_and_swap("id", None, Update(RUNNING, "0"))
     calls: list[Callable[[], Any]] = [
-        lambda: store.swap("id", RUNNING, Record(RUNNING, "cut")),
+        lambda: store.compare_and_swap("id", RUNNING, Update(RUNNING, "cut")),
         lambda: store.take("id", RUNNING, RUNNING),
     ]
     previous = signal.signal(signal.SIGALRM, cut)
@@ -221,7 +221,7 @@ def test_a_call_that_a_signal_cuts_leaves_no_answer_for_the_next_one(
                 with pytest.raises(CutError):
                     call()
             for turn in range(3):
-                assert store.swap("id", RUNNING, Record(RUNNING, str(turn)))
+                assert store.compare_and_swap("id", RUNNING, Update(RUNNING, str(turn)))
                 assert store.read("id") == Record(RUNNING, str(turn))
             assert store._engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     finally:
@@ -256,7 +256,7 @@ def start_again(server: LocalProcess) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT])
 def test_a_server_that_is_killed_and_comes_back(own_server: LocalProcess, number: int) -> None:
     store = DatabaseStore(url_of(own_server), "n")
-    store.swap("id", None, Record(RUNNING, "0"))
+    store.compare_and_swap("id", None, Update(RUNNING, "0"))
     written = 0
     problems: list[BaseException] = []
     done = threading.Event()
@@ -265,7 +265,7 @@ def test_a_server_that_is_killed_and_comes_back(own_server: LocalProcess, number
         nonlocal written
         while not done.is_set():
             try:
-                assert store.swap("id", RUNNING, Record(RUNNING, str(written + 1)))
+                assert store.compare_and_swap("id", RUNNING, Update(RUNNING, str(written + 1)))
                 written += 1
             except StoreError:
                 problems.append(StoreError("database", "away"))
@@ -297,12 +297,12 @@ def test_a_server_that_is_killed_and_comes_back(own_server: LocalProcess, number
 
 def test_a_restart_between_two_calls_is_not_noticed(own_server: LocalProcess) -> None:
     store = DatabaseStore(url_of(own_server), "n")
-    store.swap("id", None, Record(RUNNING, "text"))
+    store.compare_and_swap("id", None, Update(RUNNING, "text"))
     calls: list[Callable[[], Any]] = [
         lambda: store.read("id"),
-        lambda: store.swap("id", RUNNING, Record(RUNNING, "text")),
+        lambda: store.compare_and_swap("id", RUNNING, Update(RUNNING, "text")),
         lambda: store.take("id", RUNNING, RUNNING),
-        lambda: store.look("w").owned == {"id": "w/1/a"},
+        lambda: store.scan("w").owned == {"id": "w/1/a"},
     ]
     for call in calls:
         own_server.kill("SIGINT")

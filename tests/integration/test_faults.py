@@ -24,7 +24,7 @@ SOON = {
     "continuation_lease": 2,
     "continuation_sweep_interval": 1,
     "continuation_checkpoint_interval": 0,
-    "test_patience": 3.0,
+    "test_overdue_after": 3.0,
 }
 
 
@@ -124,7 +124,7 @@ def thaw_the_main_process_first(cluster: Any, worker: Any, child: int) -> None:
     main = worker.process.pid
 
     def has_renewed() -> bool:
-        leases = open_store(cluster.client, "auto").look().leases
+        leases = open_store(cluster.client, "auto").scan().leases
         return any(lease.left > 0 and lease.worker.split(".")[1] == str(main) for lease in leases)
 
     assert not has_renewed()
@@ -411,7 +411,7 @@ def test_a_worker_killed_while_it_was_stopping_is_no_crash_of_its_tasks(cluster:
     cluster.trace.await_items(1, "run")
     first.kill("SIGTERM")
     store = open_store(cluster.client, "auto")
-    await_condition(lambda: [lease.note for lease in store.look().leases] == ["stopping"], "the note")
+    await_condition(lambda: [lease.note for lease in store.scan().leases] == ["stopping"], "the note")
     first.kill()
     cluster.worker("-c", "1", **conf)
     assert result.get(timeout=60) == 3

@@ -30,7 +30,7 @@ SOON = {
     "continuation_sweep_interval": 0.3,
     "continuation_checkpoint_interval": 0,
     "continuation_resume_errors_after_advancing": False,
-    "test_patience": 3.0,
+    "test_overdue_after": 3.0,
 }
 STORES = ["redis", "rabbitmq and postgresql", "filesystem"]
 

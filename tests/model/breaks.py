@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_continuations.execution import execution
-from celery_continuations.protocol import commands, rules
+from celery_continuations.protocol import claim, commands, owned, recovery
 from tests.model import scenarios
 from tests.model.explorer import Explorer, Report, budgets
 from tests.model.scenarios import Scenario
@@ -55,96 +55,91 @@ class Break:
         return f"{self.rule}-{self.name}-{self.scenario.__name__}".replace(" ", "_")
 
 
-_CLAIM, _SAVE, _RECOVER, _REMIND = "claim", "save", "recover", "remind"
-_EXECUTION = execution.Execution
+_CLAIM, _OWNED, _EXECUTION = claim._Claim, owned.OwnedRecord, execution.Execution
 
 BREAKS: tuple[Break, ...] = (
     Break(
-        1, rules, _CLAIM, "if generation and ended(None) is not None:", "if False:", budget=Budget(duplicates=1)
-    ),
-    Break(
-        2, rules, _CLAIM, "if known.status in ENDED:", "if False:", scenarios.Forgotten,
-    ),
-    Break(
-        3, rules, _CLAIM, "if generation < known.generation - 1 or", "if", budget=Budget(duplicates=1),
-    ),
-    Break(
-        3, rules, _CLAIM, "(generation < known.generation and known.status not in OWNED)", "False",
-        budget=Budget(duplicates=1), verdict=REDUNDANT,
-        why="an old copy takes up what is queued, once and from the record's snapshot; but before it is due",
-    ),
-    Break(
-        4, rules, _CLAIM, "dead = death(known.owner)", "dead = death(known.owner) or Death.CRASHED",
+        1, _CLAIM, "of_found", "if self.generation and self.ended(None) is not None:", "if False:",
         budget=Budget(duplicates=1),
     ),
     Break(
-        5, rules, _CLAIM, "result = ended(record)", "result = None", broker="amqp", budget=Budget(crashes=1)
+        2, _CLAIM, "of_found", "if known.status in NOT_CLAIMABLE:", "if False:", scenarios.Forgotten,
     ),
-    Break(5, rules, _RECOVER, "result = ended(record)", "result = None", budget=Budget(crashes=1)),
     Break(
-        6, rules, _CLAIM, "max(known.generation, generation) + 1", "max(known.generation, generation)", broker="amqp",
+        3, _CLAIM, "of_found", "if self.generation < known.generation - 1 or", "if", budget=Budget(duplicates=1),
+    ),
+    Break(
+        3, _CLAIM, "of_found", "(is_older and known.status not in OWNED)", "False",
+        budget=Budget(duplicates=1), verdict=REDUNDANT,
+        why="an old copy claims what is queued, once and from the record's snapshot; but before it is due",
+    ),
+    Break(
+        4, _CLAIM, "of_dead_owner", "loss = self.loss_of(known.owner)",
+        "loss = self.loss_of(known.owner) or Loss.CRASH", budget=Budget(duplicates=1),
+    ),
+    Break(
+        5, _CLAIM, "of_dead_owner", "result = self.ended(record)", "result = None", broker="amqp",
         budget=Budget(crashes=1),
     ),
+    Break(5, recovery, "recover", "result = ended(record)", "result = None", budget=Budget(crashes=1)),
     Break(
-        7, rules, _CLAIM, "snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot",
-        "record.snapshot or snapshot", budget=Budget(errors=1),
+        6, _CLAIM, "succeeding", "max(known.generation, self.generation)",
+        "max(known.generation, self.generation) - 1", broker="amqp", budget=Budget(crashes=1),
     ),
     Break(
-        7, rules, _CLAIM, "snapshot if snapshot and generation >= known.generation else record.snapshot or snapshot",
-        "snapshot or record.snapshot", scenarios.RejectingLate,
+        7, _CLAIM, "newest", "if self.snapshot and self.generation >= known.generation:", "if False:",
+        budget=Budget(errors=1),
     ),
     Break(
-        8, rules, _SAVE, "store.swap(task_id, fence, Record(fence, snapshot)):",
-        "store.swap(task_id, (store.read(task_id) or Record(fence)).fence, Record(fence, snapshot)):",
+        7, _CLAIM, "newest", "if self.snapshot and self.generation >= known.generation:", "if self.snapshot:",
+        scenarios.RejectingLate,
+    ),
+    Break(
+        8, _OWNED, "save", "self.fence, Update(self.fence, snapshot)):",
+        "(self._store.read(self._task_id) or self).fence, Update(self.fence, snapshot)):",
         budget=Budget(freezes=1),
     ),
-    Break(9, rules, "finish", "value=value", "value=None", budget=Budget(crashes=1)),
+    Break(9, _OWNED, "finish", "value=value", "value=None", budget=Budget(crashes=1)),
+    Break(10, _OWNED, "end", "expires_in=expires_in", "expires_in=0", budget=Budget(duplicates=1)),
     Break(
-        10, rules, "end", "return _swap_own(", "return store.delete(task_id, fence) or _swap_own(",
-        budget=Budget(duplicates=1),
+        11, recovery, "recover", "if not store.compare_and_swap(", "if False and not store.compare_and_swap(",
+        scenarios.Looping,
     ),
     Break(
-        11, rules, _RECOVER, "if not store.swap(", "if False and not store.swap(", scenarios.Looping,
+        12, recovery, "republish_overdue", "(known.status == Status.RUNNING and known.owner)",
+        "known.status == Status.RUNNING", scenarios.Rejecting, budget=Budget(crashes=1),
     ),
     Break(
-        12, rules, _REMIND, "(known.status == Status.RUNNING and known.owner)", "known.status == Status.RUNNING",
-        scenarios.Rejecting, budget=Budget(crashes=1),
+        13, recovery, "republish_overdue", "+ 1 if known.status == Status.QUEUED else 0", "* 0",
+        scenarios.Backlogged, budget=Budget(crashes=1),
     ),
     Break(
-        13, rules, _REMIND, "+ 1 if known.status == Status.QUEUED else 0", "* 0", scenarios.Backlogged,
-        budget=Budget(crashes=1),
+        14, _OWNED, "save", "if not self._store.compare_and_swap(self._task_id, None, lost):", "if True:",
+        scenarios.Losing, budget=Budget(errors=1),
     ),
     Break(
-        14, rules, _SAVE, "return fence if store.swap(task_id, None, Record(fence, snapshot, message())) else None",
-        "return None", scenarios.Losing,
-        budget=Budget(errors=1),
+        14, _OWNED, "_is_written", "return True", "return False", scenarios.Losing, budget=Budget(errors=1),
     ),
     Break(
-        14, rules, "_swap_own", "over from anybody\n        return record.fence", "over\n        return None",
-        scenarios.Losing,
-        budget=Budget(errors=1),
+        15, _OWNED, "save", "if not self._is_own(found.fence):", "if True:", scenarios.Paused,
     ),
     Break(
-        15, rules, _SAVE, 'if found.fence.wishing("") != fence.wishing(""):', "if True:", scenarios.Paused,
+        16, _OWNED, "wait", "if is_there(inbox):", "if False:", scenarios.Answered,
     ),
     Break(
-        16, rules, "wait", "if is_there(inbox):", "if False:", scenarios.Answered,
+        17, recovery, "republish_overdue", "if known.status == Status.WAITING:", "if False:",
+        scenarios.AnsweredInTime,
     ),
     Break(
-        17, rules, _REMIND, "if known.status == Status.WAITING:", "if False:", scenarios.AnsweredInTime,
-    ),
-    Break(
-        18, commands, "deliver", "Record(fence, inbox=text)", "Record(fence, inbox=None if is_alone else text)",
-        scenarios.Answered,
+        18, commands, "deliver", "inbox=text,", "inbox=None if is_alone else text,", scenarios.Answered,
     ),
     Break(
         19, commands, "deliver", "Fence(known.generation, Status.QUEUED) if known and waits else known",
         "known", scenarios.Answered,
     ),
     Break(
-        20, commands, "close_wait",
-        'if store.swap(task_id, record.fence, Record(record.fence, inbox=inbox.dumps()), inbox=record.inbox or ""):',
-        "if True:", scenarios.AnsweredInTime,
+        20, _OWNED, "close_wait", "if self._store.compare_and_swap(self._task_id, found.fence, closed):", "if True:",
+        scenarios.AnsweredInTime,
     ),
     Break(
         21, commands, "pause", "if known is not None and known.owner and known.status == Status.RUNNING:", "if False:",
@@ -155,44 +150,46 @@ BREAKS: tuple[Break, ...] = (
         scenarios.Cancelled,
     ),
     Break(
-        22, commands, "retry", "store.swap(task_id, record.fence,",
-        "store.swap(task_id, (store.read(task_id) or record).fence,", scenarios.RetriedTwice,
+        22, commands, "retry", "store.compare_and_swap(task_id, record.fence,",
+        "store.compare_and_swap(task_id, (store.read(task_id) or record).fence,", scenarios.RetriedTwice,
         budget=Budget(switches=1),
     ),
     Break(
-        23, rules, _RECOVER, "Record(left), due_in=due_in",
-        "Record(left, _with_loss(record.snapshot, dead)), due_in=due_in",
+        23, recovery, "recover", "Update(left, due_in=due_in)",
+        "Update(left, with_loss(record.snapshot, loss), due_in=due_in)",
         scenarios.Falling, budget=Budget(freezes=1), is_provable=False,
     ),
     Break(
-        "a wish is kept by whoever succeeds the execution", rules, _CLAIM, ".wishing(known.wish)", "",
+        "a superseding execution inherits the command", _CLAIM, "succeeding", ".with_command(known.command)", "",
         scenarios.CancelledWaiting, budget=Budget(errors=1),
     ),
     Break(
-        "who resumes a task just before it comes leaves it to its message", rules, _CLAIM, '"kept"', '""',
-        scenarios.PausedWaiting, budget=Budget(switches=1),
+        "a caller that resumes a task just before its message comes leaves it to that", _CLAIM, "refuse",
+        "known._replace(message_saved=True)", "known", scenarios.PausedWaiting, budget=Budget(switches=1),
     ),
     Break(
-        "a finished execution's record is not cancelled", commands, "_refuse_over", "if record.value else",
-        "if False else", scenarios.Cancelled, budget=Budget(freezes=1),
+        "the record of an execution that has returned is not cancelled", commands, "_refuse_over",
+        "if record.value else", "if False else", scenarios.Cancelled, budget=Budget(freezes=1),
     ),
     Break(
         "a cancellation outlives the state RETRY", _EXECUTION, "_was_cancelled", "if not self._store.keeps:",
         "if True:", scenarios.Cancelled,
     ),
     Break(
-        "an own write whose answer was lost is no other's", rules, "_swap_own", "found.fence == record.fence", "False",
-        budget=Budget(errors=1), verdict=REDUNDANT, why="the sweep finds the record queued, a patience later",
+        "an own write whose answer was lost is not another's", _OWNED, "_is_written",
+        "found.fence == update.fence", "False", budget=Budget(errors=1), verdict=REDUNDANT,
+        why="the sweep finds the record queued, and its message overdue",
     ),
     Break(
-        "what a sweep has written is no own write", rules, "_swap_own", "and record.snapshot in (None, found.snapshot)",
-        "", scenarios.Seldom, budget=Budget(freezes=1), is_provable=False, verdict=REDUNDANT,
+        "what a sweep has written is not an own write", _OWNED, "_is_written",
+        "and update.snapshot in (None, found.snapshot)", "",
+        scenarios.Seldom, budget=Budget(freezes=1), is_provable=False, verdict=REDUNDANT,
         why="what a frozen execution had not saved may be done again; it hands over beside the sweep's message",
     ),
     Break(
-        "an own claim whose answer was lost is no other's", rules, _CLAIM, 'if known.wishing("").owner == owner:',
+        "an own claim whose answer was lost is not another's", _CLAIM, "of_found", "if known.owner == self.owner:",
         "if False:", budget=Budget(errors=1), verdict=REDUNDANT,
-        why="its worker's keeper finds that nobody works on the record, a sweep later",
+        why="its worker's maintenance finds that no execution runs the task, a sweep later",
     ),
     Break(
         "the state is stored before the message is out", _EXECUTION, "_leave_to_message",
@@ -202,46 +199,47 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "a record is queued before its message is out", _EXECUTION, "_leave_to_message",
-        "fence = rules.interrupt(self._store, self.request.id, self._fence, text, _delay(options), message)",
-        "fence = self._fence", budget=Budget(crashes=1),
+        "owned.queue(text, _delay(options), message)", "pass", budget=Budget(crashes=1),
     ),
     Break(
-        "a succeeded execution stores no result", _EXECUTION, "finish", "self._end_superseded()", "fence = None",
+        "a superseded execution stores no result", _OWNED, "finish",
+        "self._write(Update(returned, snapshot, value=value), heeds_commands=False)",
+        "self._store.compare_and_swap(self._task_id, self.fence, Update(returned, snapshot, value=value))",
         budget=Budget(freezes=1),
     ),
     Break(
-        "a succeeded execution stores no failure", _EXECUTION, "_save_failure", "self._end_superseded()", "pass",
+        "a superseded execution stores no failure", _EXECUTION, "_save_failure",
+        "with self._owning() as owned:\n            owned.save(self._timed_text())",
+        "try:\n            self._owned.save(self._timed_text())\n        except Superseded:\n            pass",
         scenarios.Failing, budget=Budget(freezes=1),
     ),
     Break(
-        "a refused save ends the execution", _EXECUTION, "save",
-        "if kept is None:\n            self._interrupt_superseded()", "kept = kept or self._fence",
-        budget=Budget(freezes=1),
+        "a refused save ends the execution", _OWNED, "save", "raise Superseded", "return", budget=Budget(freezes=1),
     ),
 )  # fmt: skip
 
 
 def numbered() -> set[int]:
     """Return the numbers of the rules that the source has."""
-    return {
-        int(number) for number in re.findall(r"# Rule (\d+)", inspect.getsource(rules) + inspect.getsource(commands))
-    }
+    source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands))
+    return {int(number) for number in re.findall(r"# Rule (\d+)", source)}
 
 
 @contextmanager
 def broken(one: Break) -> Iterator[None]:
-    """Break a rule in the live code, and mend it afterwards."""
+    """Break a rule in the live code, however it was imported, and mend it afterwards."""
     function = getattr(one.owner, one.name)
     source = textwrap.dedent(inspect.getsource(function))
-    assert one.old in source, f"rule {one.rule}: {one.name} has no {one.old!r} any more"
+    assert one.old in source, f"rule {one.rule}: {one.name} has no {one.old!r}"
     changed: dict[str, Any] = {}
     code = compile("from __future__ import annotations\n" + source.replace(one.old, one.new), "broken", "exec")
     exec(code, function.__globals__, changed)
-    setattr(one.owner, one.name, changed[one.name])
+    mended = function.__code__
+    function.__code__ = changed[one.name].__code__
     try:
         yield
     finally:
-        setattr(one.owner, one.name, function)
+        function.__code__ = mended
 
 
 def notice(one: Break) -> Report:

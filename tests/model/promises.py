@@ -10,7 +10,7 @@ from celery import states
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.stores import Fence, Record, Status
-from celery_continuations.stores.base import ENDED, OWNED
+from celery_continuations.stores.base import NOT_CLAIMABLE, OWNED
 from tests.model.clients import KIND
 from tests.model.stand_ins import plain
 
@@ -74,7 +74,7 @@ class Promises:
         """A swap was accepted; ``text`` is the snapshot it brought, or None."""
         self.known = self.known or new.message is not None
         self.world.has_written = True
-        was, now = _unwished(old.fence) if old else None, _unwished(new.fence)
+        was, now = old.fence if old else None, new.fence
         if was is not None:
             self._succession(actor, was, now, old is not None and bool(old.value))
         if now.status == Status.RUNNING and now.owner and (was is None or now.owner != was.owner):
@@ -86,11 +86,11 @@ class Promises:
             actor.saved(plain(text), self.done)
         if now.status == Status.WAITING:
             self._waits(new)
-        if now.status == Status.FINISHING and new.value:
+        if now.status == Status.RETURNED and new.value:
             if self.final is not None and new.value != self.final:
                 self.violated(3, f"the return value {self.final} was followed by {new.value}")
             self.final = new.value
-        if actor.owner is not None and was is not None and was.owner == actor.owner and now.status in ENDED:
+        if actor.owner is not None and was is not None and was.owner == actor.owner and now.status in NOT_CLAIMABLE:
             actor.owner = None
 
     def _waits(self, record: Record) -> None:
@@ -100,7 +100,7 @@ class Promises:
             self.violated(1, f"it waits with {record.inbox} in its inbox")
 
     def _succession(self, actor: Actor, was: Fence, now: Fence, has_value: bool) -> None:
-        if was.status in ENDED and was.status != now.status:
+        if was.status in NOT_CLAIMABLE and was.status != now.status:
             allowed, is_outside = _NEXT.get(was.status, (frozenset(), False))
             if now.status not in allowed or (is_outside and actor.kind != KIND):
                 self.violated(3, f"a record that was {was.status} became {now.status}, by {actor.name}")
@@ -161,7 +161,7 @@ class Promises:
         if name in actor.knows:
             self.violated(2, f"{name} was done before this execution began, and is done again")
         record = self.world.record()
-        if self.world.stores and (record is None or _unwished(record.fence).owner != actor.owner):
+        if self.world.stores and (record is None or record.fence.owner != actor.owner):
             actor.stale_effects += 1
             if actor.stale_effects > 1:
                 self.violated(3, "an execution that was succeeded goes on")
@@ -198,8 +198,8 @@ class Promises:
 
     def refused(self, actor: Actor, expected: Fence, found: Fence) -> None:
         """A write was refused."""
-        if expected.owner and _unwished(expected).owner == actor.owner:
-            taken = _unwished(found).owner if found.status in OWNED else ""
+        if expected.owner and expected.owner == actor.owner:
+            taken = found.owner if found.status in OWNED else ""
             actor.is_refused = found.generation > expected.generation or taken not in ("", actor.owner)
 
     def link(self, actor: Actor) -> None:
@@ -236,8 +236,3 @@ class Promises:
             self.violated(2, f"the call step's value was {token}, the task saw {self.result[0]}")
         if not 1 <= self.links <= 1 + self.more_links:
             self.violated(6, f"the callback was dispatched {self.links} times, {1 + self.more_links} may be")
-
-
-def _unwished(fence: Fence) -> Fence:
-    """The fence without what somebody outside wishes."""
-    return fence.wishing("") if fence.status in OWNED else fence

@@ -20,7 +20,7 @@ from kombu.serialization import dumps, loads
 from celery_continuations.exceptions import StoreError
 from celery_continuations.messages.headers import GENERATION, SNAPSHOT
 from celery_continuations.process import stop_flag as flags
-from celery_continuations.stores import Fence, Look, Record, Store
+from celery_continuations.stores import Fence, Record, Scan, Store, Update
 
 if TYPE_CHECKING:
     from tests.model.world import World
@@ -68,7 +68,7 @@ def _plain(text: str, has_limit: bool) -> str:
 
 def fence_told(fence: Fence) -> str:
     """A fence, its generation marked as one."""
-    return f"g{fence.generation} {fence.status} {fence.owner}"
+    return "g" + fence.dumps()
 
 
 def told(result: Any) -> str:
@@ -77,7 +77,7 @@ def told(result: Any) -> str:
         due = None if result.due is None else max(0.0, round(result.due - Now.world.clock, 3))
         texts = f"{plain(result.snapshot)} {bool(result.message):d} {result.value!r} {result.inbox!r}"
         return f"<{fence_told(result.fence)} {texts} {due}>"
-    if isinstance(result, Look):
+    if isinstance(result, Scan):
         leases = ",".join(f"{one.worker}:{one.left > 0:d}:{one.note}" for one in result.leases)
         return f"<{leases} {result.due} {result.owned}>"
     if isinstance(result, Message):
@@ -91,28 +91,19 @@ class SimStore(Store):
     def read(self, task_id: str) -> Record | None:
         return self._io("read", lambda: Now.world.memory.read(task_id))
 
-    def swap(
-        self,
-        task_id: str,
-        expected: Fence | None,
-        record: Record,
-        *,
-        due_in: float | None = None,
-        expires_in: float | None = None,
-        inbox: str | None = None,
-    ) -> bool:
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
         def act() -> bool:
             world = Now.world
             old = world.memory.read(task_id)
-            swapped = world.memory.swap(task_id, expected, record, due_in=due_in, expires_in=expires_in, inbox=inbox)
-            if swapped:
+            written = world.memory.compare_and_swap(task_id, expected, update)
+            if written:
                 new = world.memory.read(task_id)
-                world.written(old, new or record, record.snapshot)
+                world.written(old, new or update.applied_to(old, world.clock), update.snapshot)
             elif expected is not None and old is not None and world.actor is not None:
                 world.promises.refused(world.actor, expected, old.fence)
-            return swapped
+            return written
 
-        return self._io(f"swap to {fence_told(record.fence)}", act, may_repeat=True)
+        return self._io(f"write {fence_told(update.fence)}", act, may_repeat=True)
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
         if not Now.world.scenario.is_atomic:
@@ -121,7 +112,7 @@ class SimStore(Store):
         def act() -> Record | None:
             world = Now.world
             old = world.memory.read(task_id)
-            if not world.memory.swap(task_id, expected, Record(fence)):
+            if not world.memory.compare_and_swap(task_id, expected, Update(fence)):
                 return None
             new = world.memory.read(task_id)
             assert new is not None
@@ -129,9 +120,6 @@ class SimStore(Store):
             return new
 
         return self._io(f"take {fence_told(fence)}", act, may_repeat=True)
-
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        return self._io("delete", lambda: Now.world.delete(task_id, expected))
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
         return self._io("records", lambda: Now.world.memory.records())
@@ -142,11 +130,8 @@ class SimStore(Store):
     def retire(self, worker: str) -> None:
         self._io(f"retire {worker}", lambda: Now.world.retire(worker))
 
-    def look(self, worker: str = "", limit: int = 100) -> Look:
-        return self._io("look", lambda: Now.world.memory.look(worker, limit))
-
-    def owned(self, worker: str) -> dict[str, str]:
-        return self._io(f"owned {worker}", lambda: Now.world.memory.owned(worker))
+    def scan(self, worker: str = "", limit: int = 100) -> Scan:
+        return self._io(f"scan {worker}", lambda: Now.world.memory.scan(worker, limit))
 
     def _io(self, label: str, act: Any, may_repeat: bool = False) -> Any:
         actor = Now.world.actor

@@ -20,7 +20,7 @@ from greenlet import getcurrent, greenlet
 
 from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Fence, Record, Status
-from celery_continuations.stores.base import ENDED
+from celery_continuations.stores.base import NOT_CLAIMABLE
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.worker import maintenance as keepers
 from celery_continuations.worker.bootstep import Hearing
@@ -254,10 +254,6 @@ class World:
         self.has_written = True
         self.memory.retire(worker)
 
-    def delete(self, task_id: str, expected: Fence) -> bool:
-        self.has_written = True
-        return self.memory.delete(task_id, expected)
-
     def publish(self, message: Message) -> None:
         self.has_written = True
         if message.headers["task"] == self.scenario.task.name:
@@ -468,15 +464,15 @@ class World:
 
     def _is_to_be_swept(self, record: Record | None) -> bool:
         """Whether a sweep would change the record: its owner is dead, or nobody has looked for its message yet."""
-        if record is None or record.fence.status in ENDED:
+        if record is None or record.fence.status in NOT_CLAIMABLE:
             return record is not None and record.fence.status == Status.WAITING and record.due is not None
         if record.fence.status == Status.QUEUED:
-            return record.fence.owner.partition(" ")[0] in ("", "0")  # looks for its message
-        return not record.fence.owner or not self.owners[record.fence.wishing("").owner].is_up
+            return not record.fence.republished
+        return not record.fence.owner or not self.owners[record.fence.owner].is_up
 
     def _has_dead_lease(self) -> bool:
         up = {worker.name for worker in self.workers if worker.is_up or worker.is_frozen}
-        return any(lease.worker not in up for lease in self.memory.look().leases)
+        return any(lease.worker not in up for lease in self.memory.scan().leases)
 
     def _stuck(self, record: Record | None) -> bool:
         """Whether time will change nothing any more."""
@@ -715,7 +711,7 @@ class World:
         text = "\n".join(
             (
                 told(record),
-                told(self.memory.look()),
+                told(self.memory.scan()),
                 self._lines(self.queue),
                 self._lines(self.held),
                 self._lines([self.sent[m] for m in self._to_duplicate()]),

@@ -23,7 +23,7 @@ from kombu.serialization import prepare_accept_content
 
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.process.stop_flag import STOPPING, new_flag
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Fence, Status, Update, open_store
 
 numbers = itertools.count()
 
@@ -148,7 +148,9 @@ def take_over(app: Celery, task_id: str) -> None:
     store = open_store(app, "memory")
     found = store.read(task_id)
     assert found is not None
-    assert store.swap(task_id, found.fence, Record(Fence(found.fence.generation + 1, Status.RUNNING, "another/1.1/a")))
+    assert store.compare_and_swap(
+        task_id, found.fence, Update(Fence(found.fence.generation + 1, Status.RUNNING, "another/1.1/a"))
+    )
 
 
 def make_app(**conf: Any) -> Celery:

@@ -15,7 +15,7 @@ from celery_continuations import DeliveryError, StoreError, control
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.process.identity import new_worker
 from celery_continuations.protocol import commands
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.worker.requests import Request
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import Killed, take_over
@@ -101,7 +101,7 @@ def test_a_task_is_paused_before_it_has_started(worker: Any, loop: Any, record: 
     if comes_first:
         worker.drain()
         assert loop.done == []
-        assert record(result.id).fence == Fence(0, Status.PAUSED, "kept")
+        assert record(result.id).fence == Fence(0, Status.PAUSED, message_saved=True)
     result.resume()
     worker.drain()
     assert (result.get(), loop.done) == ("end", WHOLE)
@@ -166,19 +166,19 @@ def test_a_waiting_task_is_paused_and_waits_again(worker: Any, task: Any, record
 
 
 def test_a_pause_meets_an_interruption(worker: Any, loop: Any, record: Any, monkeypatch: Any, store: Any) -> None:
-    """The wish comes between the last save and the swap that leaves the record to a message."""
+    """The command comes between the last save and the write that leaves the record to a message."""
 
     def act() -> None:
         worker.stop()
-        swap = store.swap
+        swap = store.compare_and_swap
 
-        def late(task_id: str, expected: Any, record: Any, **options: Any) -> Any:
-            if record.fence.status == Status.QUEUED:
+        def late(task_id: str, expected: Any, update: Update) -> Any:
+            if update.fence.status == Status.QUEUED:
                 monkeypatch.undo()
                 result.pause()
-            return swap(task_id, expected, record, **options)
+            return swap(task_id, expected, update)
 
-        monkeypatch.setattr(store, "swap", late)
+        monkeypatch.setattr(store, "compare_and_swap", late)
 
     loop.act = act
     result = loop.apply_async()
@@ -189,23 +189,25 @@ def test_a_pause_meets_an_interruption(worker: Any, loop: Any, record: Any, monk
     assert (result.get(), loop.done) == ("end", WHOLE)
 
 
-@pytest.mark.parametrize("wish", ["pause", "cancel"])
-def test_a_wish_that_meets_the_end_is_too_late(worker: Any, loop: Any, monkeypatch: Any, store: Any, wish: str) -> None:
-    swap = store.swap
+@pytest.mark.parametrize("command", ["pause", "cancel"])
+def test_a_command_that_meets_the_end_is_too_late(
+    worker: Any, loop: Any, monkeypatch: Any, store: Any, command: str
+) -> None:
+    swap = store.compare_and_swap
 
-    def late(task_id: str, expected: Any, record: Any, **options: Any) -> Any:
-        if record.fence.status == Status.FINISHING:
+    def late(task_id: str, expected: Any, update: Update) -> Any:
+        if update.fence.status == Status.RETURNED:
             monkeypatch.undo()
-            getattr(result, wish)()
-        return swap(task_id, expected, record, **options)
+            getattr(result, command)()
+        return swap(task_id, expected, update)
 
-    monkeypatch.setattr(store, "swap", late)
+    monkeypatch.setattr(store, "compare_and_swap", late)
     result = loop.apply_async()
     worker.deliver()
     assert result.get() == "end"
     assert store.read(result.id).fence == Fence(1, Status.DONE)
     with pytest.raises(DeliveryError, match="it has ended"):
-        getattr(result, wish)()
+        getattr(result, command)()
 
 
 def test_a_task_that_was_to_pause_and_whose_worker_was_killed_is_paused(
@@ -219,11 +221,11 @@ def test_a_task_that_was_to_pause_and_whose_worker_was_killed_is_paused(
     assert (result.get(), loop.done) == ("end", [0, 1, 1, 2, 3, "after"])
 
 
-def killed_after(loop: Any, wish: str, worker: Any, store: Any) -> Any:
-    """Start the task; it is wished something, and its worker is killed before it hears of that."""
+def killed_after(loop: Any, command: str, worker: Any, store: Any) -> Any:
+    """Start the task; its worker is killed before it finds the command."""
 
     def act() -> None:
-        getattr(result, wish)()
+        getattr(result, command)()
         raise Killed
 
     loop.act = act
@@ -239,9 +241,8 @@ def totalled(values: Any) -> Any:
 
 def lose(store: Any, task_id: str) -> None:
     record = store.read(task_id)
-    wish = record.fence.wish
-    fence = record.fence._replace(owner="another-machine.7.7.abc/7.7/a").wishing(wish)
-    assert store.swap(task_id, record.fence, Record(fence))
+    fence = record.fence._replace(owner="another-machine.7.7.abc/7.7/a")
+    assert store.compare_and_swap(task_id, record.fence, Update(fence))
     store.renew("another-machine.7.7.abc", 0.0)
 
 

@@ -21,7 +21,7 @@ from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.execution import execution
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.process.identity import new_worker
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import Killed, rows
 
@@ -249,7 +249,7 @@ def recovered(app: Celery, worker: Any, task: Any) -> Any:
         record = store.read(result.id)
         assert record is not None
         fence = record.fence._replace(owner="another-machine.7.7.abc/7.7/a")
-        assert store.swap(result.id, record.fence, Record(fence))
+        assert store.compare_and_swap(result.id, record.fence, Update(fence))
         store.renew("another-machine.7.7.abc", 0.0, "")
         Sweeper(app, store, new_worker(), lambda task_id: True, lambda: sends_as).sweep(lambda: True)
         assert store.read(result.id).fence == Fence(1, Status.QUEUED)  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 from celery_continuations import CheckpointError, ErrorBudgetError, InvalidStepError
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.testing import assert_resumable
 from tests.support.worker import Killed, Worker, make_app
 
@@ -221,7 +221,7 @@ def test_an_execution_that_was_succeeded_commits_nothing(
             if item == 2:
                 known = record(self.request.id).fence
                 other = Fence(known.generation + 1, Status.RUNNING, "another/1.1/a")
-                assert store.swap(self.request.id, known, Record(other))
+                assert store.compare_and_swap(self.request.id, known, Update(other))
             ways.add(item)
 
     result = task(run).delay()

@@ -21,7 +21,8 @@ from celery_continuations import deliver as deliver_to
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.execution import execution
 from celery_continuations.process.identity import new_worker
-from celery_continuations.stores import Fence, Record, Status
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.stores import Fence, Status, Update
 from celery_continuations.testing import delivered
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import Killed
@@ -139,7 +140,8 @@ def test_a_delivery_to_a_task_that_ended_long_ago_is_refused(worker: Any, approv
     result = approval.apply_async()
     result.deliver("approval", 1)
     worker.deliver()
-    assert store.delete(result.id, store.read(result.id).fence)
+    fence = store.read(result.id).fence
+    assert store.compare_and_swap(result.id, fence, Update(fence, expires_in=0))
     with pytest.raises(DeliveryError, match="it has ended: SUCCESS"):
         result.deliver("approval", 1)
 
@@ -513,7 +515,9 @@ def test_a_child_that_has_not_told_of_its_end_is_looked_at_after_a_minute(
 def lose(store: Any, task_id: str) -> None:
     """The worker that had the task is gone."""
     record = store.read(task_id)
-    assert store.swap(task_id, record.fence, Record(record.fence._replace(owner="another-machine.7.7.abc/7.7/a")))
+    assert store.compare_and_swap(
+        task_id, record.fence, Update(record.fence._replace(owner="another-machine.7.7.abc/7.7/a"))
+    )
     store.renew("another-machine.7.7.abc", 0.0)
 
 
@@ -563,14 +567,14 @@ def test_a_store_that_is_away_when_the_task_leaves_has_it_come_back_and_wait_the
     worker: Any, approval: Any, store: Any, monkeypatch: Any
 ) -> None:
     result = approval.apply_async()
-    leave = execution.rules.wait
-    monkeypatch.setattr(execution.rules, "wait", away)
+    wait = OwnedRecord.wait
+    monkeypatch.setattr(OwnedRecord, "wait", away)
     worker.deliver()
     assert result.state == states.RETRY
     message = worker.deliver_nothing()
     assert message.headers["eta"], "it is tried again, later"
     assert "approval" in message.body[2]["continuation"], "the message carries what the store did not take"
-    monkeypatch.setattr(execution.rules, "wait", leave)
+    monkeypatch.setattr(OwnedRecord, "wait", wait)
     worker.execute(message)
     assert store.read(result.id).fence.status == Status.WAITING
     result.deliver("approval", 1)
@@ -632,11 +636,11 @@ def test_children_are_not_started_while_their_ids_cannot_be_saved(
     worker: Any, parent: Any, double: Any, monkeypatch: Any, later: Any
 ) -> None:
     result = parent.apply_async(([1, 2],))
-    save = execution.rules.save
-    monkeypatch.setattr(execution.rules, "save", away)
+    save = OwnedRecord.save
+    monkeypatch.setattr(OwnedRecord, "save", away)
     worker.deliver()
     assert double.calls == []
-    monkeypatch.setattr(execution.rules, "save", save)
+    monkeypatch.setattr(OwnedRecord, "save", save)
     later(6)
     worker.drain()
     assert (result.get(), sorted(double.calls)) == ([2, 4], [1, 2])

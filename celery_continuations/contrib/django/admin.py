@@ -50,7 +50,7 @@ class RecordAdmin(admin.ModelAdmin):
         fence = _fence(row)
         if fence is None:
             return f"unreadable: {row.fence!r}"
-        return f"{fence.status}, to {fence.wish}" if fence.wish else fence.status
+        return f"{fence.status}, to {fence.command}" if fence.command else str(fence.status)
 
     def generation(self, row: RecordRow) -> int | None:
         """The number of its claims."""

@@ -24,7 +24,7 @@ from celery_continuations.bin import sweeping as bin_sweeping
 from celery_continuations.bin.continuations import continuations
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.messages.saved import SavedMessage
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Fence, Record, Status, Update, open_store
 from tests.support.worker import make_app
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -69,20 +69,22 @@ def put(app: Celery) -> Any:
     """Write a record as it would be after ``age`` seconds."""
 
     def put(
-        task_id: str, status: str = Status.RUNNING, age: float = 0, task: str = "proj.rows", **snapshot: Any
+        task_id: str, status: Status = Status.RUNNING, age: float = 0, task: str = "proj.rows", **snapshot: Any
     ) -> None:
         message = {"task": task, "headers": {"argsrepr": "(1,)", "kwargsrepr": "{}"}, "began": time.time() - age}
         message |= {"route": {}, "properties": {}, "sending": {}, "content": [], "body": ""}
         owner = "w/1.1/a" if status == Status.RUNNING else ""
-        record = Record(Fence(1, status, owner), Snapshot(**snapshot).dumps(), json.dumps(message))
-        assert open_store(app, "memory").swap(task_id, None, record)
+        update = Update(Fence(1, status, owner), Snapshot(**snapshot).dumps(), json.dumps(message))
+        assert open_store(app, "memory").compare_and_swap(task_id, None, update)
 
     return put
 
 
 @pytest.fixture
 def broken(app: Celery) -> None:
-    assert open_store(app, "memory").swap("bad", None, Record(Fence(1, Status.RUNNING, "w/1.1/a"), "no snapshot"))
+    assert open_store(app, "memory").compare_and_swap(
+        "bad", None, Update(Fence(1, Status.RUNNING, "w/1.1/a"), "no snapshot")
+    )
 
 
 # -- list
@@ -255,7 +257,7 @@ def test_one_that_fails_does_not_stop_the_others(run: Any, run_json: Any, put: A
     put("a")
     found = run("pause", "done", "a", code=1)
     assert found.stderr == "done: task done: it has ended\n"
-    assert record("a").fence.wish == "pause"
+    assert record("a").fence.command == "pause"
     assert [bool(one["error"]) for one in run_json("pause", "done", "a", code=1)] == [True, False]
 
 
@@ -277,9 +279,9 @@ def test_a_terminal_is_asked_before_a_cancel(run: Any, put: Any, record: Any, mo
         "celery_continuations.bin.continuations.sys", SimpleNamespace(stdin=terminal, stdout=sys.stdout)
     )
     assert "Cancel this task?" in run("cancel", "a", input="n\n", code=1).output
-    assert record("a").fence.wish == ""
+    assert record("a").fence.command is None
     run("cancel", "a", "--yes")
-    assert record("a").fence.wish == "cancel"
+    assert record("a").fence.command == "cancel"
 
 
 def test_a_task_is_found_in_the_store_of_its_own(
@@ -288,7 +290,7 @@ def test_a_task_is_found_in_the_store_of_its_own(
     mine = f"file://{tmp_path}"
     task(nothing, continuation_store=mine)
     store = open_store(app, mine)
-    assert store.swap("a", None, Record(Fence(1, Status.WAITING), message=""))
+    assert store.compare_and_swap("a", None, Update(Fence(1, Status.WAITING), message=""))
     run("pause", "a")
     assert store.read("a").fence.status == Status.PAUSED  # type: ignore[union-attr]
     assert [one["id"] for one in run_json("list")] == ["a"]
@@ -312,8 +314,8 @@ def test_changes_are_lines_and_it_ends_with_the_task(app: Celery, run: Any, put:
         done, status = next(states)
         old = store.read("a")
         fence = Fence(1, status, "w/1.1/a" if status == Status.RUNNING else "")
-        assert old and store.swap(
-            "a", old.fence, Record(fence, Snapshot(current=("import", done), progress=(done, 4)).dumps())
+        assert old and store.compare_and_swap(
+            "a", old.fence, Update(fence, Snapshot(current=("import", done), progress=(done, 4)).dumps())
         )
 
     monkeypatch.setattr(watching, "time", SimpleNamespace(time=time.time, sleep=go_on, strftime=time.strftime))
@@ -344,7 +346,9 @@ def test_a_sweep_recovers_what_a_dead_worker_left(app: Celery, run: Any, run_jso
     worker.deliver()
     store = open_store(app, "memory")
     found = store.read(result.id)
-    assert found and store.swap(result.id, found.fence, Record(Fence(2, Status.RUNNING, "elsewhere.1.1.a/1.1/a")))
+    assert found and store.compare_and_swap(
+        result.id, found.fence, Update(Fence(2, Status.RUNNING, "elsewhere.1.1.a/1.1/a"))
+    )
     store.renew("elsewhere.1.1.a", -1)
     assert run("sweep").stdout == "nothing to recover\n"  # no lease is judged at the first look
     app.conf.continuation_lease = 1

@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.db import connections
 
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.stores import PAUSE, Fence, Record, Status
+from celery_continuations.stores import Command, Fence, Status, Update
 
 
 def test_migrations_are_complete() -> None:
@@ -24,9 +24,9 @@ def test_the_admin_lists_tasks_and_changes_nothing(django_database: Path) -> Non
 
     store = DjangoStore("default", "service")
     snapshot = Snapshot(current=("import rows", 5), progress=(5, 20), saved={"key": "secret"}).dumps()
-    store.swap("sound-id", None, Record(Fence(3, Status.RUNNING, "w/1/a"), snapshot), due_in=100)
-    store.swap("broken-id", None, Record(Fence(1, Status.QUEUED), "{"))
-    store.swap("paused-id", None, Record(Fence(1, Status.RUNNING, "w/1/b").wishing(PAUSE)))
+    store.compare_and_swap("sound-id", None, Update(Fence(3, Status.RUNNING, "w/1/a"), snapshot, due_in=100))
+    store.compare_and_swap("broken-id", None, Update(Fence(1, Status.QUEUED), "{"))
+    store.compare_and_swap("paused-id", None, Update(Fence(1, Status.RUNNING, "w/1/b").with_command(Command.PAUSE)))
     with connections["default"].cursor() as cursor:
         cursor.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = 'broken-id'")
     client = Client()

@@ -17,7 +17,7 @@ from opentelemetry.trace import StatusCode
 
 from celery_continuations.contrib.opentelemetry import instrument, uninstrument
 from celery_continuations.process.identity import new_worker
-from celery_continuations.stores import Record, open_store
+from celery_continuations.stores import Update, open_store
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import Killed, rows
 
@@ -140,7 +140,7 @@ def test_a_recovered_task_is_linked_to_the_execution_that_was_lost(
     record = store.read(result.id)
     assert record is not None
     fence = record.fence._replace(owner="another-machine.7.7.abc/7.7/a")
-    assert store.swap(result.id, record.fence, Record(fence))
+    assert store.compare_and_swap(result.id, record.fence, Update(fence))
     store.renew("another-machine.7.7.abc", 0.0, "")
     Sweeper(app, store, new_worker(), lambda task_id: True).sweep(lambda: True)
     worker.drain()

@@ -26,8 +26,8 @@ from celery_continuations import (
     conf,
 )
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.protocol import rules
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import make_app, take_over
 
@@ -810,8 +810,8 @@ def test_a_value_lost_between_finishing_and_the_result_is_returned_without_runni
     made = task(loop(worker, seen))
     store = open_store(app, "memory")
     lost = Fence(1, "running", "/1.1/lost")
-    assert store.swap(some_id, None, Record(lost))
-    assert rules.finish(store, some_id, lost, Snapshot().dumps(), '"kept"') is not None
+    assert store.compare_and_swap(some_id, None, Update(lost))
+    OwnedRecord(store, some_id, lost).finish(Snapshot().dumps(), '"kept"')
     result = made.apply_async(task_id=some_id)
     worker.drain()
     assert (seen, result.get()) == ([], "kept")
@@ -835,7 +835,7 @@ def test_a_result_that_was_not_stored_after_all_is_not_taken_for_stored(
     with pytest.raises((error, TypeError)) if error is SystemExit else pytest.warns(RuntimeWarning):
         worker.deliver()
     monkeypatch.undo()
-    assert record(some_id).fence.status == Status.FINISHING
+    assert record(some_id).fence.status == Status.RETURNED
     store = open_store(app, "memory")
     Sweeper(app, store, "another", lambda task_id: False).sweep(lambda: True)
     worker.drain()
@@ -854,12 +854,12 @@ def test_a_snapshot_over_the_limit_is_refused_by_name(worker: Any, task: Any) ->
 
 
 def test_a_snapshot_that_cannot_be_read_fails_the_task(worker: Any, app: Celery, task: Any, record: Any) -> None:
-    from celery_continuations.stores import Fence, Record, open_store
+    from celery_continuations.stores import Fence, open_store
 
     some_id = uuid.uuid4().hex
     seen: list[int] = []
     made = task(loop(worker, seen))
-    open_store(app, "memory").swap(some_id, None, Record(Fence(0, Status.QUEUED), "nonsense"))
+    open_store(app, "memory").compare_and_swap(some_id, None, Update(Fence(0, Status.QUEUED), "nonsense"))
     result = made.apply_async(task_id=some_id)
     worker.drain()
     assert seen == []
@@ -880,13 +880,13 @@ def test_store_message_carries_everything_in_the_message(worker: Any, app: Celer
 
 def test_progress_is_saved_at_most_once_an_interval(worker: Any, app: Celery, task: Any, monkeypatch: Any) -> None:
     saved: list[Any] = []
-    save = rules.save
+    save = OwnedRecord.save
 
-    def watched(store: Any, task_id: str, fence: Any, snapshot: str, *args: Any) -> bool:
+    def watched(owned: OwnedRecord, snapshot: str) -> None:
         saved.append(json.loads(snapshot).get("current"))
-        return save(store, task_id, fence, snapshot, *args)
+        save(owned, snapshot)
 
-    monkeypatch.setattr(rules, "save", watched)
+    monkeypatch.setattr(OwnedRecord, "save", watched)
     task(loop(worker, []), continuation_checkpoint_interval=0).delay()
     worker.drain()
     assert saved == [["loop", place] for place in range(1, 11)] + [None]
@@ -920,7 +920,7 @@ def test_app_task_claims_at_its_first_step_only(worker: Any, app: Celery, record
 
 
 def test_app_task_that_eats_the_refusal_of_its_claim_ends_all_the_same(worker: Any, app: Celery, record: Any) -> None:
-    from celery_continuations.stores import Fence, Record, open_store
+    from celery_continuations.stores import Fence, open_store
 
     some_id = uuid.uuid4().hex
 
@@ -934,7 +934,7 @@ def test_app_task_that_eats_the_refusal_of_its_claim_ends_all_the_same(worker: A
         return "end"
 
     ran: list[int] = []
-    open_store(app, "memory").swap(some_id, None, Record(Fence(3, Status.DONE)))
+    open_store(app, "memory").compare_and_swap(some_id, None, Update(Fence(3, Status.DONE)))
     result = greedy.apply_async(task_id=some_id)
     worker.drain()
     assert (ran, result.state) == ([], states.PENDING)

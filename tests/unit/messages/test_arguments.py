@@ -37,8 +37,7 @@ from celery_continuations.messages.headers import SNAPSHOT
 from celery_continuations.messages.publishing import publish_saved
 from celery_continuations.process.identity import new_worker
 from celery_continuations.process.stop_flag import new_flag
-from celery_continuations.protocol import rules
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.worker.requests import Request
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import Delivery, Killed, make_app
@@ -159,8 +158,8 @@ class Driver:
         except TypeError:  # Killed, as Celery's solo pool passes it on
             found = self.store.read(task_id)
             assert found is not None
-            lost = Record(found.fence._replace(owner=f"{DEAD}/7.7/a"))
-            assert self.store.swap(task_id, found.fence, lost)
+            lost = found.fence._replace(owner=f"{DEAD}/7.7/a")
+            assert self.store.compare_and_swap(task_id, found.fence, Update(lost))
             self.sweeper.sweep(lambda: True)
 
     def until_ended(self, result: Any) -> None:
@@ -340,7 +339,7 @@ def test_given_back_because_of_the_store(worker: Any, task: Any, driver: Driver,
     for _ in range(2):  # a fresh message, and one that carries a snapshot
         celery_signals.task_prerun.connect(clear, weak=False)
         with monkeypatch.context() as patch:
-            patch.setattr(rules, "claim", away)
+            patch.setattr(execution, "claim", away)
             worker.deliver()
         celery_signals.task_prerun.disconnect(clear)
         worker.deliver()
@@ -530,7 +529,7 @@ def test_the_saved_message_of_a_lost_record_has_no_snapshot(
     result = made.apply_async(ARGS, KWARGS)
     worker.deliver()
     fence = record(result.id).fence
-    assert store.delete(result.id, fence)
+    assert store.compare_and_swap(result.id, fence, Update(fence, expires_in=0))
     worker.deliver()
     kept = json.loads(record(result.id).message)
     args, kwargs, embed = carried(kept["content"], kept["body"], app).decode()
@@ -824,7 +823,7 @@ def test_what_0_1_has_left_is_resumed(worker: Any, app: Celery, store: Any, seri
     task_id = message["headers"]["id"]
     if way != "message":
         queued = Fence(record["generation"], Status.QUEUED)
-        assert store.swap(task_id, None, Record(queued, record["snapshot"], record["message"]))
+        assert store.compare_and_swap(task_id, None, Update(queued, record["snapshot"], record["message"]))
     if way == "record":
         publish_saved(app, record["message"], record["generation"])
     else:

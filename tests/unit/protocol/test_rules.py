@@ -10,9 +10,13 @@ import pytest
 
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import DeliveryError
-from celery_continuations.protocol import commands, rules
-from celery_continuations.protocol.rules import PATIENCE, Claim, Death
-from celery_continuations.stores.base import ENDED, PAUSE, Fence, Record, Status
+from celery_continuations.protocol import claim as claiming
+from celery_continuations.protocol import commands
+from celery_continuations.protocol.liveness import Loss
+from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord, Superseded
+from celery_continuations.protocol.recovery import recover as recover_record
+from celery_continuations.protocol.recovery import republish_overdue
+from celery_continuations.stores.base import NOT_CLAIMABLE, Command, Fence, Record, Status, Update
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
 
@@ -51,15 +55,23 @@ def claim(
     owner: str = "w/1/o",
     snapshot: str | None = None,
     ended: Callable[[str | None], Any] = unasked,
-    death: Callable[[str], Any] = unasked,
+    loss_of: Callable[[str], Any] = unasked,
 ) -> Any:
-    return rules.claim(
-        store, "id", generation, owner, snapshot=snapshot, message=lambda: "message", ended=ended, death=death
+    return claiming.claim(
+        store, "id", generation, owner, snapshot=snapshot, message=lambda: "message", ended=ended, loss_of=loss_of
     )
 
 
-def recover(store: Any, death: str | None, ended: Callable[[str | None], Any] = never) -> Any:
-    return rules.recover(store, "id", ended=ended, death=lambda owner: death)
+def seen(owned: OwnedRecord) -> tuple[Fence, str | None]:
+    return owned.fence, owned.snapshot
+
+
+def at(store: Any, fence: Fence) -> OwnedRecord:
+    return OwnedRecord(store, "id", fence, message=lambda: "message")
+
+
+def recover(store: Any, loss: Loss | None, ended: Callable[[str | None], Any] = never) -> Any:
+    return recover_record(store, "id", ended=ended, loss_of=lambda owner: loss)
 
 
 def record(store: MemoryStore) -> Record:
@@ -68,50 +80,44 @@ def record(store: MemoryStore) -> Record:
     return found
 
 
-def save(store: Any, task_id: str, fence: Fence, snapshot: str) -> Fence | None:
-    return rules.save(store, task_id, fence, snapshot, lambda: "message")
-
-
-def running(store: MemoryStore, owner: str = "w/1/o") -> Fence:
-    fence = claim(store, 0, owner).fence
-    assert save(store, "id", fence, SAVED)
-    assert isinstance(fence, Fence)
-    return fence
+def running(store: MemoryStore, owner: str = "w/1/o") -> OwnedRecord:
+    owned = claim(store, 0, owner)
+    owned.save(SAVED)
+    assert isinstance(owned, OwnedRecord)
+    return owned
 
 
 def test_one_message_after_the_other_is_claimed_in_one_round_trip(store: MemoryStore, clock: Clock) -> None:
     first = claim(store, 0, "w/1/first")
-    assert first == Claim(Fence(1, Status.RUNNING, "w/1/first"), None)
+    assert seen(first) == (Fence(1, Status.RUNNING, "w/1/first"), None)
     assert record(store).message == "message"
-    queued = rules.interrupt(store, "id", first.fence, "left", due_in=60)
-    assert queued == Fence(1, Status.QUEUED)
-    assert record(store).due == clock.now + 60 + PATIENCE
+    first.queue("left", 60)
+    assert first.fence == Fence(1, Status.QUEUED)
+    assert record(store).due == clock.now + 60 + OVERDUE_AFTER
     second = claim(store, 1, "w/1/second", "carried")
-    assert second == Claim(Fence(2, Status.RUNNING, "w/1/second"), "carried")
-    rules.interrupt(store, "id", second.fence, "left again", due_in=0, message="another")
+    assert seen(second) == (Fence(2, Status.RUNNING, "w/1/second"), "carried")
+    second.queue("left again", 0, "another")
     assert record(store).message == "another"
-    assert claim(store, 2) == Claim(Fence(3, Status.RUNNING, "w/1/o"), "left again"), "the message carries none"
+    assert seen(claim(store, 2)) == (Fence(3, Status.RUNNING, "w/1/o"), "left again"), "the message carries none"
 
 
 def test_rule_1_a_message_whose_record_is_gone_is_trusted_unless_the_task_has_ended(store: MemoryStore) -> None:
     assert claim(store, 3, ended=lambda message: (Status.DONE, 60.0)) is None
     assert store.read("id") is None
-    assert claim(store, 3, snapshot="carried", ended=never) == Claim(Fence(4, Status.RUNNING, "w/1/o"), "carried")
+    assert seen(claim(store, 3, snapshot="carried", ended=never)) == (Fence(4, Status.RUNNING, "w/1/o"), "carried")
     assert record(store).message == "message"
 
 
-@pytest.mark.parametrize("status", sorted(ENDED))
+@pytest.mark.parametrize("status", sorted(NOT_CLAIMABLE))
 def test_rule_2_what_has_ended_is_not_touched(store: MemoryStore, status: str) -> None:
-    store.swap("id", None, Record(Fence(2, status), "snapshot", "message"))
+    store.compare_and_swap("id", None, Update(Fence(2, status), "snapshot", "message"))
     for generation in (0, 1, 2, 3):
         assert claim(store, generation) is None
     assert store.read("id") == Record(Fence(2, status), "snapshot", "message")
 
 
 def test_rule_3_a_message_older_than_the_last_claims_is_stale(store: MemoryStore) -> None:
-    fence = running(store)
-    queued = rules.interrupt(store, "id", fence, "left", due_in=0)
-    assert queued is not None
+    running(store).queue("left", 0)
     assert claim(store, 0) is None, "the first message again, while the second waits"
     second = claim(store, 1, "w/1/second").fence
     assert claim(store, 0) is None, "the first message again, while the second runs"
@@ -119,26 +125,26 @@ def test_rule_3_a_message_older_than_the_last_claims_is_stale(store: MemoryStore
 
 
 def test_rule_4_a_second_delivery_of_what_a_live_owner_works_on_ends(store: MemoryStore) -> None:
-    fence = running(store)
+    owned = running(store)
     asked: list[str] = []
-    assert claim(store, 0, "w/2/second", death=asked.append) is None
+    assert claim(store, 0, "w/2/second", loss_of=asked.append) is None
     assert asked == ["w/1/o"]
-    assert save(store, "id", fence, "it goes on")
+    owned.save("it continues")
 
 
 def test_rule_23_what_an_owner_saves_until_its_record_is_taken_is_not_lost(store: MemoryStore) -> None:
     """It was frozen past its lease, and wakes while a sweep has read its record."""
-    fence = running(store)
+    owned = running(store)
     read = store.read
 
     def read_and_save(task_id: str) -> Record | None:
         found = read(task_id)
         store.read = read  # type: ignore[method-assign]
-        assert save(store, "id", fence, SAVED.replace("{", '{"executions": 7, ', 1))
+        owned.save(SAVED.replace("{", '{"executions": 7, ', 1))
         return found
 
     store.read = read_and_save  # type: ignore[method-assign]
-    recovered = rules.recover(store, "id", ended=never, death=lambda owner: Death.CRASHED)
+    recovered = recover(store, Loss.CRASH)
     assert recovered is not None
     assert Snapshot.loads(str(recovered.snapshot)).executions == 7
     assert Snapshot.loads(str(record(store).snapshot)).losses == (1, 0)
@@ -146,11 +152,12 @@ def test_rule_23_what_an_owner_saves_until_its_record_is_taken_is_not_lost(store
 
 def test_rule_8_who_was_taken_for_dead_leaves_nothing(store: MemoryStore) -> None:
     """It was frozen past its lease, and is told to stop when it wakes: the record is queued, but not by itself."""
-    fence = running(store)
-    assert recover(store, Death.CRASHED)
+    owned = running(store)
+    assert recover(store, Loss.CRASH)
     recovered = record(store)
-    assert rules.interrupt(store, "id", fence, "newer", due_in=0) is None
-    assert save(store, "id", fence, "newer") is None
+    for write in (lambda: owned.queue("newer", 0), lambda: owned.save("newer")):
+        with pytest.raises(Superseded):
+            write()
     assert record(store) == recovered
 
 
@@ -162,84 +169,108 @@ def test_rule_5_a_dead_owner_may_have_stored_its_result(store: MemoryStore, cloc
         seen.append(found and found.message)
         return Status.DONE, 60.0
 
-    assert claim(store, 0, "w/2/second", ended=ended, death=lambda owner: Death.CRASHED) is None
+    assert claim(store, 0, "w/2/second", ended=ended, loss_of=lambda owner: Loss.CRASH) is None
     assert seen == ["message"]
     assert record(store) == Record(Fence(1, Status.DONE), SAVED, "", "", inbox="")
     clock.now += 60
     assert store.read("id") is None
 
     running(store)
-    assert recover(store, Death.CRASHED, ended) is None
+    assert recover(store, Loss.CRASH, ended) is None
     assert record(store).fence == Fence(1, Status.DONE)
 
 
 def test_rule_6_each_claim_has_a_generation_of_its_own(store: MemoryStore) -> None:
     first = running(store)
-    second = claim(store, 0, "w/2/second", ended=never, death=lambda owner: Death.CRASHED)
+    second = claim(store, 0, "w/2/second", ended=never, loss_of=lambda owner: Loss.CRASH)
     assert second.fence == Fence(2, Status.RUNNING, "w/2/second")
-    assert second.lost
-    assert not save(store, "id", first, "late")
+    assert second.is_recovered
+    with pytest.raises(Superseded):
+        first.save("late")
     third = claim(store, 7, "w/3/third", "newer")
     assert third.fence == Fence(8, Status.RUNNING, "w/3/third"), "the store has lost some writes"
 
 
 def test_rule_7_of_two_snapshots_the_newer_one_counts(store: MemoryStore) -> None:
-    fence = running(store)
-    save(store, "id", fence, "saved")
-    rules.release(store, "id", fence, "released")
+    owned = running(store)
+    owned.save("saved")
+    owned.release("released")
     older = claim(store, 0, "w/2/a", "in the message")
     assert (older.fence.generation, older.snapshot) == (2, "released")
     newer = claim(store, 2, "w/3/b", "made after the last save")
     assert (newer.fence.generation, newer.snapshot) == (3, "made after the last save")
 
 
-def test_rule_8_nobody_writes_but_the_owner(store: MemoryStore) -> None:
-    fence = running(store)
+def test_rule_8_only_the_owner_writes(store: MemoryStore) -> None:
+    fence = running(store).fence
     before = record(store)
     for wrong in (fence._replace(generation=2), fence._replace(owner="w/1/other"), fence._replace(owner="")):
-        assert not save(store, "id", wrong, "wrong")
-        assert rules.interrupt(store, "id", wrong, "wrong", due_in=0) is None
-        assert rules.finish(store, "id", wrong, "wrong", "1") is None
-        assert not rules.end(store, "id", wrong, Status.DONE, "wrong", 60)
-        rules.release(store, "id", wrong, "wrong")
+        other = at(store, wrong)
+        writes: list[Callable[[], None]] = [
+            lambda other=other: other.save("wrong"),  # type: ignore[misc]
+            lambda other=other: other.queue("wrong", 0),  # type: ignore[misc]
+            lambda other=other: other.finish("wrong", "1"),  # type: ignore[misc]
+            lambda other=other: other.remove(),  # type: ignore[misc]
+            lambda other=other: other.wait("wrong", None, lambda inbox: False),  # type: ignore[misc]
+        ]
+        for write in writes:
+            with pytest.raises(Superseded):
+                write()
+        other.end(Status.DONE, "wrong", 60)
+        other.release("wrong")
+        assert not other.is_found()
+        assert other.fence == wrong
     assert record(store) == before
 
 
-def test_rule_9_a_record_that_its_store_has_lost_is_written_anew(clock: Clock) -> None:
-    fence = running(MemoryStore())
+def test_rule_14_a_record_that_its_store_has_lost_is_written_again(clock: Clock) -> None:
+    fence = running(MemoryStore()).fence
     store = MemoryStore(clock)
-    assert save(store, "id", fence, "saved")
+    at(store, fence).save("saved")
     assert record(store) == Record(fence, "saved", "message")
-    assert save(store, "id", fence, "saved again")
+    at(store, fence).save("saved again")
 
     store = MemoryStore(clock)
-    assert rules.interrupt(store, "id", fence, "left", due_in=0) == Fence(1, Status.QUEUED)
-    assert rules.finish(store, "id", fence, "last", "1") == fence._replace(status=Status.FINISHING)
-    assert rules.end(store, "id", fence, Status.DONE, "last", 60)
+    owned = at(store, fence)
+    owned.queue("left", 0)
+    assert owned.fence == Fence(1, Status.QUEUED)
+    owned = at(store, fence)
+    owned.finish("last", "1")
+    assert owned.fence == fence._replace(status=Status.RETURNED)
+    owned.end(Status.DONE, "last", 60)
+    assert owned.fence == Fence(1, Status.DONE)
     assert claim(store, 1, snapshot="left", ended=never).snapshot == "left", "the message has it all"
 
 
-def test_rule_10_the_value_is_kept_before_celery_passes_it_on(store: MemoryStore) -> None:
-    fence = running(store)
-    assert rules.finish(store, "id", fence, SAVED, "[1]") == fence._replace(status=Status.FINISHING)
-    found = claim(store, 0, "w/2/next", ended=never, death=lambda owner: Death.STOPPED)
-    assert (found.fence.generation, found.value, found.lost) == (2, "[1]", True)
+def test_an_id_that_was_freed_is_another_tasks(store: MemoryStore) -> None:
+    owned = running(store)
+    owned.remove()
+    assert store.read("id") is None
+    assert seen(claim(store, 0, "w/2/next")) == (Fence(1, Status.RUNNING, "w/2/next"), None)
 
 
-def test_rule_10_also_by_way_of_the_sweep(store: MemoryStore) -> None:
-    rules.finish(store, "id", running(store), SAVED, "[1]")
-    assert recover(store, Death.CRASHED).value == "[1]"
+def test_rule_9_the_value_is_kept_before_celery_passes_it_on(store: MemoryStore) -> None:
+    owned = running(store)
+    fence = owned.fence
+    owned.finish(SAVED, "[1]")
+    assert owned.fence == fence._replace(status=Status.RETURNED)
+    found = claim(store, 0, "w/2/next", ended=never, loss_of=lambda owner: Loss.STOP)
+    assert (found.fence.generation, found.value, found.is_recovered) == (2, "[1]", True)
+
+
+def test_rule_9_also_by_way_of_the_sweep(store: MemoryStore) -> None:
+    running(store).finish(SAVED, "[1]")
+    assert recover(store, Loss.CRASH).value == "[1]"
     assert claim(store, 1).value == "[1]"
 
 
 @pytest.mark.parametrize(("status", "message"), [(Status.DONE, ""), (Status.FAILED, "message")])
-def test_rule_11_a_record_that_has_ended_stays_for_a_while(
-    store: MemoryStore, clock: Clock, status: str, message: str
+def test_rule_10_a_record_that_has_ended_stays_for_a_while(
+    store: MemoryStore, clock: Clock, status: Status, message: str
 ) -> None:
-    fence = running(store)
-    finishing = rules.finish(store, "id", fence, "last", "[1]")
-    assert finishing is not None
-    assert rules.end(store, "id", finishing, status, None, 60)
+    owned = running(store)
+    owned.finish("last", "[1]")
+    owned.end(status, None, 60)
     inbox = None if status == Status.FAILED else ""
     assert record(store) == Record(Fence(1, status), "last", message, "", inbox=inbox)
     assert claim(store, 0) is None
@@ -247,51 +278,51 @@ def test_rule_11_a_record_that_has_ended_stays_for_a_while(
     assert store.read("id") is None
 
 
-def test_rule_12_of_two_sweepers_one_recovers(store: MemoryStore, clock: Clock) -> None:
+def test_rule_11_of_two_sweepers_one_recovers(store: MemoryStore, clock: Clock) -> None:
     running(store)
     found: list[Any] = []
 
     def meanwhile(message: str | None) -> None:
-        found.append(recover(store, Death.CRASHED))
+        found.append(recover(store, Loss.CRASH))
 
-    assert recover(store, Death.CRASHED, meanwhile) is None
+    assert recover(store, Loss.CRASH, meanwhile) is None
     (recovered,) = found
     assert (recovered.fence, recovered.message) == (Fence(1, Status.QUEUED), "message")
-    assert (record(store).fence, record(store).due) == (Fence(1, Status.QUEUED), clock.now + PATIENCE)
-    assert recover(store, Death.CRASHED) is None
+    assert (record(store).fence, record(store).due) == (Fence(1, Status.QUEUED), clock.now + OVERDUE_AFTER)
+    assert recover(store, Loss.CRASH) is None
     assert claim(store, 1).fence.generation == 2
 
 
 def test_a_live_owner_keeps_its_record(store: MemoryStore) -> None:
-    fence = running(store)
+    owned = running(store)
     assert recover(store, None, unasked) is None
-    assert save(store, "id", fence, "it goes on")
-    rules.release(store, "id", fence, "left")
-    assert recover(store, Death.CRASHED, unasked) is None, "nobody owns it"
-    assert rules.recover(store, "unknown", ended=unasked, death=unasked) is None
+    owned.save("it continues")
+    owned.release("left")
+    assert recover(store, Loss.CRASH, unasked) is None, "it has no owner"
+    assert recover_record(store, "unknown", ended=unasked, loss_of=unasked) is None
 
 
-@pytest.mark.parametrize("death", [Death.CRASHED, Death.SHARED, Death.STOPPED])
-def test_how_an_owner_died_is_counted(store: MemoryStore, death: str) -> None:
+@pytest.mark.parametrize("loss", [Loss.CRASH, Loss.SUSPECTED_CRASH, Loss.STOP])
+def test_losses_are_counted_by_their_kind(store: MemoryStore, loss: Loss) -> None:
     expected = Snapshot.loads(SAVED)
-    expected.lose(alone=death == Death.CRASHED, shared=death == Death.SHARED)
+    expected.lose(alone=loss is Loss.CRASH, shared=loss is Loss.SUSPECTED_CRASH)
     running(store)
-    assert json.loads(recover(store, death).snapshot) == json.loads(expected.dumps())
+    assert json.loads(recover(store, loss).snapshot) == json.loads(expected.dumps())
     assert json.loads(record(store).snapshot or "") == json.loads(expected.dumps())
 
     store = MemoryStore()
     running(store)
-    found = claim(store, 0, "w/2/second", ended=never, death=lambda owner: death)
+    found = claim(store, 0, "w/2/second", ended=never, loss_of=lambda owner: loss)
     assert json.loads(found.snapshot) == json.loads(expected.dumps())
     assert record(store).snapshot == found.snapshot
 
 
-def test_rule_13_a_released_record_whose_message_does_not_come_back_is_queued(store: MemoryStore, clock: Clock) -> None:
-    fence = running(store)
-    assert rules.remind(store, "id", unasked) is None, "it is being worked on"
-    rules.release(store, "id", fence, "progress")
-    assert (record(store).fence, record(store).due) == (Fence(1, Status.RUNNING), clock.now + PATIENCE)
-    found = rules.remind(store, "id", lambda found: True)
+def test_rule_12_a_released_record_whose_message_does_not_come_back_is_queued(store: MemoryStore, clock: Clock) -> None:
+    owned = running(store)
+    assert republish_overdue(store, "id", unasked) is None, "it is running"
+    owned.release("progress")
+    assert (record(store).fence, record(store).due) == (Fence(1, Status.RUNNING), clock.now + OVERDUE_AFTER)
+    found = republish_overdue(store, "id", lambda found: True)
     assert found is not None
     assert (found.snapshot, found.message) == ("progress", "message")
     assert record(store).fence == Fence(1, Status.QUEUED)
@@ -299,51 +330,51 @@ def test_rule_13_a_released_record_whose_message_does_not_come_back_is_queued(st
 
 
 def test_release_lets_the_same_message_claim_again(store: MemoryStore) -> None:
-    rules.release(store, "id", running(store), "progress")
+    running(store).release("progress")
     again = claim(store, 0, "w/2/again", "older")
-    assert again == Claim(Fence(2, Status.RUNNING, "w/2/again"), "progress")
+    assert seen(again) == (Fence(2, Status.RUNNING, "w/2/again"), "progress")
     assert record(store).due is None
 
 
-def test_rule_14_each_look_doubles_the_patience(store: MemoryStore, clock: Clock) -> None:
-    rules.interrupt(store, "id", running(store), "left", due_in=0)
-    for looks in range(1, 20):
-        found = rules.remind(store, "id", lambda found: True)
+def test_rule_13_each_check_doubles_the_time_until_the_next(store: MemoryStore, clock: Clock) -> None:
+    running(store).queue("left", 0)
+    for checks in range(1, 20):
+        found = republish_overdue(store, "id", lambda found: True)
         assert found is not None
-        assert record(store).fence == Fence(1, Status.QUEUED, str(looks))
-        assert record(store).due == clock.now + PATIENCE * 2 ** min(looks, 14)
-    assert claim(store, 1) == Claim(Fence(2, Status.RUNNING, "w/1/o"), "left")
-    assert rules.remind(store, "id", unasked) is None
+        assert record(store).fence == Fence(1, Status.QUEUED, republished=checks)
+        assert record(store).due == clock.now + OVERDUE_AFTER * 2 ** min(checks, 14)
+    assert seen(claim(store, 1)) == (Fence(2, Status.RUNNING, "w/1/o"), "left")
+    assert republish_overdue(store, "id", unasked) is None
 
 
-def test_rule_14_of_two_sweepers_one_reminds(store: MemoryStore) -> None:
-    rules.interrupt(store, "id", running(store), "left", due_in=0)
+def test_rule_13_of_two_sweepers_one_checks(store: MemoryStore) -> None:
+    running(store).queue("left", 0)
     one, read = [], store.read
 
     def read_and_be_overtaken(task_id: str) -> Record | None:
         found = read(task_id)
         store.read = read  # type: ignore[method-assign]
-        one.append(rules.remind(store, task_id, lambda found: True))
+        one.append(republish_overdue(store, task_id, lambda found: True))
         return found
 
     store.read = read_and_be_overtaken  # type: ignore[method-assign]
-    assert rules.remind(store, "id", unasked) is None
+    assert republish_overdue(store, "id", unasked) is None
     assert [found is not None for found in one] == [True]
 
 
 def test_a_message_that_may_still_be_in_its_queue_is_not_published_again(store: MemoryStore, clock: Clock) -> None:
-    rules.interrupt(store, "id", running(store), "left", due_in=0)
-    assert rules.remind(store, "id", lambda found: False) is None
-    assert record(store).due == clock.now + 2 * PATIENCE
-    assert rules.remind(store, "unknown", unasked) is None
+    running(store).queue("left", 0)
+    assert republish_overdue(store, "id", lambda found: False) is None
+    assert record(store).due == clock.now + 2 * OVERDUE_AFTER
+    assert republish_overdue(store, "unknown", unasked) is None
 
 
 class Deaf(MemoryStore):
     """Writes, and its answer is lost: the driver asks again."""
 
-    def swap(self, task_id: str, expected: Fence | None, record: Record, **times: Any) -> bool:
-        super().swap(task_id, expected, record, **times)
-        return super().swap(task_id, expected, record, **times)
+    def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
+        super().compare_and_swap(task_id, expected, update)
+        return super().compare_and_swap(task_id, expected, update)
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
         super().take(task_id, expected, fence)
@@ -352,25 +383,25 @@ class Deaf(MemoryStore):
 
 def test_a_write_whose_answer_was_lost_is_known_again() -> None:
     store = Deaf()
-    fence = claim(store, 0).fence
-    assert fence == Fence(1, Status.RUNNING, "w/1/o")
-    assert save(store, "id", fence, "saved")
-    assert rules.interrupt(store, "id", fence, "left", due_in=0) == Fence(1, Status.QUEUED)
-    fence = claim(store, 1, "w/1/second").fence
-    assert fence == Fence(2, Status.RUNNING, "w/1/second")
-    finishing = rules.finish(store, "id", fence, "last", "[1]")
-    assert finishing is not None
-    assert rules.end(store, "id", finishing, Status.DONE, None, 60)
-    assert record(store).fence == Fence(2, Status.DONE)
+    owned = claim(store, 0)
+    assert owned.fence == Fence(1, Status.RUNNING, "w/1/o")
+    owned.save("saved")
+    owned.queue("left", 0)
+    assert owned.fence == Fence(1, Status.QUEUED)
+    owned = claim(store, 1, "w/1/second")
+    assert owned.fence == Fence(2, Status.RUNNING, "w/1/second")
+    owned.finish("last", "[1]")
+    owned.end(Status.DONE, None, 60)
+    assert record(store).fence == owned.fence == Fence(2, Status.DONE)
 
 
 def test_a_store_that_keeps_nothing_lets_every_message_run() -> None:
     store = MessageStore()
     assert claim(store, 0).fence.generation == 1
-    assert claim(store, 3, snapshot="carried") == Claim(Fence(4, Status.RUNNING, "w/1/o"), "carried")
+    assert seen(claim(store, 3, snapshot="carried")) == (Fence(4, Status.RUNNING, "w/1/o"), "carried")
 
 
-# -- somebody outside, in between
+# -- deliveries and operators, in between
 
 
 def after_read(store: MemoryStore, act: Callable[[], Any]) -> None:
@@ -387,31 +418,33 @@ def after_read(store: MemoryStore, act: Callable[[], Any]) -> None:
 
 
 def test_a_pause_that_is_taken_back_while_the_owner_saves_does_not_end_it(store: MemoryStore) -> None:
-    fence = running(store)
+    owned = running(store)
+    fence = owned.fence
     commands.pause(store, "id", ended=never)
     after_read(store, lambda: commands.resume(store, "id", ended=never))
-    assert save(store, "id", fence, SAVED) == fence
+    owned.save(SAVED)
+    assert owned.fence == fence
 
 
 def test_a_pause_that_is_taken_back_while_the_owner_leaves_does_not_end_it(store: MemoryStore) -> None:
-    fence = running(store)
+    owned = running(store)
     commands.pause(store, "id", ended=never)
     after_read(store, lambda: commands.resume(store, "id", ended=never))
-    left = rules.interrupt(store, "id", fence, SAVED, 0.0)
-    assert left == record(store).fence == Fence(1, Status.QUEUED)
+    owned.queue(SAVED, 0.0)
+    assert owned.fence == record(store).fence == Fence(1, Status.QUEUED)
 
 
 def test_a_task_that_is_resumed_just_when_its_first_message_comes_is_not_lost(store: MemoryStore) -> None:
     commands.pause(store, "id", ended=never)
-    swap = store.swap
+    swap = store.compare_and_swap
 
-    def resume_first(task_id: str, expected: Fence | None, *args: Any, **kwargs: Any) -> bool:
+    def resume_first(task_id: str, expected: Fence | None, update: Update) -> bool:
         if expected == Fence(0, Status.PAUSED):
-            store.swap = swap  # type: ignore[method-assign]
+            store.compare_and_swap = swap  # type: ignore[method-assign]
             assert commands.resume(store, "id", ended=never) is None
-        return swap(task_id, expected, *args, **kwargs)
+        return swap(task_id, expected, update)
 
-    store.swap = resume_first  # type: ignore[method-assign]
+    store.compare_and_swap = resume_first  # type: ignore[method-assign]
     assert claim(store, 0).fence == Fence(1, Status.RUNNING, "w/1/o")
 
 
@@ -422,49 +455,49 @@ def test_a_task_whose_first_message_comes_just_when_it_is_resumed_is_published(s
     assert resumed is not None and resumed.message == "message"
 
 
-def test_a_wish_that_comes_while_a_loss_is_counted_costs_no_progress(store: MemoryStore) -> None:
-    assert save(store, "id", running(store), SAVED.replace("{", '{"executions": 7, ', 1))
-    swap = store.swap
+def test_a_command_that_comes_while_a_loss_is_counted_costs_no_progress(store: MemoryStore) -> None:
+    running(store).save(SAVED.replace("{", '{"executions": 7, ', 1))
+    swap = store.compare_and_swap
 
-    def swap_and_pause(task_id: str, expected: Fence | None, new: Record, **kwargs: Any) -> bool:
-        swapped = swap(task_id, expected, new, **kwargs)
-        if swapped and new.fence.owner == "w/2/p":
-            store.swap = swap  # type: ignore[method-assign]
+    def swap_and_pause(task_id: str, expected: Fence | None, update: Update) -> bool:
+        swapped = swap(task_id, expected, update)
+        if swapped and update.fence.owner == "w/2/p":
+            store.compare_and_swap = swap  # type: ignore[method-assign]
             commands.pause(store, "id", ended=never)
         return swapped
 
-    store.swap = swap_and_pause  # type: ignore[method-assign]
-    taken = claim(store, 0, "w/2/p", ended=never, death=lambda owner: Death.CRASHED)
+    store.compare_and_swap = swap_and_pause  # type: ignore[method-assign]
+    taken = claim(store, 0, "w/2/p", ended=never, loss_of=lambda owner: Loss.CRASH)
     assert Snapshot.loads(taken.snapshot).losses == Snapshot.loads(str(record(store).snapshot)).losses == (1, 0)
     assert Snapshot.loads(taken.snapshot).executions == 7
-    assert record(store).fence.wish == PAUSE
+    assert record(store).fence.command is Command.PAUSE
 
 
-def test_a_look_for_the_message_while_a_loss_is_counted_costs_no_count(store: MemoryStore) -> None:
+def test_a_check_for_the_message_while_a_loss_is_counted_costs_no_count(store: MemoryStore) -> None:
     running(store)
-    swap = store.swap
+    swap = store.compare_and_swap
 
-    def swap_and_look(task_id: str, expected: Fence | None, new: Record, **kwargs: Any) -> bool:
-        swapped = swap(task_id, expected, new, **kwargs)
-        store.swap = swap  # type: ignore[method-assign]
-        assert rules.remind(store, "id", lambda found: False) is None
+    def swap_and_look(task_id: str, expected: Fence | None, update: Update) -> bool:
+        swapped = swap(task_id, expected, update)
+        store.compare_and_swap = swap  # type: ignore[method-assign]
+        assert republish_overdue(store, "id", lambda found: False) is None
         return swapped
 
-    store.swap = swap_and_look  # type: ignore[method-assign]
-    assert recover(store, Death.CRASHED) is not None
+    store.compare_and_swap = swap_and_look  # type: ignore[method-assign]
+    assert recover(store, Loss.CRASH) is not None
     assert Snapshot.loads(str(record(store).snapshot)).losses == (1, 0)
 
 
-def test_a_wish_is_passed_on_to_whoever_succeeds_the_execution(store: MemoryStore) -> None:
+def test_a_superseding_execution_inherits_the_command(store: MemoryStore) -> None:
     running(store)
     assert not commands.cancel(store, "id", ended=never, kept_for=9.0)
-    assert claim(store, 1, "w/2/p", SAVED).fence == Fence(2, Status.RUNNING, "w/2/p/cancel")
+    assert claim(store, 1, "w/2/p", SAVED).fence == Fence(2, Status.RUNNING, "w/2/p", Command.CANCEL)
 
 
 def test_a_finished_execution_that_was_lost_is_not_cancelled(store: MemoryStore) -> None:
     """Its callbacks may have been dispatched."""
-    assert rules.finish(store, "id", running(store), SAVED, "7")
-    assert recover(store, Death.CRASHED) is not None
+    running(store).finish(SAVED, "7")
+    assert recover(store, Loss.CRASH) is not None
     with pytest.raises(DeliveryError, match="it has finished"):
         commands.cancel(store, "id", ended=never, kept_for=9.0)
 
@@ -472,15 +505,42 @@ def test_a_finished_execution_that_was_lost_is_not_cancelled(store: MemoryStore)
 def test_a_claim_that_is_succeeded_before_it_has_counted_a_loss_is_none(store: MemoryStore) -> None:
     """It was frozen in between, past its lease."""
     running(store)
-    swap = store.swap
+    swap = store.compare_and_swap
 
-    def swap_and_freeze(task_id: str, expected: Fence | None, new: Record, **kwargs: Any) -> bool:
-        swapped = swap(task_id, expected, new, **kwargs)
+    def swap_and_freeze(task_id: str, expected: Fence | None, update: Update) -> bool:
+        swapped = swap(task_id, expected, update)
         if swapped:
-            store.swap = swap  # type: ignore[method-assign]
-            assert recover(store, Death.CRASHED) is not None
+            store.compare_and_swap = swap  # type: ignore[method-assign]
+            assert recover(store, Loss.CRASH) is not None
             assert claim(store, 2, "w/3/q") is not None
         return swapped
 
-    store.swap = swap_and_freeze  # type: ignore[method-assign]
-    assert claim(store, 0, "w/2/p", ended=never, death=lambda owner: Death.CRASHED) is None
+    store.compare_and_swap = swap_and_freeze  # type: ignore[method-assign]
+    assert claim(store, 0, "w/2/p", ended=never, loss_of=lambda owner: Loss.CRASH) is None
+
+
+# -- the fencing token
+
+
+@pytest.mark.parametrize(
+    ("text", "fence"),
+    [
+        ("1 running w/7/a", Fence(1, Status.RUNNING, "w/7/a")),
+        ("2 running w/7/a/pause", Fence(2, Status.RUNNING, "w/7/a", Command.PAUSE)),
+        ("2 finishing w/7/a/cancel", Fence(2, Status.RETURNED, "w/7/a", Command.CANCEL)),
+        ("3 running ", Fence(3, Status.RUNNING)),
+        ("3 queued ", Fence(3, Status.QUEUED)),
+        ("3 queued 12", Fence(3, Status.QUEUED, republished=12)),
+        ("0 paused kept", Fence(0, Status.PAUSED, message_saved=True)),
+        ("4 done ", Fence(4, Status.DONE)),
+    ],
+)
+def test_a_fencing_token_has_the_text_that_release_0_1_wrote(text: str, fence: Fence) -> None:
+    assert Fence.loads(text) == fence
+    assert fence.dumps() == text
+
+
+@pytest.mark.parametrize("text", ["", "1", "1 running", "x running w/7/a", "1 strolling w/7/a", "1 running w/7/a/stop"])
+def test_what_is_not_a_fencing_token_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="unknown (status|command)|unpack|invalid literal"):
+        Fence.loads(text)

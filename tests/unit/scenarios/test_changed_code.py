@@ -16,7 +16,7 @@ from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 from celery_continuations.messages import requeue
 from celery_continuations.messages.headers import CHANGED
 from celery_continuations.process.stop_flag import new_flag
-from celery_continuations.stores import Record, Status, open_store
+from celery_continuations.stores import Status, Update, open_store
 from celery_continuations.worker.unknown_tasks import hand_back_unknown
 
 
@@ -124,7 +124,7 @@ def test_a_snapshot_of_a_later_version_goes_back_too(worker: Any, app: Celery, d
     bring_new_code()
     found = record(result.id)
     later = json.dumps({**json.loads(found.snapshot), "version": VERSION + 1})
-    open_store(app, "memory").swap(result.id, found.fence, Record(found.fence, later))
+    open_store(app, "memory").compare_and_swap(result.id, found.fence, Update(found.fence, later))
     held = worker.deliver_nothing()
     args, kwargs, embed = json.loads(held.message.body)
     del embed["continuation"]

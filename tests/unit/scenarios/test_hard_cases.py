@@ -19,8 +19,8 @@ from kombu.exceptions import OperationalError
 from celery_continuations import AppTask, ContinuableTask, InvalidStepError, StoreError, UnserializableValueError, conf
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.execution import execution
-from celery_continuations.protocol import rules
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.stores import Fence, Status, Update, open_store
 from tests.support.worker import take_over
 
 
@@ -135,7 +135,7 @@ def test_the_newer_snapshot_wins_when_the_store_was_away_at_the_interruption(
         for item in self.iterate("loop", range(6)):
             seen.append(item)
             if item == 3:
-                monkeypatch.setattr(rules, "interrupt", away)
+                monkeypatch.setattr(OwnedRecord, "queue", away)
                 worker.stop()
 
     def away(*args: Any, **kwargs: Any) -> bool:
@@ -189,7 +189,7 @@ def test_a_message_is_given_back_when_the_broker_is_there_again(worker: Any, tas
 
     seen: list[int] = []
     result = task(run).delay()
-    monkeypatch.setattr(rules, "claim", no_store)
+    monkeypatch.setattr(execution, "claim", no_store)
     monkeypatch.setattr(execution, "republish", away)
     monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.001)
     assert worker.deliver().end == "acked"
@@ -366,7 +366,7 @@ def test_a_record_of_a_failed_task_does_not_stay_running(
     made = task(run, continuation_max_snapshot=1000)
     task_id = os.urandom(8).hex()
     if problem == "unreadable":
-        open_store(app, "memory").swap(task_id, None, Record(Fence(0, Status.QUEUED), "nonsense"))
+        open_store(app, "memory").compare_and_swap(task_id, None, Update(Fence(0, Status.QUEUED), "nonsense"))
     result = made.apply_async(task_id=task_id)
     worker.drain()
     assert result.state == states.FAILURE
@@ -437,7 +437,7 @@ def test_a_failed_save_is_tried_again_after_the_interval(worker: Any, task: Any,
             watch.look()
 
     tried: list[int] = []
-    monkeypatch.setattr(rules, "save", away)
+    monkeypatch.setattr(OwnedRecord, "save", away)
     result = task(run, continuation_checkpoint_interval=60).delay()
     worker.drain()
     assert result.state == states.SUCCESS, "the task works on"
@@ -469,19 +469,18 @@ def test_a_return_value_is_kept_only_until_its_result_is_stored(
     def run(self: Any) -> str:
         return "x" * size
 
-    finishing: list[Any] = []
-    finish = rules.finish
+    returned: list[Any] = []
+    finish = OwnedRecord.finish
 
-    def watched(store: Any, task_id: str, *args: Any) -> Any:
-        fence = finish(store, task_id, *args)
-        finishing.append(record(task_id).value)
-        return fence
+    def watched(owned: OwnedRecord, *args: Any) -> None:
+        finish(owned, *args)
+        returned.append(record(result.id).value)
 
-    monkeypatch.setattr(rules, "finish", watched)
+    monkeypatch.setattr(OwnedRecord, "finish", watched)
     result = task(run, continuation_max_snapshot=1000).delay()
     worker.drain()
     assert result.get() == "x" * size
-    assert finishing == [json.dumps("x" * size) if kept else None]
+    assert returned == [json.dumps("x" * size) if kept else None]
     assert not record(result.id).value
 
 
@@ -585,7 +584,9 @@ def test_what_the_log_says_of_an_execution_that_was_lost(worker: Any, task: Any,
         self.step("one", int)
 
     made = task(run)
-    open_store(app, "memory").swap("lost-id", None, Record(Fence(1, Status.RUNNING, "/1.1/killed"), Snapshot().dumps()))
+    open_store(app, "memory").compare_and_swap(
+        "lost-id", None, Update(Fence(1, Status.RUNNING, "/1.1/killed"), Snapshot().dumps())
+    )
     made.apply_async(task_id="lost-id")
     caplog.set_level("INFO", "celery_continuations")
     worker.drain()
@@ -669,7 +670,7 @@ def test_what_is_asked_of_an_unknown_id_and_of_a_broken_snapshot(task: Any, app:
     made = task(run)
     unknown = made.AsyncResult("unknown")
     assert (unknown.progress, unknown.steps, unknown.resumptions, unknown.snapshot()) == (None, (), 0, None)
-    open_store(app, "memory").swap("broken", None, Record(Fence(1, Status.RUNNING, "x"), '{"version":1,'))
+    open_store(app, "memory").compare_and_swap("broken", None, Update(Fence(1, Status.RUNNING, "x"), '{"version":1,'))
     for name in ("progress", "steps", "resumptions"):
         with pytest.raises(UnserializableValueError, match="the snapshot.*cannot be read"):
             getattr(made.AsyncResult("broken"), name)

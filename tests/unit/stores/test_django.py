@@ -12,7 +12,7 @@ from celery.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
 
 from celery_continuations import StoreError, conf
-from celery_continuations.stores import Fence, Record, Status, Store, open_store
+from celery_continuations.stores import Fence, Status, Store, Update, open_store
 from celery_continuations.stores.factory import without_store
 from celery_continuations.testing.stores import StoreConformance
 from tests.support.django_project import threads_close_connections
@@ -62,14 +62,14 @@ def test_a_worker_s_lease_goes_in_one_statement_and_only_if_it_owns_nothing(djan
 
     store = DjangoStore("default", "service")
     store.renew("w", 10)
-    store.swap("a", None, Record(fence := Fence(1, Status.RUNNING, "w/1/a")))
+    store.compare_and_swap("a", None, Update(fence := Fence(1, Status.RUNNING, "w/1/a")))
     with CaptureQueriesContext(connections["default"]) as queries:
         store.retire("w")
     assert len(queries) == 1
-    assert [lease.worker for lease in store.look().leases] == ["w"]
-    store.delete("a", fence)
+    assert [lease.worker for lease in store.scan().leases] == ["w"]
+    store.compare_and_swap("a", fence, Update(fence, expires_in=0))
     store.retire("w")
-    assert store.look().leases == []
+    assert store.scan().leases == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("CONTINUATION_MAX_RUNTIME", 0), ("CONTINUATION_MAX_RUNTIMES", 60)])
@@ -100,7 +100,7 @@ def test_an_item_and_its_cursor_in_one_transaction(django_database: Path) -> Non
     connection = connections["default"]
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         within = store.within(connection.connection)
-        assert within.swap("a", None, Record(Fence(1, Status.RUNNING, "w/1/a")))
+        assert within.compare_and_swap("a", None, Update(Fence(1, Status.RUNNING, "w/1/a")))
         assert within.read("a") is not None
         raise ZeroDivisionError
     assert store.read("a") is None
@@ -116,7 +116,7 @@ def test_a_store_that_is_closed_leaves_an_open_transaction_alone(django_database
 
     store = DjangoStore("default", "service")
     with transaction.atomic():
-        store.swap("a", None, Record(Fence(1, Status.RUNNING, "w/1/a")))
+        store.compare_and_swap("a", None, Update(Fence(1, Status.RUNNING, "w/1/a")))
         store.close()
     assert store.read("a") is not None
     store.close()

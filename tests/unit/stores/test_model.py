@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from celery_continuations.stores.base import UNCHANGED, Fence, Record, Status, Store
+from celery_continuations.stores.base import Due, Fence, Record, Status, Store, Update
 from celery_continuations.stores.database import DatabaseStore
 from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
@@ -24,7 +24,7 @@ WORKERS = ("w", "v")
 FENCES = tuple(
     Fence(generation, status, owner)
     for generation in (1, 2)
-    for status in (Status.RUNNING, Status.FINISHING, Status.QUEUED, Status.DONE)
+    for status in (Status.RUNNING, Status.RETURNED, Status.QUEUED, Status.DONE)
     for owner in ("", "w/1/a", "v/1/b")
 )
 
@@ -33,7 +33,7 @@ workers = st.sampled_from(WORKERS)
 fences = st.sampled_from(FENCES)
 texts = st.none() | st.sampled_from(["", "text", "ü🗝"])
 # What has expired is none; neither is anything that expires while the test runs.
-times = st.sampled_from([None, None, -5.0, 1000.0, UNCHANGED])
+times = st.sampled_from([None, None, -5.0, 1000.0, Due.UNCHANGED])
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -55,10 +55,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         task_id=ids, right=st.booleans(), other=st.none() | fences, fence=fences, snapshot=texts, message=texts,
-        value=texts, inbox=texts, due_in=times, expires_in=st.sampled_from([None, None, 1000.0]),
+        value=texts, inbox=texts, due_in=times, expires_in=st.sampled_from([None, None, 1000.0, 0.0]),
         knows_inbox=st.booleans(), other_inbox=texts,
     )  # fmt: skip
-    def swap(
+    def compare_and_swap(
         self,
         task_id: str,
         right: bool,
@@ -68,18 +68,23 @@ class StoreMachine(RuleBasedStateMachine):
         message: str | None,
         value: str | None,
         inbox: str | None,
-        due_in: float | None,
+        due_in: float | Due | None,
         expires_in: float | None,
         knows_inbox: bool,
         other_inbox: str | None,
     ) -> None:
         expected = self.expected(task_id, other, right)
-        record = Record(fence, snapshot, message, value, inbox=inbox)
-        expected_inbox = self.inbox(task_id) if knows_inbox else other_inbox
-        answers = [
-            one.swap(task_id, expected, record, due_in=due_in, expires_in=expires_in, inbox=expected_inbox)
-            for one in (self.model, self.store)
-        ]
+        update = Update(
+            fence,
+            snapshot,
+            message,
+            value,
+            inbox,
+            due_in,
+            expires_in,
+            self.inbox(task_id) if knows_inbox else other_inbox,
+        )
+        answers = [one.compare_and_swap(task_id, expected, update) for one in (self.model, self.store)]
         assert answers[0] == answers[1]
 
     @rule(task_id=ids, right=st.booleans(), other=fences, fence=fences)
@@ -93,7 +98,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(task_id=ids, right=st.booleans(), other=fences)
     def delete(self, task_id: str, right: bool, other: Fence) -> None:
         expected = self.expected(task_id, other, right) or other
-        assert self.model.delete(task_id, expected) == self.store.delete(task_id, expected)
+        assert self.model.compare_and_swap(
+            task_id, expected, Update(expected, expires_in=0)
+        ) == self.store.compare_and_swap(task_id, expected, Update(expected, expires_in=0))
 
     @rule(worker=workers, seconds=st.sampled_from([-5.0, 1000.0]), note=st.sampled_from(["", "stopping"]))
     def renew(self, worker: str, seconds: float, note: str) -> None:
@@ -114,8 +121,8 @@ class StoreMachine(RuleBasedStateMachine):
                 assert abs(model.due - (store.due or 0.0)) < 2
         assert _all(self.model) == _all(self.store)
         for worker in WORKERS:
-            assert self.model.owned(worker) == self.store.owned(worker) == self.store.look(worker).owned
-        model_looked, looked = self.model.look(), self.store.look()
+            assert self.model.scan(worker).owned == self.store.scan(worker).owned
+        model_looked, looked = self.model.scan(), self.store.scan()
         assert sorted(looked.due) == sorted(model_looked.due)
         found = {lease.worker: (lease.left > 0, lease.note) for lease in looked.leases}
         # A store may list a worker that owned something once and has not been retired since.

@@ -22,9 +22,9 @@ from celery.exceptions import ImproperlyConfigured
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.process.identity import new_owner, new_worker
-from celery_continuations.protocol import rules
-from celery_continuations.protocol.rules import Claim
-from celery_continuations.stores import UNCHANGED, Fence, Look, Record, Status, Store, factory, open_store
+from celery_continuations.protocol.claim import claim as claim_message
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.stores import Due, Fence, Record, Scan, Status, Store, Update, factory, open_store
 from celery_continuations.stores.database import DatabaseStore, metadata
 from celery_continuations.stores.factory import without_store
 from celery_continuations.stores.filesystem import FilesystemStore
@@ -106,13 +106,13 @@ class TestDatabaseStoreOnSQLite(StoreConformance):
 def test_the_message_store_keeps_nothing_and_agrees() -> None:
     store = MessageStore()
     assert not store.keeps
-    assert store.swap("id", None, Record(RUNNING))
-    assert store.swap("id", RUNNING, Record(RUNNING), inbox="unknown")
+    assert store.compare_and_swap("id", None, Update(RUNNING))
+    assert store.compare_and_swap("id", RUNNING, Update(RUNNING, expected_inbox="unknown"))
     assert store.take("id", RUNNING, RUNNING) == Record(RUNNING)
-    assert store.delete("id", RUNNING)
+    assert store.compare_and_swap("id", RUNNING, Update(RUNNING, expires_in=0))
     store.renew("w", 10)
     store.retire("w")
-    assert (store.read("id"), store.look("w"), store.owned("w")) == (None, Look([], [], {}), {})
+    assert (store.read("id"), store.scan("w"), store.scan("w").owned) == (None, Scan([], [], {}), {})
     assert list(store.records()) == []
 
 
@@ -145,16 +145,16 @@ def sqlite_rows(path: Path, query: str) -> list[Any]:
 )
 def test_wrong_values_in_a_row_are_named(database: Path, change: str) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
-    store.swap("id", None, Record(RUNNING, "text"))
+    store.compare_and_swap("id", None, Update(RUNNING, "text"))
     sqlite_rows(database, f"UPDATE continuation_record SET {change}")
-    store.swap("sound", None, Record(RUNNING, "text"))
+    store.compare_and_swap("sound", None, Update(RUNNING, "text"))
     query = "SELECT hex(fence), hex(snapshot), hex(inbox), due FROM continuation_record"
     before = sqlite_rows(database, query)
     for _ in range(2):
         with pytest.raises(StoreError, match="continuation_record, task 'id'") as caught:
             store.read("id")
         assert caught.value.store == "database"
-        assert not store.swap("id", None, Record(RUNNING))
+        assert not store.compare_and_swap("id", None, Update(RUNNING))
         found = dict(store.records())
         assert str(found.pop("id")) == str(caught.value)
         assert found == {"sound": Record(RUNNING, "text")}
@@ -164,20 +164,19 @@ def test_wrong_values_in_a_row_are_named(database: Path, change: str) -> None:
 def test_a_row_that_is_wrong_does_not_hide_the_others(database: Path) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
     for task_id in ("wrong", "right"):
-        store.swap(task_id, None, Record(Fence(1, Status.RUNNING, "w/1/a")), due_in=0)
+        store.compare_and_swap(task_id, None, Update(Fence(1, Status.RUNNING, "w/1/a"), due_in=0))
     sqlite_rows(database, "UPDATE continuation_record SET fence = 'nonsense' WHERE task_id = 'wrong'")
-    assert store.owned("w") == {"wrong": "nonsense", "right": "w/1/a"}
-    assert store.look("w").owned == store.owned("w")
+    assert store.scan("w").owned == {"wrong": "nonsense", "right": "w/1/a"}
 
 
 def test_expired_rows_are_removed(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("celery_continuations.stores.database._BATCH", 2)
+    monkeypatch.setattr("celery_continuations.stores.sql._BATCH", 2)
     store = DatabaseStore(f"sqlite:///{database}", "n")
     store.renew("w", 10)
     for number in range(5):
-        store.swap(f"ended{number}", None, Record(RUNNING), expires_in=-1)
-    store.swap("recent", None, Record(RUNNING), expires_in=1000)
-    store.swap("unfinished", None, Record(RUNNING))
+        store.compare_and_swap(f"ended{number}", None, Update(RUNNING, expires_in=-1))
+    store.compare_and_swap("recent", None, Update(RUNNING, expires_in=1000))
+    store.compare_and_swap("unfinished", None, Update(RUNNING))
     store.renew("w", 10)
     (count,) = sqlite_rows(database, "SELECT count(*) FROM continuation_record")
     assert count == (7,), "it is too soon to look again"
@@ -190,12 +189,12 @@ def test_expired_rows_are_removed(database: Path, monkeypatch: pytest.MonkeyPatc
     assert sorted(sqlite_rows(database, "SELECT task_id FROM continuation_record")) == [("recent",), ("unfinished",)]
 
 
-def test_a_look_does_not_read_all_the_records(database: Path) -> None:
-    from celery_continuations.stores.database import _CLEAN, _LOOK, _OWNED, _RETIRE
+def test_a_scan_does_not_read_all_the_records(database: Path) -> None:
+    from celery_continuations.stores.database.statements import CLEAN, RETIRE, SCAN
 
     store = DatabaseStore(f"sqlite:///{database}", "n")
     store.read("id")
-    for statement in (_LOOK, _OWNED, _RETIRE, _CLEAN):
+    for statement in (SCAN, RETIRE, CLEAN):
         compiled = statement.compile(dialect=store._engine.dialect)
         values = {**compiled.params, "namespace_": "n", "worker_": "w", "limit_": 100}
         with closing(sqlite3.connect(database)) as connection:
@@ -215,7 +214,7 @@ def test_the_tables_are_made_by_many_at_once(database: Path) -> None:
         store = DatabaseStore(f"sqlite:///{database}", "n")
         barrier.wait()
         try:
-            assert store.swap(str(number), None, Record(RUNNING))
+            assert store.compare_and_swap(str(number), None, Update(RUNNING))
         except Exception as exc:
             problems.append(exc)
 
@@ -232,33 +231,33 @@ def test_the_tables_are_made_by_many_at_once(database: Path) -> None:
 
 def test_the_tables_are_made_again_when_they_are_gone(database: Path) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
-    store.swap("id", None, Record(RUNNING))
+    store.compare_and_swap("id", None, Update(RUNNING))
     database.unlink()
     with pytest.raises(StoreError, match="OperationalError: no such table: continuation_record"):
-        store.swap("id", None, Record(RUNNING))
-    assert store.swap("id", None, Record(RUNNING))
+        store.compare_and_swap("id", None, Update(RUNNING))
+    assert store.compare_and_swap("id", None, Update(RUNNING))
 
 
 def test_a_database_that_another_process_writes_to_is_waited_for(database: Path) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
-    store.swap("id", None, Record(RUNNING))
+    store.compare_and_swap("id", None, Update(RUNNING))
     with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
         timer = threading.Timer(0.3, other.execute, ["COMMIT"])
         timer.start()
-        assert store.swap("id", RUNNING, Record(RUNNING, "text"))
+        assert store.compare_and_swap("id", RUNNING, Update(RUNNING, "text"))
         timer.join()
         other.execute("BEGIN EXCLUSIVE")
         impatient = DatabaseStore(f"sqlite:///{database}", "n", {"connect_args": {"timeout": 0.01}})
         with pytest.raises(StoreError, match="task 'id': OperationalError: database is locked"):
-            impatient.swap("id", RUNNING, Record(RUNNING, "text"))
+            impatient.compare_and_swap("id", RUNNING, Update(RUNNING, "text"))
 
 
 def test_take_without_returning(database: Path) -> None:
     """As of SQLite before 3.35."""
     store = DatabaseStore(f"sqlite:///{database}", "n")
     store._engine.dialect.update_returning = False
-    store.swap("id", None, Record(RUNNING, "text", "message", "value"))
+    store.compare_and_swap("id", None, Update(RUNNING, "text", "message", "value"))
     fence = RUNNING._replace(generation=2)
     assert store.take("id", fence, fence) is None
     assert store.take("id", RUNNING, fence) == Record(fence, "text", "message", "value")
@@ -268,22 +267,22 @@ def test_take_without_returning(database: Path) -> None:
 def test_what_is_no_text_is_refused(database: Path, text: str) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
     with pytest.raises(StoreError, match="UnicodeEncodeError"):
-        store.swap("id", None, Record(RUNNING, text))
+        store.compare_and_swap("id", None, Update(RUNNING, text))
     with pytest.raises(StoreError, match="UnicodeEncodeError"):
         store.read(text)
-    assert store.swap("id", None, Record(RUNNING, "text"))
+    assert store.compare_and_swap("id", None, Update(RUNNING, "text"))
 
 
 def test_ids_and_namespaces_of_a_database_have_a_limit(database: Path) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n" * 255)
-    assert store.swap("x" * 255, None, Record(RUNNING))
-    for call in (store.read, lambda task_id: store.swap(task_id, None, Record(RUNNING))):
+    assert store.compare_and_swap("x" * 255, None, Update(RUNNING))
+    for call in (store.read, lambda task_id: store.compare_and_swap(task_id, None, Update(RUNNING))):
         with pytest.raises(StoreError, match="a task id has at most 255 characters, not 256: xxx"):
             call("x" * 256)
     fence = Fence(1, Status.RUNNING, "w" * 256 + "/1/a")
     for refused in (
         lambda: store.renew("w" * 256, 10),
-        lambda: store.swap("id", None, Record(fence)),
+        lambda: store.compare_and_swap("id", None, Update(fence)),
         lambda: store.take("x" * 255, RUNNING, fence),
     ):
         with pytest.raises(StoreError, match="a worker has at most 255 characters, not 256: www"):
@@ -294,10 +293,10 @@ def test_ids_and_namespaces_of_a_database_have_a_limit(database: Path) -> None:
 
 def test_an_error_shows_no_snapshot(database: Path) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
-    store.swap("id", None, Record(RUNNING))
+    store.compare_and_swap("id", None, Update(RUNNING))
     sqlite_rows(database, "ALTER TABLE continuation_record RENAME COLUMN snapshot TO other")
     with pytest.raises(StoreError) as caught:
-        store.swap("id", RUNNING, Record(RUNNING, "private"))
+        store.compare_and_swap("id", RUNNING, Update(RUNNING, "private"))
     error: BaseException | None = caught.value
     while error is not None:
         assert "private" not in f"{error} {error!r}"
@@ -333,7 +332,7 @@ def test_options_of_the_engine_are_honoured_that_leave_the_store_its_way(databas
     )  # fmt: skip
     store = open_store(app, f"db+sqlite:///{database}")
     assert isinstance(store, DatabaseStore)
-    assert store.swap("id", None, Record(RUNNING))
+    assert store.compare_and_swap("id", None, Update(RUNNING))
     assert store._options["connect_args"] == {"timeout": 7}
     with pytest.raises(StoreError, match="cannot open sqlite:///.*Invalid argument"):
         DatabaseStore(f"sqlite:///{database}", "n", {"unknown": 1})
@@ -346,9 +345,9 @@ def test_options_of_the_engine_are_honoured_that_leave_the_store_its_way(databas
 
 def test_files_of_tasks_long_ended_are_removed_when_a_store_opens(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path, "n")
-    store.swap("ended", None, Record(RUNNING), expires_in=-1)
-    store.swap("recent", None, Record(RUNNING), expires_in=-1)
-    store.swap("unfinished", None, Record(RUNNING))
+    store.compare_and_swap("ended", None, Update(RUNNING, expires_in=-1))
+    store.compare_and_swap("recent", None, Update(RUNNING, expires_in=-1))
+    store.compare_and_swap("unfinished", None, Update(RUNNING))
     (tmp_path / "continuations-n" / "strange.json").write_text("?")
     long_ago = time.time() - 2 * 86400
     for name in ("ended", "unfinished", "strange"):
@@ -360,14 +359,14 @@ def test_files_of_tasks_long_ended_are_removed_when_a_store_opens(tmp_path: Path
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"fence": 5}', "null", '{"fence": "1 lost x"}', "\xff"])
 def test_wrong_bytes_in_a_file_are_named(tmp_path: Path, text: str) -> None:
     store = FilesystemStore(tmp_path, "n")
-    store.swap("id", None, Record(RUNNING))
+    store.compare_and_swap("id", None, Update(RUNNING))
     (path,) = tmp_path.rglob("id.json")
     path.write_text(text, "latin-1")
     with pytest.raises(StoreError, match=r"id\.json") as caught:
         store.read("id")
     assert caught.value.store == "filesystem"
     with pytest.raises(StoreError):
-        store.swap("id", RUNNING, Record(RUNNING))
+        store.compare_and_swap("id", RUNNING, Update(RUNNING))
     ((task_id, problem),) = store.records()
     assert (task_id, str(problem)) == ("id", str(caught.value))
 
@@ -377,7 +376,7 @@ def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
 
     store = redis_store(redis_url, "wrong")
     client = redis.Redis.from_url(redis_url)
-    store.swap("wrong bytes", None, Record(RUNNING))
+    store.compare_and_swap("wrong bytes", None, Update(RUNNING))
     (key,) = client.scan_iter("continuation:*:wrong bytes")
     for text in ("nonsense", "x running y\n{}", "1 strolling y\n{}", b"1 running \xff", b"1 running x\n\xff"):
         client.set(key, text)
@@ -387,7 +386,7 @@ def test_wrong_bytes_in_redis_are_named(redis_url: str) -> None:
     client.delete(key)
     client.hset(key, "a", "hash")
     with pytest.raises(StoreError, match="continuation:[0-9a-f]+:wrong bytes: .*WRONGTYPE"):
-        store.swap("wrong bytes", None, Record(RUNNING))
+        store.compare_and_swap("wrong bytes", None, Update(RUNNING))
     client.close()
     store.close()
 
@@ -401,7 +400,7 @@ def test_wrong_bytes_in_redis_do_not_hide_the_others(redis_url: str, decodes: bo
     client = redis.Redis.from_url(redis_url, decode_responses=decodes)
     store = RedisStore(client, f"wrong {decodes}")
     for task_id in ("a", "bytes", "inbox", "hash", "z"):
-        store.swap(task_id, None, Record(RUNNING, "ü", "message", inbox="inbox"), due_in=1000)
+        store.compare_and_swap(task_id, None, Update(RUNNING, "ü", "message", inbox="inbox", due_in=1000))
     client.set(f"{store._prefix}bytes", b"1 running \xff")
     client.hset(f"{store._kept}inbox", "inbox", b"\xff")
     client.delete(f"{store._prefix}hash")
@@ -421,7 +420,7 @@ def test_records_in_redis_are_read_many_at_a_time(redis_url: str, monkeypatch: p
 
     store, sent = counted_store(redis_url)
     for number in range(250):
-        store.swap(f"id{number}", None, Record(RUNNING))
+        store.compare_and_swap(f"id{number}", None, Update(RUNNING))
     executed: list[object] = []
     execute = redis.client.Pipeline.execute
     monkeypatch.setattr(redis.client.Pipeline, "execute", lambda *args: executed.append(1) or execute(*args))
@@ -436,7 +435,7 @@ def test_records_in_redis_are_read_many_at_a_time(redis_url: str, monkeypatch: p
 def test_a_key_that_a_scan_returns_twice_is_listed_once(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = redis_store(redis_url, "twice")
     key = f"{store._prefix}id".encode()
-    store.swap("id", None, Record(RUNNING))
+    store.compare_and_swap("id", None, Update(RUNNING))
     answers = iter([(7, [key, key]), (0, [key])])
     monkeypatch.setattr(store._client, "scan", lambda *args: next(answers))
     assert [task_id for task_id, _ in store.records()] == ["id"]
@@ -445,9 +444,9 @@ def test_a_key_that_a_scan_returns_twice_is_listed_once(redis_url: str, monkeypa
 
 def test_what_is_left_of_a_record_in_redis_is_not_the_next_ones(redis_url: str) -> None:
     store = redis_store(redis_url, "left")
-    store.swap("id", None, Record(RUNNING, "old", "old", "old", inbox="old"), due_in=1000)
+    store.compare_and_swap("id", None, Update(RUNNING, "old", "old", "old", inbox="old", due_in=1000))
     store._client.delete(f"{store._prefix}id")
-    assert store.swap("id", None, Record(RUNNING), inbox="")
+    assert store.compare_and_swap("id", None, Update(RUNNING, expected_inbox=""))
     assert store.read("id") == Record(RUNNING)
     store.close()
 
@@ -463,7 +462,7 @@ def test_stores_that_are_away_say_so(tmp_path: Path) -> None:
     files = FilesystemStore(tmp_path, "n")
     shutil.rmtree(tmp_path / "continuations-n")
     with pytest.raises(StoreError, match="store filesystem: "):
-        files.swap("id", None, Record(RUNNING))
+        files.compare_and_swap("id", None, Update(RUNNING))
     for away in (store, files):
         with pytest.raises(StoreError):
             list(away.records())
@@ -558,7 +557,7 @@ def test_a_database_in_memory_is_no_store(url: str) -> None:
 def counted_store(url: str) -> tuple[Any, list[str]]:
     """A store on a client that writes down the commands it sends."""
     store = redis_store(url, "counted")
-    store.look()
+    store.scan()
     sent: list[str] = []
     execute = store._client.execute_command
 
@@ -572,14 +571,14 @@ def counted_store(url: str) -> tuple[Any, list[str]]:
 
 def test_a_claim_and_a_save_are_one_round_trip_each_on_redis(redis_url: str) -> None:
     store, sent = counted_store(redis_url)
-    store.swap("warm", None, Record(RUNNING))
+    store.compare_and_swap("warm", None, Update(RUNNING))
     store.take("warm", Fence(9, Status.QUEUED), RUNNING)
 
-    def claim(generation: int) -> Claim:
+    def claim(generation: int) -> OwnedRecord:
         sent.clear()
-        found = rules.claim(
+        found = claim_message(
             store, "round trips", generation, f"worker/1.1/{generation}",
-            snapshot=None, message=lambda: "message", ended=lambda message: None, death=lambda owner: None,
+            snapshot=None, message=lambda: "message", ended=lambda message: None, loss_of=lambda owner: None,
         )  # fmt: skip
         assert found is not None
         return found
@@ -587,12 +586,14 @@ def test_a_claim_and_a_save_are_one_round_trip_each_on_redis(redis_url: str) -> 
     first = claim(0)
     assert sent == ["EVALSHA"]
     sent.clear()
-    assert rules.save(store, "round trips", first.fence, '{"version":1}', lambda: None)
+    first.save('{"version":1}')
     assert sent == ["EVALSHA"]
     sent.clear()
-    assert store.swap("round trips", first.fence, Record(first.fence, inbox="text"), due_in=UNCHANGED, inbox="")
+    assert store.compare_and_swap(
+        "round trips", first.fence, Update(first.fence, inbox="text", due_in=Due.UNCHANGED, expected_inbox="")
+    )
     assert sent == ["EVALSHA"]
-    assert rules.interrupt(store, "round trips", first.fence, '{"version":1,"executions":1}', 0.0)
+    first.queue('{"version":1,"executions":1}', 0.0)
     second = claim(1)
     assert sent == ["EVALSHA"]
     assert second.snapshot == '{"version":1,"executions":1}'
@@ -607,10 +608,10 @@ def test_a_small_record_in_redis_is_small_and_stays_so(redis_url: str) -> None:
     task_id = "01234567-89ab-cdef-0123-456789abcdef"
     fence = Fence(1, Status.RUNNING, new_owner(new_worker()))
     sizes = set()
-    assert store.swap(task_id, None, Record(fence, message="x" * 900))
+    assert store.compare_and_swap(task_id, None, Update(fence, message="x" * 900))
     for cursor in range(100_000, 101_000):
         snapshot = Snapshot(current=("import", cursor), executions=1, progress=(cursor, 1_000_000))
-        assert rules.save(store, task_id, fence, snapshot.dumps(), lambda: None)
+        OwnedRecord(store, task_id, fence).save(snapshot.dumps())
         (key,) = client.scan_iter(f"continuation:*:{task_id}")
         sizes.add(client.memory_usage(key))
     assert len(sizes) == 1

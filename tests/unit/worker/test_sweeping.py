@@ -21,9 +21,9 @@ from celery_continuations.exceptions import CrashLoopError, StoreError
 from celery_continuations.process import identity
 from celery_continuations.process.identity import is_gone, new_owner, new_worker
 from celery_continuations.process.stop_flag import new_flag
-from celery_continuations.protocol import rules
-from celery_continuations.protocol.liveness import death_of
-from celery_continuations.stores import Fence, Record, Status, open_store
+from celery_continuations.protocol.liveness import Loss, loss_of
+from celery_continuations.protocol.owned import OVERDUE_AFTER
+from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.worker.maintenance import Keeper
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import Killed
@@ -69,7 +69,7 @@ def lost(worker: Any, app: Celery, task: Any, store: Any, monkeypatch: Any) -> C
         worker.deliver_killed()
         record = store.read(result.id)
         fence = record.fence._replace(owner=f"{of}/7.7/a")
-        assert store.swap(result.id, record.fence, Record(fence))
+        assert store.compare_and_swap(result.id, record.fence, Update(fence))
         store.renew(of, lease, note)
         result.done = done
         return result
@@ -98,7 +98,7 @@ def test_a_lost_execution_is_recovered_and_goes_on(
     assert f"Task {result.id} recovered" in caplog.text
     worker.drain()
     assert (result.get(), result.done) == ("end", [0, 1, 1, 2, 3])
-    assert not store.look().leases, "the dead worker is forgotten"
+    assert not store.scan().leases, "the dead worker is forgotten"
 
 
 def test_a_worker_whose_lease_holds_is_left_alone(sweeper: Sweeper, lost: Any, store: Any, worker: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_broker_that_is_away_loses_nothing(
     with pytest.raises(OperationalError):
         sweeper.sweep(always)
     monkeypatch.undo()
-    monkeypatch.setattr(store, "_clock", lambda: time.time() + rules.PATIENCE + 1)
+    monkeypatch.setattr(store, "_clock", lambda: time.time() + OVERDUE_AFTER + 1)
     sweeper.sweep(always)
     worker.drain()
     assert result.get() == "end"
@@ -191,7 +191,7 @@ def test_the_losses_at_one_place_are_counted(sweeper: Sweeper, lost: Any, store:
 
 
 def test_a_worker_that_was_stopping_is_not_counted(sweeper: Sweeper, lost: Any, store: Any) -> None:
-    result = lost(note=rules.Death.STOPPED)
+    result = lost(note=Loss.STOP.value)
     sweeper.sweep(always)
     assert losses(store, result.id) == (0, 0)
     assert Snapshot.loads(store.read(result.id).snapshot).reason == "lost"
@@ -204,7 +204,7 @@ def test_neighbours_lost_with_their_worker_are_counted_as_shared(sweeper: Sweepe
 
 
 def test_a_neighbour_that_is_recovered_later_is_still_one(sweeper: Sweeper, lost: Any, store: Any) -> None:
-    result = lost(note=rules.Death.SHARED)
+    result = lost(note=Loss.SUSPECTED_CRASH.value)
     sweeper.sweep(always)
     assert losses(store, result.id) == (0, 1)
 
@@ -236,7 +236,7 @@ def test_a_crash_loop_ends(
     for _ in range(3):
         worker.deliver_killed()
         found = record(result.id)
-        store.swap(result.id, found.fence, Record(found.fence._replace(owner=f"{ELSEWHERE}/7.7/a")))
+        store.compare_and_swap(result.id, found.fence, Update(found.fence._replace(owner=f"{ELSEWHERE}/7.7/a")))
         sweeper.sweep(always)
     worker.drain()
     assert len(runs) == 3
@@ -257,11 +257,11 @@ def test_a_message_that_nobody_takes_up_is_published_again(
     sweeper.sweep(always)
     assert worker.queued() == 0, "it is not due yet"
     now = time.time()
-    monkeypatch.setattr(store, "_clock", lambda: now + rules.PATIENCE + 1)
+    monkeypatch.setattr(store, "_clock", lambda: now + OVERDUE_AFTER + 1)
     sweeper.sweep(always)
     assert worker.queued() == 1
     assert store.read(result.id).fence == Fence(1, Status.QUEUED, "1")
-    assert store.read(result.id).due - now - rules.PATIENCE - 1 == pytest.approx(2 * rules.PATIENCE)
+    assert store.read(result.id).due - now - OVERDUE_AFTER - 1 == pytest.approx(2 * OVERDUE_AFTER)
     worker.drain()
     assert result.get() == "end"
     worker.execute(held)
@@ -324,7 +324,7 @@ def test_a_record_that_cannot_be_read_keeps_nothing_else_from_being_recovered(
 ) -> None:
     bad, good = lost(), lost()
     found = store.read(bad.id)
-    store.swap(bad.id, found.fence, Record(found.fence, "no snapshot"))
+    store.compare_and_swap(bad.id, found.fence, Update(found.fence, "no snapshot"))
     for _ in range(3):
         sweeper.sweep(always)
     assert caplog.text.count(f"Task {bad.id} cannot be recovered, its record stays unchanged") == 1
@@ -341,7 +341,7 @@ def test_what_the_main_process_ends_itself_is_not_recovered(app: Celery, lost: A
     result = lost(of=mine)
     found = store.read(result.id)
     gone = found.fence._replace(owner=f"{mine}/{dead.pid}.1/a")
-    store.swap(result.id, found.fence, Record(gone))
+    store.compare_and_swap(result.id, found.fence, Update(gone))
     sweeper.decide(result.id)
     sweeper.sweep(lambda: False)
     assert store.read(result.id).fence == gone
@@ -375,7 +375,7 @@ def test_what_the_worker_owns_and_does_not_work_on_is_recovered(
     mine = new_worker()
     result = lost(of=mine)
     found = store.read(result.id)
-    store.swap(result.id, found.fence, Record(found.fence._replace(owner=new_owner(mine))))
+    store.compare_and_swap(result.id, found.fence, Update(found.fence._replace(owner=new_owner(mine))))
     Sweeper(app, store, mine, at_work).sweep(always)
     assert worker.queued() == 0
     sweeper = Sweeper(app, store, mine, lambda task_id: False)
@@ -396,7 +396,7 @@ def test_a_task_that_was_taken_up_meanwhile_is_left_alone(
 
     def taken_up_now(name: str) -> Any:
         found = owned(name)
-        store.swap(result.id, store.read(result.id).fence, Record(taken))
+        store.compare_and_swap(result.id, store.read(result.id).fence, Update(taken))
         return found
 
     monkeypatch.setattr(store, "owned", taken_up_now)
@@ -461,12 +461,12 @@ def test_a_machine_is_a_boot_and_a_pid_namespace(tmp_path: Any) -> None:
 def test_the_note_of_a_lease_says_how_its_worker_died() -> None:
     from celery_continuations.stores import Lease
 
-    assert death_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, 5.0)]) is None
-    assert death_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, -1.0)]) == rules.Death.CRASHED
-    assert death_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, -1.0, "stopping")]) == rules.Death.STOPPED
-    assert death_of(f"{ELSEWHERE}/1.1/a", []) == rules.Death.CRASHED
-    assert death_of(f"{ELSEWHERE}/1.1/a", [], by_lease=False) is None
-    assert death_of("/1.1/a", []) == rules.Death.CRASHED
+    assert loss_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, 5.0)]) is None
+    assert loss_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, -1.0)]) == Loss.CRASH
+    assert loss_of(f"{ELSEWHERE}/1.1/a", [Lease(ELSEWHERE, -1.0, "stopping")]) == Loss.STOP
+    assert loss_of(f"{ELSEWHERE}/1.1/a", []) == Loss.CRASH
+    assert loss_of(f"{ELSEWHERE}/1.1/a", [], by_lease=False) is None
+    assert loss_of("/1.1/a", []) == Loss.CRASH
 
 
 def test_a_record_that_the_store_has_lost_is_written_again(worker: Any, task: Any, store: Any, record: Any) -> None:
@@ -474,7 +474,8 @@ def test_a_record_that_the_store_has_lost_is_written_again(worker: Any, task: An
         for item in self.iterate("loop", range(4)):
             seen.append(item)
             if item == 1:
-                store.delete(self.request.id, store.read(self.request.id).fence)
+                fence = store.read(self.request.id).fence
+                store.compare_and_swap(self.request.id, fence, Update(fence, expires_in=0))
             if item == 2:
                 found = store.read(self.request.id)
                 assert found.message
@@ -494,7 +495,8 @@ def test_a_record_that_is_lost_in_the_end_does_not_end_the_task(worker: Any, tas
         for item in self.iterate("loop", range(4)):
             seen.append(item)
             if item == 2 and len(seen) == 3:
-                store.delete(self.request.id, store.read(self.request.id).fence)
+                fence = store.read(self.request.id).fence
+                store.compare_and_swap(self.request.id, fence, Update(fence, expires_in=0))
                 if end == "stop":
                     worker.stop()
                 if end == "error":
@@ -524,13 +526,13 @@ def keeper(app: Celery) -> Any:
 def test_the_keeper_renews_the_lease_and_says_when_it_stops(keeper: Any, store: Any) -> None:
     flag, _, charge = keeper.test
     keeper._renew(charge)
-    (lease,) = store.look().leases
+    (lease,) = store.scan().leases
     assert lease.worker == flag.worker
     assert lease.left == pytest.approx(10, abs=0.5)
     assert not flag.lease_is_over
     flag.raise_to(1)
     keeper._renew_all()
-    assert store.look().leases[0].note == rules.Death.STOPPED
+    assert store.scan().leases[0].note == Loss.STOP
 
 
 def test_a_worker_that_could_not_reach_its_store_judges_nobody_at_first(
@@ -538,7 +540,7 @@ def test_a_worker_that_could_not_reach_its_store_judges_nobody_at_first(
 ) -> None:
     _, _, charge = keeper.test
     asked: list[bool] = []
-    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.look())
+    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.scan())
     keeper._renew(charge)
     keeper._sweep(charge)
     charge.judges_at = 0.0
@@ -547,7 +549,7 @@ def test_a_worker_that_could_not_reach_its_store_judges_nobody_at_first(
     keeper._renew(charge)
     keeper._sweep(charge)
     monkeypatch.undo()
-    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.look())
+    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.scan())
     keeper._renew(charge)
     keeper._sweep(charge)
     assert asked == [False, True, False, False]
@@ -613,7 +615,7 @@ def of_a_later_release(store: Any, task_id: str) -> str:
     """Have a record hold a snapshot that this release cannot read."""
     record = store.read(task_id)
     text = json.dumps({**json.loads(record.snapshot), "version": VERSION + 1, "new": "field"})
-    assert store.swap(task_id, record.fence, Record(record.fence, text))
+    assert store.compare_and_swap(task_id, record.fence, Update(record.fence, text))
     return text
 
 
@@ -634,9 +636,7 @@ def test_a_record_of_a_later_release_keeps_no_other_from_being_recovered(
 def test_a_second_delivery_of_such_a_task_is_given_back(
     worker: Any, lost: Any, store: Any, monkeypatch: Any, caplog: Any
 ) -> None:
-    monkeypatch.setattr(
-        "celery_continuations.execution.execution.death_of", lambda *args, **kwargs: rules.Death.CRASHED
-    )
+    monkeypatch.setattr("celery_continuations.execution.execution.loss_of", lambda *args, **kwargs: Loss.CRASH)
     result = lost()
     later = of_a_later_release(store, result.id)
     worker.flag = new_flag("again@test")

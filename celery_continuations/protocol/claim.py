@@ -1,0 +1,158 @@
+"""The claim: whether the execution of a message gets the right to write the task's record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery_continuations.protocol.liveness import Loss
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.protocol.recovery import Ended, count_loss, with_loss
+from celery_continuations.stores.base import NOT_CLAIMABLE, OWNED, Fence, Record, Status, Store, Update
+
+__all__ = ["claim"]
+
+
+def claim(
+    store: Store,
+    task_id: str,
+    generation: int,
+    owner: str,
+    *,
+    snapshot: str | None,
+    message: Callable[[], str | None],
+    ended: Ended,
+    loss_of: Callable[[str], Loss | None],
+) -> OwnedRecord | None:
+    """Claim the task of a message, or learn that the message is stale.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        generation: that the message continues; 0 when it is fresh.
+        owner: the claiming execution.
+        snapshot: that the message carries.
+        message: returns what is needed to publish the task again; written with a new record.
+        ended: see :data:`Ended`.
+        loss_of: returns why an owner's execution was lost; None while the owner may run it.
+
+    Returns:
+        The right to write the record, or None: then the message is to be ended without touching anything.
+    """
+    one = _Claim(store, task_id, generation, owner, snapshot, message, ended, loss_of)
+    try:
+        owned = one.of_expected()
+        while owned is None:
+            owned = one.of_found(store.read(task_id))
+    except _Stale:
+        return None
+    return owned
+
+
+class _Stale(Exception):
+    """The message is to be ended without touching anything."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Each method returns None where the record has changed meanwhile, and is to be read again."""
+
+    store: Store
+    task_id: str
+    generation: int
+    owner: str
+    snapshot: str | None
+    message: Callable[[], str | None]
+    ended: Ended
+    loss_of: Callable[[str], Loss | None]
+
+    def of_expected(self) -> OwnedRecord | None:
+        """The usual cases, in one round trip: a fresh message, and the message that the record waits for."""
+        if not self.generation:
+            return self.of_none()
+        mine = self._fence(self.generation)
+        taken = self.store.take(self.task_id, Fence(self.generation, Status.QUEUED), mine)
+        return None if taken is None else self._owned(mine, self.snapshot or taken.snapshot, taken.value)
+
+    def of_found(self, record: Record | None) -> OwnedRecord | None:
+        """Claim what was read."""
+        if record is None:
+            # Rule 1: a message that continues a record which is gone is trusted, unless the task has ended.
+            if self.generation and self.ended(None) is not None:
+                raise _Stale
+            return self.of_none()
+        known = record.fence
+        if known.owner == self.owner:  # written by the first attempt, whose answer was lost
+            return self._owned(known, self.snapshot or record.snapshot, record.value)
+        # Rule 2: a message does not touch a record that has ended, waits or is paused.
+        if known.status in NOT_CLAIMABLE:
+            self.refuse(record)
+            return None
+        # Rule 3: a message older than the last claim's is stale.
+        is_older = self.generation < known.generation
+        if self.generation < known.generation - 1 or (is_older and known.status not in OWNED):
+            raise _Stale
+        if self.generation == known.generation - 1 and known.owner:
+            return self.of_dead_owner(record)
+        newest, mine = self.newest(record), self.succeeding(known)
+        text = self.message() if record.message is None else None  # the record is older than the task's first message
+        written = self.store.compare_and_swap(self.task_id, known, Update(mine, newest, text))
+        return self._owned(mine, newest, record.value) if written else None
+
+    def of_none(self) -> OwnedRecord | None:
+        """Claim where there is no record."""
+        mine = self._fence(self.generation)
+        written = self.store.compare_and_swap(self.task_id, None, Update(mine, self.snapshot, self.message()))
+        return self._owned(mine, self.snapshot) if written else None
+
+    def of_dead_owner(self, record: Record) -> OwnedRecord | None:
+        """Succeed an owner, if that is dead."""
+        known = record.fence
+        # Rule 4: the second delivery of what a live owner runs ends; should that die, the sweep has it.
+        loss = self.loss_of(known.owner)
+        if loss is None or known.command:
+            raise _Stale
+        # Rule 5: before a dead owner is succeeded the result backend is asked; only the last write may be missing.
+        result = self.ended(record)
+        if result is not None:
+            OwnedRecord(self.store, self.task_id, known).end(result[0], None, result[1])
+            raise _Stale
+        with_loss(record.snapshot or self.snapshot, loss)  # raises for what cannot be read, before anything is changed
+        mine = self.succeeding(known)
+        if not self.store.compare_and_swap(self.task_id, known, Update(mine)):
+            return None
+        counted = count_loss(self.store, self.task_id, mine, loss)
+        return None if counted is None else self._owned(mine, counted, record.value, is_recovered=True)
+
+    def refuse(self, record: Record) -> None:
+        """End the message at a record that it may not touch."""
+        known = record.fence
+        if known.status == Status.PAUSED and record.message is None:
+            # Paused before its message came: from now on the record has what is needed to publish it. A caller that
+            # resumes it just now has nothing to publish; the fencing token lets one of the two be first, and the
+            # other read again.
+            kept = Update(known._replace(message_saved=True), message=self.message())
+            if not self.store.compare_and_swap(self.task_id, known, kept):
+                return
+        raise _Stale
+
+    def newest(self, record: Record) -> str | None:
+        """Return the newer one of the message's snapshot and the record's."""
+        known = record.fence
+        # Rule 7: a message of the record's own generation was made after the record's last save.
+        if self.snapshot and self.generation >= known.generation:
+            return self.snapshot
+        return record.snapshot or self.snapshot
+
+    def _fence(self, generation: int) -> Fence:
+        return Fence(generation + 1, Status.RUNNING, self.owner)
+
+    def succeeding(self, known: Fence) -> Fence:
+        """Return the fencing token that succeeds another one."""
+        # Rule 6: each claim has a generation of its own, and an owner.
+        return self._fence(max(known.generation, self.generation)).with_command(known.command)
+
+    def _owned(
+        self, fence: Fence, snapshot: str | None, value: str | None = None, *, is_recovered: bool = False
+    ) -> OwnedRecord:
+        return OwnedRecord(self.store, self.task_id, fence, snapshot, value or None, is_recovered, message=self.message)

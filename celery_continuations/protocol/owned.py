@@ -1,0 +1,235 @@
+"""The right to write a record, which the execution that has claimed it holds.
+
+Publishing may happen twice; claiming is what counts.  A message carries the generation *m*
+that it continues, 0 when it is fresh; a record has a generation *g*, the number of its claims.
+Each rule has a number, which docs/protocol.md explains and tests/model breaks in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from celery_continuations.core.inbox import TIMED_OUT, Inbox
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.stores.base import Command, Fence, Record, Status, Store, Update
+
+__all__ = ["OVERDUE_AFTER", "OwnedRecord", "Superseded"]
+
+#: Seconds after which an unclaimed message is overdue.
+OVERDUE_AFTER = 10.0
+
+
+class Superseded(Exception):
+    """Another execution owns the record: nothing was written."""
+
+
+class OwnedRecord:
+    """A record as its owner knows it; every write of an execution goes through it.
+
+    Each write raises :class:`Superseded` where another execution owns the record, and StoreError where the store
+    cannot be reached.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        fence: of the execution's claim.
+        snapshot: what the execution resumes from, or None for a fresh start.
+        value: the encoded return value of an execution that was lost after its body had returned, or None.
+        is_recovered: whether the execution before this one was lost.
+        message: returns what is needed to publish the task again, should the store have lost it.
+
+    Attributes:
+        fence: as this execution wrote it last, with the pending command that it found.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        task_id: str,
+        fence: Fence,
+        snapshot: str | None = None,
+        value: str | None = None,
+        is_recovered: bool = False,
+        message: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.fence = fence
+        self.snapshot = snapshot
+        self.value = value
+        self.is_recovered = is_recovered
+        self._store = store
+        self._task_id = task_id
+        self._message = message
+
+    def within(self, connection: Any) -> OwnedRecord:
+        """Return the same right for writes in the transaction of ``connection``, see :meth:`Store.within`."""
+        return OwnedRecord(
+            self._store.within(connection), self._task_id, self.fence, self.snapshot, message=self._message
+        )
+
+    def is_found(self) -> bool:
+        """Whether the store has the record, and no other execution owns it."""
+        found = self._store.read(self._task_id)
+        return found is not None and self._is_own(found.fence)
+
+    def save(self, snapshot: str) -> None:
+        """Save progress; the fencing token then has the command that may have been added to it."""
+        # Rule 8: only the owner writes, in its own generation. Here and below, compare_and_swap holds it.
+        while not self._store.compare_and_swap(self._task_id, self.fence, Update(self.fence, snapshot)):
+            found = self._store.read(self._task_id)
+            if found is None:
+                # Rule 14: a record that is gone was lost by its store, and not taken by another execution.
+                lost = Update(self.fence, snapshot, self._message())
+                if not self._store.compare_and_swap(self._task_id, None, lost):
+                    raise Superseded
+                return
+            # Rule 15: a command does not take the record from its owner; nor does one that is withdrawn.
+            if not self._is_own(found.fence):
+                raise Superseded
+            self.fence = found.fence
+
+    def was_saved(self, fence: Fence, snapshot: str) -> bool:
+        """Whether a save in a transaction, with that fencing token, was committed: the answer was lost."""
+        # The write waits for a transaction that the server has not ended yet.
+        self._store.compare_and_swap(self._task_id, fence, Update(fence))
+        found = self._store.read(self._task_id)
+        return found is not None and found.snapshot == snapshot
+
+    def queue(self, snapshot: str, due_in: float, message: str | None = None) -> None:
+        """Save, and leave the task to the message of this generation, which the caller publishes.
+
+        Where the record is not queued then, nothing is to be published: it is paused, or still the execution's own,
+        which cancels it.
+        """
+        queued = Fence(self.fence.generation, Status.QUEUED)
+        self._hand_over(Update(queued, snapshot, message, due_in=due_in + OVERDUE_AFTER))
+
+    def wait(self, snapshot: str, due_in: float | None, is_there: Callable[[str], bool]) -> None:
+        """Save, and leave the task until a time or a delivery; see :meth:`queue`.
+
+        Args:
+            snapshot: the progress, with what it waits for.
+            due_in: seconds from now when it continues in any case, or None.
+            is_there: whether what it waits for is in this inbox.
+        """
+        waiting = Fence(self.fence.generation, Status.WAITING)
+        while True:
+            found = self._store.read(self._task_id)
+            if found is None:
+                self.fence = Fence(self.fence.generation, Status.QUEUED)  # Rule 14: the message has all that is left
+                return
+            inbox = found.inbox or ""
+            # Rule 16: a task does not wait for what is there. A delivery that comes just now changes the inbox, and
+            # the write is refused; one that comes later finds the record waiting.
+            if is_there(inbox):
+                self.queue(snapshot, 0.0)
+                return
+            try:
+                self._hand_over(Update(waiting, snapshot, due_in=due_in, expected_inbox=inbox))
+                return
+            except Superseded:
+                found = self._store.read(self._task_id)
+                if found is not None and not self._is_own(found.fence):
+                    raise
+
+    def release(self, snapshot: str | None) -> None:
+        """Save, and let the message that was claimed claim again; no-op where another execution owns the record."""
+        # The generation stays, or that message's older snapshot would be taken for the newer. Due at once to
+        # nobody: the sweep finds it should that message never come back.
+        released = Update(Fence(self.fence.generation, Status.RUNNING), snapshot, due_in=OVERDUE_AFTER)
+        with suppress(Superseded):
+            self._hand_over(released)
+
+    def finish(self, snapshot: str, value: str | None) -> None:
+        """The body has returned."""
+        # Rule 9: the value is kept before Celery passes it on, so that no user code runs again for it.
+        # A pause or a cancellation is too late now.
+        returned = self.fence.with_command(None)._replace(status=Status.RETURNED)
+        self._write(Update(returned, snapshot, value=value), heeds_commands=False)
+
+    def end(self, status: Status, snapshot: str | None, expires_in: float) -> None:
+        """The result is stored: keep a tombstone, or the failed record, for ``expires_in`` seconds.
+
+        No-op where another execution owns the record.
+        """
+        # Rule 10: a record that has ended stays, so that a late delivery ends too.
+        kept = None if status == Status.FAILED else ""  # a failed task can be retried
+        ended = Fence(self.fence.generation, status)
+        update = Update(ended, snapshot, message=kept, value="", inbox=kept, expires_in=expires_in)
+        with suppress(Superseded):
+            self._write(update, heeds_commands=False)
+
+    def remove(self) -> None:
+        """Free the task's id for another task."""
+        removed = Update(Fence(self.fence.generation, Status.DONE), "", "", "", "", expires_in=0)
+        if not self._store.compare_and_swap(self._task_id, self.fence, removed):
+            raise Superseded
+
+    def delivered(self) -> Inbox:
+        """Return what was delivered to the task."""
+        found = self._store.read(self._task_id)
+        return Inbox.loads(found.inbox if found else None)
+
+    def close_wait(self, name: str) -> Outcome:
+        """Nothing came in time: let nothing come later.
+
+        Returns:
+            The outcome, which is what came in the last moment, or that nothing did.
+        """
+        while True:
+            found = self._store.read(self._task_id)
+            if found is None:
+                return TIMED_OUT
+            inbox = Inbox.loads(found.inbox)
+            if name in inbox:
+                return inbox[name]
+            if not self._is_own(found.fence):
+                raise Superseded
+            # Rule 20: a wait has one outcome, and that it timed out is one.
+            inbox[name] = TIMED_OUT
+            closed = Update(found.fence, inbox=inbox.dumps(), expected_inbox=found.inbox or "")
+            if self._store.compare_and_swap(self._task_id, found.fence, closed):
+                return TIMED_OUT
+
+    def _is_own(self, found: Fence) -> bool:
+        return found.with_command(None) == self.fence.with_command(None)
+
+    def _hand_over(self, update: Update) -> None:
+        """Leave the record, unless a command is pending that says otherwise."""
+        while self.fence.command != Command.CANCEL:
+            try:
+                if self.fence.command == Command.PAUSE:
+                    paused = Fence(self.fence.generation, Status.PAUSED)
+                    self._write(Update(paused, update.snapshot, update.message))
+                else:
+                    self._write(update)
+                return
+            except Superseded:
+                found = self._store.read(self._task_id)
+                if found is None or not self._is_own(found.fence):
+                    raise
+                if found.fence == self.fence and update.expected_inbox is not None:
+                    raise  # the inbox is another one, to be looked at first
+                self.fence = found.fence
+
+    def _write(self, update: Update, *, heeds_commands: bool = True) -> None:
+        """Write over the own fencing token, or over what an own write, whose answer was lost, has made of it."""
+        if not self._store.compare_and_swap(self._task_id, self.fence, update):
+            found = self._store.read(self._task_id)
+            if not self._is_written(found, update) and not self._written_over(found, update, heeds_commands):
+                raise Superseded
+        self.fence = update.fence
+
+    def _is_written(self, found: Record | None, update: Update) -> bool:
+        if found is None:  # Rule 14: no other execution has taken it
+            return True
+        # A sweep leaves the same fencing token, and another snapshot.
+        return found.fence == update.fence and update.snapshot in (None, found.snapshot)
+
+    def _written_over(self, found: Record | None, update: Update, heeds_commands: bool) -> bool:
+        if found is None or not self.fence.owner:
+            return False
+        same = found.fence._replace(status=self.fence.status)
+        is_own = same == self.fence if heeds_commands else self._is_own(same)
+        return is_own and self._store.compare_and_swap(self._task_id, found.fence, update)

@@ -1,0 +1,153 @@
+"""What the tests of a store share: its hooks, and what is around each test."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NoReturn
+
+from celery_continuations.stores.base import Due, Fence, Record, Status, Store, Update
+
+RUNNING = Fence(1, Status.RUNNING, "worker/7/a")
+
+PATIENCE = 10.0
+SOON = 0.05
+THREADS = 8
+
+
+class Suite:
+    """The hooks of a store's tests, and what is around each."""
+
+    #: False for a store that other processes do not see.
+    between_processes = True
+
+    #: How many records are many; fewer for a store that takes long to write one.
+    many = 2500
+
+    # -- hooks
+
+    def make_store(self, namespace: str) -> Store:
+        """Return a new store; those of one namespace share their records, but for a store of one process."""
+        raise NotImplementedError
+
+    def corrupt(self, store: Store, task_id: str) -> None:
+        """Spoil the record, so that it can no longer be read."""
+        skip("corrupt")
+
+    def break_connection(self, store: Store) -> None:
+        """End the store's connections from the other side, as a server does that is restarted."""
+        skip("break_connection")
+
+    def connections(self, store: Store) -> int:
+        """Return how many connections, or files, the store has open."""
+        skip("connections")
+
+    # -- around each test
+
+    def setup_method(self) -> None:
+        """Begin with a namespace that no other test has."""
+        self._namespace = uuid.uuid4().hex
+        self._made: dict[str, Store] = {}
+
+    def teardown_method(self) -> None:
+        """Close what was made."""
+        for store in self._made.values():
+            store.close()
+
+    @property
+    def store(self) -> Store:
+        """The store of this test."""
+        return self._store_of("")
+
+    def _store_of(self, suffix: str) -> Store:
+        # made when it is asked for: fixtures of a subclass come after setup_method
+        if suffix not in self._made:
+            self._made[suffix] = self.make_store(self._namespace + suffix)
+        return self._made[suffix]
+
+    # -- what the tests share
+
+    def _read(self, task_id: str) -> Record | None:
+        record = self.store.read(task_id)
+        return record and plain(record)
+
+    def _is_gone(self, task_id: str) -> bool:
+        return self.store.read(task_id) is None
+
+    def _records(self) -> dict[str, Record]:
+        found = {}
+        for task_id, record in self.store.records():
+            assert isinstance(record, Record), record
+            assert task_id not in found, f"{task_id!r} came twice"
+            found[task_id] = plain(record)
+        return found
+
+    def _inbox(self, task_id: str) -> str:
+        record = self.store.read(task_id)
+        return (record and record.inbox) or ""
+
+    def _due(self, task_id: str) -> float | None:
+        record = self.store.read(task_id)
+        assert record is not None
+        return record.due
+
+    def _assert_owned(self, **expected: dict[str, str]) -> None:
+        for worker, records in expected.items():
+            assert self.store.scan(worker).owned == records
+
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
+        until = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < until, f"not within {PATIENCE:.0f} s: {what}"
+            time.sleep(0.005)
+
+    def _in_threads(self, work: Callable[[int], None]) -> None:
+        problems: list[BaseException] = []
+        self.store.read("id")  # made before several ask for it
+
+        def run(number: int) -> None:
+            try:
+                work(number)
+            except BaseException as exc:
+                problems.append(exc)
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if problems:
+            raise problems[0]
+
+
+def plain(record: Record) -> Record:
+    """Return the record as every store reads it: an empty inbox may be read as "" or as None."""
+    return replace(record, inbox=record.inbox or None)
+
+
+def has_due(store: Store, ids: list[str]) -> bool:
+    """Whether these are due, and no others."""
+    return sorted(store.scan().due) == sorted(ids)
+
+
+def skip(hook: str) -> NoReturn:
+    """Skip the test, which needs a hook."""
+    import pytest
+
+    pytest.skip(f"needs {hook}")
+
+
+def update_to(
+    record: Record,
+    *,
+    due_in: float | Due | None = None,
+    expires_in: float | None = None,
+    expected_inbox: str | None = None,
+) -> Update:
+    """Return what writes the record."""
+    return Update(
+        record.fence, record.snapshot, record.message, record.value, record.inbox, due_in, expires_in, expected_inbox
+    )
