@@ -99,8 +99,8 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
     try:
         if task.claims_at_start or execution.resumed:
             execution.begin()
-            if execution.finished_value is not None:
-                return codec.loads(execution.finished_value, "the return value")
+            if execution.returned_value is not None:
+                return codec.loads(execution.returned_value, "the return value")
         value = call(*args, **kwargs)
         execution.returned()
         execution.finish(_checked(task, value))
@@ -469,7 +469,7 @@ class AppTask(Task):  # type: ignore[misc]
 
     def _waits(self, name: str) -> tuple[Run, waits.Waiter]:
         check_name(name)
-        return self._run(name), execution_of(self.request_stack.top)
+        return self._run(name), execution_of(self.request_stack.top).waiter
 
     # -- what Celery uses
 

@@ -102,6 +102,11 @@ class DirectExecution:
         self.run = Run(request.id or str(uuid.uuid4()), snapshot, self, interruptible=False)
         setattr(request, ATTRIBUTE, self)
 
+    @property
+    def waiter(self) -> DirectExecution:
+        """What the task's waits need."""
+        return self
+
     def begin(self) -> Run:
         """No-op: there is nothing to claim."""
         return self.run

@@ -18,7 +18,7 @@ from celery_continuations.exceptions import Interrupted, UnserializableValueErro
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["Teller"]
+__all__ = ["Reporter"]
 
 logger = logging.getLogger("celery_continuations")
 
@@ -30,9 +30,12 @@ _STEP_MESSAGES = {
     "step_failed": "step %s failed",
 }
 
+# Actions that this process has reported, each with the name of the task.
+_reported: set[tuple[str, str]] = set()
 
-class Teller:
-    """Tells of one execution.  Each record has ``action``, ``task_id``, ``task_name`` and ``data``.
+
+class Reporter:
+    """Reports what happens to one execution.  Each record has ``action``, ``task_id``, ``task_name`` and ``data``.
 
     Args:
         task: the task.
@@ -46,6 +49,97 @@ class Teller:
         self._sends_as = sends_as
         self._began = self._step_began = time.monotonic()
         self._left: float | None = None
+
+    # -- once for each task and process
+
+    def large_arguments(self, size: int) -> None:
+        """The body of the message has ``size`` bytes."""
+        if self._is_first("large_arguments"):
+            self.log(
+                logging.WARNING,
+                "large_arguments",
+                "the message's body has %d bytes, which stay in the store until the task has ended; pass a reference "
+                "to the data instead",
+                size,
+                bytes=size,
+            )
+
+    def slow_checkpoint(self, run: Run, gap: float) -> None:
+        """The run has made no checkpoint for ``gap`` seconds."""
+        if not self._is_first("slow_checkpoint"):
+            return
+        step = run.current.name if run.current else next(reversed(run.snapshot.completed), None)
+        where = "before its first step" if step is None else f"in or after step {step!r}"
+        self.log(
+            logging.WARNING,
+            "slow_checkpoint",
+            "made no checkpoint for %.1f s, %s; a worker that is stopped may be killed before the next one",
+            gap,
+            where,
+            step=step,
+            seconds=gap,
+        )
+
+    def source_unchecked(self, step: Step) -> None:
+        """The items of a loop cannot be told apart."""
+        if self._is_first("source_unchecked"):
+            self.log(
+                logging.INFO,
+                "source_unchecked",
+                "step %s reads items that have nothing to tell them apart: a change of its source is only noticed when "
+                "it becomes shorter; give iterate identity=, or a source that is read by key",
+                step.name,
+                step=step.name,
+            )
+
+    def _is_first(self, action: str) -> bool:
+        known = (action, self._task.name)
+        if known in _reported:
+            return False
+        _reported.add(known)
+        return True
+
+    # -- each time
+
+    def item_failed(self, step: Step, error: Exception) -> None:
+        """An item of a loop has failed, within the error budget."""
+        self.log(
+            logging.WARNING,
+            "item_failed",
+            "step %s puts aside what failed at %r: %s: %s",
+            step.name,
+            step.cursor,
+            type(error).__name__,
+            error,
+            exc_info=error,
+            step=step.name,
+        )
+
+    def slow_queue(self, waited: float, slice_seconds: float) -> None:
+        """A slice costs one wait in the queue: more than the slice itself is a waste."""
+        self.log(
+            logging.WARNING,
+            "slow_queue",
+            "waited %.0f s in the queue after a slice of %.0f s; continuation_resume_options can name a queue "
+            "that is consumed first",
+            waited,
+            slice_seconds,
+        )
+
+    def short_results(self, reason: str, expires: float) -> None:
+        """A member of a chord waits for longer than its results are kept."""
+        self.log(
+            logging.WARNING,
+            "short_results",
+            "is in a chord's header and %s for longer than result_expires = %s s: the chord may forget its other "
+            "members; set result_expires to more than the wait",
+            reason,
+            expires,
+        )
+
+    def not_saved(self, what: str, error: Exception) -> None:
+        """The store could not be reached."""
+        self.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
 
     def log(
         self, level: int, action: str, message: str, *args: Any, exc_info: Exception | None = None, **data: Any
@@ -66,7 +160,7 @@ class Teller:
         self._left = time.monotonic()
 
     def step(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Tell of a step.
+        """Report a step.
 
         Args:
             event: the name of its signal.
@@ -107,7 +201,7 @@ class Teller:
         return fields
 
     def resumed(self, run: Run, lost: bool) -> None:
-        """An execution goes on where another has left, or was ``lost``."""
+        """The execution continues where another one has left, or was ``lost``."""
         snapshot = run.snapshot
         reason = LOST if lost else snapshot.reason
         completed = list(snapshot.completed)

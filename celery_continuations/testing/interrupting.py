@@ -11,7 +11,7 @@ from celery import states
 from celery_continuations.core.order import check_name
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.execution.execution import STOPPING
+from celery_continuations.execution.triggers import STOPPING
 from celery_continuations.testing.fault_plan import FaultPlan
 from celery_continuations.testing.rehearsal import Rehearsal, resume_when_due, within
 

@@ -218,13 +218,20 @@ class Rehearsal:
             self._inbox[name] = Outcome.of_value(payloads[name], f"the payload of {name!r}")
         return self._inbox.get(name)
 
+    def inbox(self) -> Inbox:
+        """Return all that was delivered."""
+        for name in direct.delivered.get():
+            self.delivered(name)
+        return Inbox(self._inbox)
+
     def close_wait(self, name: str) -> Outcome:
         """Return the outcome of a wait whose time is over."""
         return self.delivered(name) or self._inbox.setdefault(name, TIMED_OUT)
 
-    def save(self, text: str) -> None:
-        """Save a snapshot, as a store would."""
-        self._text = text
+    def save(self, text: str | None) -> str | None:
+        """Save a snapshot, as a store would; return the text that it replaces."""
+        replaced, self._text = self._text, text
+        return replaced
 
     def left(self, text: str, options: dict[str, Any]) -> None:
         """An execution has left, with these options for the message of the next."""

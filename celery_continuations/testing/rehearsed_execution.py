@@ -1,22 +1,32 @@
-"""One execution of a rehearsed run."""
+"""One execution of a rehearsed run: a real one, whose store, broker and clock are those of the rehearsal."""
 
 from __future__ import annotations
 
 import traceback
+from math import inf
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import states
 from celery.exceptions import Ignore, Retry
 
-from celery_continuations import conf
-from celery_continuations.core.evolution import old_names
+from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
-from celery_continuations.core.snapshot import Waiting
 from celery_continuations.core.step import Step
-from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.exceptions import Interrupted
+from celery_continuations.execution.checkpoints import Checkpoints
 from celery_continuations.execution.execution import Execution
+from celery_continuations.execution.leaving import Leaving
+from celery_continuations.execution.message import Message
+from celery_continuations.execution.ownership import Ownership
+from celery_continuations.execution.reporting import Reporter
+from celery_continuations.execution.running import Running
+from celery_continuations.execution.triggers import Triggers
+from celery_continuations.execution.waiting import Waiter
 from celery_continuations.messages.body import Body
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.stores import Fence, Status
 from celery_continuations.task import _RetryMessage
 from celery_continuations.testing.fault_plan import Killed
 
@@ -27,56 +37,33 @@ __all__ = ["RehearsedExecution"]
 
 
 class RehearsedExecution(Execution):
-    """An execution whose store, broker and clock are those of a :class:`Rehearsal`."""
-
-    is_direct = True  # children are applied in place
+    """An execution that a test disturbs."""
 
     def __init__(self, rehearsal: Rehearsal, task: Any, request: Any, body: Body) -> None:
         super().__init__(task, request, body)
+        self.message = _Message(rehearsal, task, request, body)
         self._rehearsal = rehearsal
         self._killed = False
-        self._left = False
         self._attributes = dict(vars(task))
 
-    @property
-    def resumed(self) -> bool:
-        return self._rehearsal.is_resumed
-
     def begin(self) -> Run:
-        if self.run is None:
-            self.run = Run(self.request.id, self._rehearsal.begin(), self)
-            self.run.attention = self._rehearsal.faults.attentive
-            self._largest = conf.setting(self.task, "max_snapshot")
-        return self.run
+        if self.checkpoints is None:
+            ownership = Ownership(self.message, _Record(self, self._rehearsal), self._lose)
+            snapshot, faults = self._rehearsal.begin(), self._rehearsal.faults
+            self.checkpoints = Checkpoints(self.message, ownership, snapshot, lambda run: _Triggers(self, run, faults))
+            self.checkpoints.run.attention = faults.attentive
+            self.phase = Running(self, self.checkpoints)
+        return self.checkpoints.run
 
-    def attend(self, run: Run) -> str | None:
-        faults = self._rehearsal.faults
-        reason = faults.checkpoint(self, run)
-        run.attention = faults.attentive
-        return reason
-
-    def save(self, run: Run) -> None:
-        self._disturb("save")
-        if run.unit is not None:
-            run.unit.begin()
-            run.unit.connection()
-            run.unit.commit()
-        self.write(run)
-        if run.unit is not None:
-            run.committed()
-
-    def join(self, run: Run) -> None:
-        """No-op: no store is in another database."""
+    @property
+    def waiter(self) -> Waiter:
+        assert self.checkpoints is not None
+        return _Waiter(self.checkpoints, self._rehearsal)
 
     def write(self, run: Run) -> None:
         """Save without a fault."""
-        self._rehearsal.save(self._snapshot_text())
-
-    def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """No-op: there are no listeners."""
-
-    def unchecked(self, run: Run, step: Step) -> None:
-        """No-op: the outcomes of the runs show what changes."""
+        assert self.checkpoints is not None
+        self._rehearsal.save(self.checkpoints.text())
 
     def kill(self) -> NoReturn:
         """Die here: nothing more is saved.
@@ -89,35 +76,18 @@ class RehearsedExecution(Execution):
         self.run.attention = True
         raise Killed
 
-    # -- waiting
-
-    def now(self) -> float:
-        return self._rehearsal.clock.now()
-
-    def delivery(self, name: str, close: bool) -> Outcome | None:
-        rehearsal = self._rehearsal
-        for one in (name, *old_names(name, conf.setting(self.task, "renamed_steps"))):
-            found = rehearsal.delivered(one)
-            if found is not None:
-                return found
-        return rehearsal.close_wait(name) if close else None
-
-    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
+    def disturb(self, what: str) -> None:
+        """Let the test kill the execution before a save, or before it is known to have returned."""
         assert self.run is not None
-        self.run.snapshot.waiting = waiting
-        self.run.interrupt(reason)
+        self._rehearsal.faults.before(self, self.run, what)
 
-    def keep(self) -> None:
-        assert self.run is not None
-        self.save(self.run)
-
-    # -- leaving
+    # -- what the boundary asks
 
     def finish(self, value: Any) -> None:
         if isinstance(value, Retry) and isinstance(value.sig, _RetryMessage):
             raise value  # retry(throw=False)
         if self.run is not None:
-            self._disturb("end")
+            self.disturb("end")
         self._rehearsal.end(states.SUCCESS, value)
 
     def left_by(self, error: BaseException) -> BaseException:
@@ -134,35 +104,147 @@ class RehearsedExecution(Execution):
         except Exception as exc:
             self._rehearsal.end(states.FAILURE, error=exc)
             raise
-        if self._left:
+        if isinstance(self.phase, Leaving):
             _release(error)
-            if self.task.app.conf.task_eager_propagates:
+            self.phase.publish()
+            if self.message.task.app.conf.task_eager_propagates:
                 instead = Ignore(str(instead))  # Celery would raise a Retry in the caller of the task
             return instead
         if not isinstance(error, Retry):
             self._rehearsal.end(states.IGNORED if isinstance(instead, Ignore) else states.FAILURE, error=instead)
         return instead
 
+    def settle(self, state: str | None, result: Any) -> None:
+        """Do nothing: the rehearsal knows."""
+
     def close(self) -> None:
         """Forget the attributes that the body set on the task: another process would not know them."""
-        own = vars(self.task)
-        own.clear()
-        own.update(self._attributes)
+        if self.message.request is not None:
+            own = vars(self.message.task)
+            own.clear()
+            own.update(self._attributes)
         super().close()
 
-    def _leave_to_message(self, text: str, options: dict[str, Any], message: str | None = None) -> None:
-        self._left = True
-        self._rehearsal.left(text, options)
 
-    def _saved_message(self, **options: Any) -> str | None:
+class _Message(Message):
+    """The broker: what is published is the rehearsal's next execution."""
+
+    store: Any = SimpleNamespace(keeps=True)
+
+    def __init__(self, rehearsal: Rehearsal, task: Any, request: Any, body: Body) -> None:
+        super().__init__(task, request, body)
+        self.reporter = _Silent(task, request.id)
+        self.generation = int(rehearsal.is_resumed)
+        self._rehearsal = rehearsal
+
+    def setting(self, name: str) -> Any:
+        # The code is the same in each execution, so other workers cannot resume it either.
+        return {"change_grace": 0, "on_change": "fail"}.get(name) or super().setting(name)
+
+    def saved(self, **options: Any) -> str | None:
         return None
 
-    def _hand_back_if_changed(self, error: InvalidStepError) -> None:
-        """No-op: the code is the same in each execution, so other workers cannot resume it either."""
+    def was_cancelled(self) -> bool:
+        return False
 
-    def _disturb(self, what: str) -> None:
-        assert self.run is not None
-        self._rehearsal.faults.before(self, self.run, what)
+    def publish(self, *, generation: int, snapshot: str | None, options: dict[str, Any]) -> None:
+        self._rehearsal.left(str(snapshot), options)
+
+
+class _Record(OwnedRecord):
+    """The store: the rehearsal keeps one snapshot, and what was delivered."""
+
+    def __init__(self, execution: RehearsedExecution, rehearsal: Rehearsal) -> None:
+        self.fence = Fence(1, Status.RUNNING, "rehearsal/0/0")
+        self.snapshot = None
+        self.value = None
+        self._execution = execution
+        self._rehearsal = rehearsal
+        self._before: str | None = None
+
+    def within(self, connection: Any) -> OwnedRecord:
+        return self
+
+    def is_found(self) -> bool:
+        return True
+
+    def save(self, snapshot: str) -> None:
+        self._execution.disturb("save")
+        self._before = self._rehearsal.save(snapshot)
+
+    def was_saved(self, fence: Fence, snapshot: str) -> bool:
+        """The transaction of the save was undone, and the save with it."""
+        self._rehearsal.save(self._before)
+        return False
+
+    def queue(self, snapshot: str, due_in: float, message: str | None = None) -> None:
+        """Do nothing: the message has it."""
+
+    def wait(self, snapshot: str, due_in: float | None, is_there: Any) -> None:
+        """Do nothing: the message has it."""
+
+    def delivered(self) -> Inbox:
+        return self._rehearsal.inbox()
+
+    def close_wait(self, name: str) -> Outcome:
+        return self._rehearsal.close_wait(name)
+
+
+class _Waiter(Waiter):
+    """The clock, which a test moves."""
+
+    is_direct = True  # children are applied in place
+
+    def __init__(self, checkpoints: Checkpoints, rehearsal: Rehearsal) -> None:
+        super().__init__(checkpoints)
+        self._clock = rehearsal.clock
+
+    def now(self) -> float:
+        return self._clock.now()
+
+
+class _Triggers(Triggers):
+    """The faults of the test make a checkpoint do something, and nothing else does."""
+
+    def __init__(self, execution: RehearsedExecution, run: Run, faults: Any) -> None:
+        self.answer = None
+        self.runtime = None
+        self._execution = execution
+        self._run = run
+        self._faults = faults
+
+    def reason_to_leave(self) -> str | None:
+        reason: str | None = self._faults.checkpoint(self._execution, self._run)
+        return reason
+
+    def is_save_due(self) -> bool:
+        return False
+
+    def saving(self) -> None:
+        """Do nothing."""
+
+    def saved(self, rest: float = 0.0) -> None:
+        """Do nothing."""
+
+    def attended(self, is_leaving: bool) -> None:
+        self._run.attention = self._faults.attentive
+
+    @property
+    def gap(self) -> float:
+        return -inf
+
+
+class _Silent(Reporter):
+    """No signals and events; what a loop cannot notice shows in the outcomes of the runs."""
+
+    def source_unchecked(self, step: Step) -> None:
+        """Do nothing."""
+
+    def step(self, event: str, run: Run, step: Step, **data: Any) -> None:
+        """Do nothing."""
+
+    def interrupted(self, shown: Interrupted, error: Exception | None, run: Run | None) -> None:
+        """Do nothing."""
 
 
 def _release(error: BaseException) -> None:

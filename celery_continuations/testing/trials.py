@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import LOST, Snapshot
-from celery_continuations.execution.execution import STOPPING
+from celery_continuations.execution.triggers import STOPPING
 from celery_continuations.testing.fault_plan import FaultPlan
 
 __all__ = ["INTERRUPT", "KILL", "Disturbance", "Place", "Plan", "Trial", "parse", "plans", "short"]

@@ -1,0 +1,236 @@
+"""What happens at a checkpoint: the host of a run in a worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from celery.exceptions import Ignore
+
+from celery_continuations import conf, transactions
+from celery_continuations.core.run import Run
+from celery_continuations.core.snapshot import Snapshot, Waiting
+from celery_continuations.core.step import Step
+from celery_continuations.exceptions import Interrupt, StoreError
+from celery_continuations.execution.direct import is_of_item, snapshot_text
+from celery_continuations.execution.message import CANCELLED, Message, pauses
+from celery_continuations.execution.ownership import Ownership
+from celery_continuations.execution.triggers import STOPPING, Triggers
+from celery_continuations.process.stop_flag import COLD
+from celery_continuations.protocol.owned import OwnedRecord
+from celery_continuations.stores import Command, Fence
+
+__all__ = ["PAUSED", "Checkpoints"]
+
+PAUSED = "paused"
+
+# So many times as long as an attempt to save took that failed, the task works before the next.
+_UNHURRIED = 3
+
+
+class Checkpoints:
+    """Saves a run's progress and its steps' own transactions, and tells the run when to leave.
+
+    Args:
+        message: that the execution runs.
+        ownership: of the task's record.
+        snapshot: to resume from.
+        triggers_of: makes the triggers of the run.
+
+    Attributes:
+        run: the run.
+        triggers: what makes its checkpoints do something.
+        saved_text: the text of the snapshot as it was saved last.
+    """
+
+    def __init__(
+        self, message: Message, ownership: Ownership, snapshot: Snapshot, triggers_of: Callable[[Run], Triggers]
+    ) -> None:
+        self.message = message
+        self.ownership = ownership
+        self.run = Run(message.request.id, snapshot, self)
+        self.triggers = triggers_of(self.run)
+        self.saved_text = ownership.record.snapshot
+        self.largest: int = message.setting("max_snapshot")
+        self._began = time.monotonic()
+        self._ran_before = snapshot.run_time
+
+    # -- the run's host
+
+    guard = staticmethod(transactions.refuse_open)
+
+    def attend(self, run: Run) -> str | None:
+        """Do what is due; return a reason to leave, if there is one."""
+        self._measure_gap(run)
+        reason = self.triggers.reason_to_leave()
+        if reason is None and run.unit is None and self.triggers.is_save_due():
+            self.save(run)
+        self.triggers.attended(reason is not None)
+        return reason
+
+    def save(self, run: Run) -> None:
+        """Save the run's progress; and learn, also where there is none, what others want of it.
+
+        Raises:
+            Interrupt: when another execution has taken over, or a pause or cancel command is pending.
+        """
+        if run.attention:
+            self._measure_gap(run)  # while the step is known that it was in
+        text = self.text()
+        if run.unit is not None:
+            self._commit(run, run.unit, text)
+            return
+        if not self.message.store.keeps:
+            return
+        self.triggers.saving()
+        began = time.monotonic()
+        try:
+            with self.ownership.writing() as owned:
+                owned.save(text)
+        except StoreError as exc:
+            self.message.reporter.not_saved("its progress", exc)
+            # A store that does not answer is not to take up all of the task's time.
+            self.triggers.saved(rest=_UNHURRIED * (time.monotonic() - began))
+            return
+        self.saved_text = text
+        _obey(run, owned)
+        self.triggers.saved()
+
+    def join(self, run: Run) -> None:
+        """The saves of this step are to be part of the task's own transactions.
+
+        Raises:
+            StoreError: when the record is not in the same database.
+        """
+        unit = run.unit
+        unit.begin()
+        try:
+            is_found = self.ownership.record.within(unit.connection()).is_found()
+        except BaseException:
+            unit.rollback()
+            raise
+        unit.commit()
+        if not is_found:
+            raise StoreError(
+                type(self.message.store).__name__,
+                f"the record of this task is not found through {unit.name}; transaction= needs a "
+                "continuation_store in the same database, and in the same schema of it",
+            )
+
+    def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
+        """Report what happens to a step."""
+        self.message.reporter.step(event, run, step, **data)
+
+    def back_off(self, run: Run, seconds: float) -> NoReturn:
+        """Give the worker back for so long.  Raises as :meth:`leave`."""
+        self.leave(Waiting("time", time.time() + seconds), f"throttled for {seconds:g} s")
+
+    def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
+        """Whether the error is of the current item alone; report it if so."""
+        is_alone = is_of_item(error)
+        if is_alone:
+            self.message.reporter.item_failed(step, error)
+        return is_alone
+
+    def unchecked(self, run: Run, step: Step) -> None:
+        """Report that a loop's items cannot be told apart."""
+        self.message.reporter.source_unchecked(step)
+
+    # -- leaving, and the snapshot's text
+
+    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
+        """Give the worker back until then.
+
+        Raises:
+            StoreError: where there is no store that could keep the wait.
+            Interrupt: else.
+        """
+        if not self.message.store.keeps:
+            raise StoreError(
+                "message",
+                f"a task cannot wait in it ({reason}), for a message cannot be woken; set continuation_store to a "
+                "redis://, db+postgresql://, db+sqlite:/// or file:// URL",
+            )
+        self._warn_of_short_results(waiting, reason)
+        self.run.snapshot.waiting = waiting
+        self.run.interrupt(reason)
+
+    def text(self) -> str:
+        """Return the text of the snapshot.  Raises SnapshotTooLargeError, UnserializableValueError."""
+        return snapshot_text(self.run, self.largest)
+
+    def timed_text(self) -> str:
+        """As :meth:`text`, with the seconds that the task has run so far."""
+        self.run.snapshot.run_time = self._ran_before + time.monotonic() - self._began
+        return self.text()
+
+    # -- inside
+
+    def _commit(self, run: Run, unit: transactions.Unit, text: str) -> None:
+        """Save as part of the task's own transaction, and commit both.
+
+        Raises:
+            Interrupt: see :meth:`save`; where another has taken over nothing is committed.
+        """
+        unit.begin()
+        self.triggers.saving()
+        try:
+            with self.ownership.writing() as owned:
+                joined = owned.within(unit.connection())
+                joined.save(text)
+        except StoreError as exc:
+            raise exc.__cause__ or exc from None  # as an error of any of the task's own statements
+        except (Interrupt, Ignore):
+            unit.rollback()
+            raise
+        fence = joined.fence
+        try:
+            unit.commit()
+        except BaseException:
+            unit.rollback()
+            if not self._was_committed(owned, fence, text):
+                raise
+        run.committed()
+        owned.fence, self.saved_text = fence, text
+        self.triggers.saved()
+        _obey(run, owned)
+
+    def _was_committed(self, owned: OwnedRecord, fence: Fence, text: str) -> bool:
+        """Ask the store, until it answers, what became of a commit whose answer was lost.
+
+        Raises:
+            SystemExit: when the worker is to stop at once: the sweep that recovers the record finds what is true.
+        """
+        for pause in pauses():
+            try:
+                return owned.was_saved(fence, text)
+            except StoreError as exc:
+                if self.message.flag.level == COLD:
+                    self.ownership.lose(STOPPING)
+                    raise SystemExit(f"the store is unavailable, and this worker is to stop at once: {exc}") from exc
+                what = "its progress, of which it is not known whether it was committed"
+                self.message.reporter.not_saved(what, exc)
+            time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _measure_gap(self, run: Run) -> None:
+        """Note for how long the task has made no checkpoint; at least for as long as one has been wanted."""
+        gap = self.triggers.gap
+        if gap > 1:
+            run.snapshot.gap = max(gap, run.snapshot.gap)
+            if gap > conf.grace_period(self.message.task.app):
+                self.message.reporter.slow_checkpoint(run, gap)
+
+    def _warn_of_short_results(self, waiting: Waiting, reason: str) -> None:
+        """Celery's chord forgets what has come, and who is counted, after ``result_expires``."""
+        expires = conf.seconds(conf.celery_setting(self.message.task.app, "result_expires"))
+        is_longer = waiting.until is None or waiting.until - time.time() > expires
+        if self.message.request.chord and expires and is_longer:
+            self.message.reporter.short_results(reason, expires)
+
+
+def _obey(run: Run, owned: OwnedRecord) -> None:
+    """Interrupt the run where a command is pending."""
+    if owned.fence.command is not None:
+        run.interrupt(PAUSED if owned.fence.command == Command.PAUSE else CANCELLED)

@@ -1,0 +1,199 @@
+"""An execution that leaves its task to another one: to a message, or to whatever ends a wait or a pause."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from celery import states
+from celery.exceptions import Ignore
+from celery.result import AsyncResult
+
+from celery_continuations.core.inbox import Inbox
+from celery_continuations.core.run import Run
+from celery_continuations.core.snapshot import Waiting
+from celery_continuations.exceptions import Interrupted, StoreError
+from celery_continuations.execution.message import CANCELLED, Message
+from celery_continuations.execution.ownership import Ownership
+from celery_continuations.execution.phases import Ended, Passive, Phased
+from celery_continuations.execution.triggers import watcher
+from celery_continuations.execution.waiting import LOOK_AGAIN
+from celery_continuations.protocol import commands
+from celery_continuations.stores import Command, Status
+
+__all__ = ["RETRY", "HandOver", "Leaving"]
+
+RETRY = "retry"
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """What the next execution gets.
+
+    Attributes:
+        snapshot: the text of the snapshot.
+        options: of its message.
+        shown: what people see of the interruption; None where the task has called ``self.retry()``.
+        error: that the task resumes from, or None.
+        run: that is left; None where the task is requeued as it came.
+        message: the saved message, where it is another one than the record has.
+    """
+
+    snapshot: str
+    options: dict[str, Any]
+    shown: Interrupted | None
+    error: Exception | None = None
+    run: Run | None = None
+    message: str | None = None
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the task waits for, or None."""
+        return None if self.run is None else self.run.snapshot.waiting
+
+
+class Leaving(Passive):
+    """The record is left to the next message, which goes out when Celery has stored the state RETRY.
+
+    Args:
+        execution: whose phase this is.
+        message: that it runs.
+        ownership: of the record.
+        hand_over: what the next execution gets.
+    """
+
+    def __init__(self, execution: Phased, message: Message, ownership: Ownership, hand_over: HandOver) -> None:
+        self._execution = execution
+        self._message = message
+        self._ownership = ownership
+        self._hand_over = hand_over
+        self._generation = ownership.record.fence.generation
+
+    def enter(self) -> None:
+        """Leave the record.
+
+        Raises:
+            Ignore: when another execution has it, or the task was cancelled.
+        """
+        self._message.reporter.leaves()
+        self._execution.phase = self
+        if self._execution.checkpoints is not None:
+            watcher.leave(self._execution.checkpoints.triggers)
+        if self._hand_over.waiting is not None:
+            return  # the record follows when Celery has stored its state: a delivery may publish it from then on
+        try:
+            self._queue()
+        except StoreError as exc:
+            self._message.reporter.not_saved("its progress, and carries it in the message only", exc)
+        else:
+            if self._ownership.record.fence.command == Command.CANCEL:
+                self._ownership.cancel()
+                self._execution.phase = Ended()
+                raise Ignore(CANCELLED)
+
+    def _queue(self) -> None:
+        given = self._hand_over
+        with self._ownership.writing() as owned:
+            owned.queue(given.snapshot, _delay(given.options), given.message)
+
+    def publish(self) -> None:
+        """Celery has stored the state RETRY: now the message may go out."""
+        given, reporter = self._hand_over, self._message.reporter
+        self._execution.phase = _Left(self._execution, self._ownership)
+        try:
+            options = self._options_to_publish()
+            if options is not None:
+                self._message.publish(generation=self._generation, snapshot=given.snapshot, options=options)
+        except SystemExit:
+            # the message of this execution, which is not acknowledged, may claim again
+            self._ownership.release(given.snapshot)
+            self._execution.phase = Ended()
+            raise
+        except Exception as exc:
+            reporter.log(logging.ERROR, "publish_failed", "cannot be published again, and fails: %r", exc)
+            self._ownership.end(Status.FAILED, None)
+            self._execution.phase = Ended()
+            raise
+        finally:
+            self._execution.close()
+        if given.shown is not None:  # reported only now, so that the next execution need not wait for it
+            reporter.interrupted(given.shown, given.error, given.run)
+        elif given.run is not None and given.run.current is not None:
+            reporter.step("step_interrupted", given.run, given.run.current, reason=RETRY)
+
+    def settle(self, state: str | None, result: Any) -> None:
+        """The state RETRY could not be stored, and on_retry was not called."""
+        self.publish()
+
+    # -- what becomes of the record
+
+    def _options_to_publish(self) -> dict[str, Any] | None:
+        """Return the options of the message; None where a time, a delivery or an operator continues the task."""
+        given, waiting = self._hand_over, self._hand_over.waiting
+        if waiting is not None:
+            try:
+                self._wait(waiting)
+            except Ignore:
+                return None
+            except StoreError as exc:
+                self._message.reporter.not_saved("that it waits, and tries again", exc)
+                return {**given.options, "countdown": LOOK_AGAIN}
+        elif self._message.was_cancelled():
+            self._message.report_cancelled()  # the state RETRY has just been stored over it
+            return None
+        fence = self._ownership.record.fence
+        if fence.command == Command.CANCEL:
+            self._ownership.cancel()
+            self._execution.phase = Ended()
+            return None
+        if fence.status == Status.WAITING and waiting is not None and self._is_result_there(waiting):
+            return given.options if self._wakes(str(waiting.key)) else None
+        return None if fence.status in (Status.WAITING, Status.PAUSED) else given.options
+
+    def _wait(self, waiting: Waiting) -> None:
+        due_in = None if waiting.until is None else max(0.0, waiting.until - time.time())
+
+        def is_there(inbox: str) -> bool:
+            return waiting.kind == "delivery" and waiting.key in Inbox.loads(inbox)
+
+        with self._ownership.writing() as owned:
+            owned.wait(self._hand_over.snapshot, due_in, is_there)
+
+    def _is_result_there(self, waiting: Waiting) -> bool:
+        """Whether the child has ended before anything could know that it is waited for."""
+        if waiting.kind != "result":
+            return False
+        return AsyncResult(str(waiting.key), app=self._message.task.app).state in states.READY_STATES
+
+    def _wakes(self, key: str) -> bool:
+        """End the own wait for a result; return whether that is ours to do."""
+        try:
+            return commands.wake(self._message.store, self._message.request.id, key) is not None
+        except StoreError as exc:
+            self._message.reporter.not_saved("that it need not wait, and looks again when it is due", exc)
+            return False
+
+
+class _Left(Passive):
+    """The message is out, or none is needed."""
+
+    def __init__(self, execution: Phased, ownership: Ownership) -> None:
+        self._execution = execution
+        self._ownership = ownership
+
+    def settle(self, state: str | None, result: Any) -> None:
+        """A task whose own ``on_retry`` fails has failed."""
+        if state in (states.FAILURE, states.REJECTED):
+            self._ownership.end(Status.FAILED, None)
+            self._execution.phase = Ended()
+
+
+def _delay(options: dict[str, Any]) -> float:
+    """Return the seconds until a message of these options is to be run."""
+    eta = options.get("eta")
+    if isinstance(eta, datetime):
+        return max(0.0, (eta - datetime.now(eta.tzinfo)).total_seconds())
+    return float(options.get("countdown") or 0)

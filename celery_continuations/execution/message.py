@@ -1,0 +1,172 @@
+"""The message that an execution runs: what it says, and how its task is published again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import OperationalError
+
+from celery_continuations import celery_internals, conf
+from celery_continuations.exceptions import StoreError
+from celery_continuations.execution.reporting import Reporter
+from celery_continuations.messages.body import Body, received
+from celery_continuations.messages.from_request import republish, saved_message
+from celery_continuations.messages.headers import DELIVERY, GENERATION, OWN_HEADERS, SNAPSHOT
+from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
+from celery_continuations.protocol.endings import ended, needs_chord_count
+from celery_continuations.stores import Record, Status, Store, open_store
+
+if TYPE_CHECKING:
+    from celery import Task
+
+__all__ = ["CANCELLED", "Message", "pauses"]
+
+CANCELLED = "cancelled"
+
+# Seconds between two attempts: the first pause, and the longest.
+_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+
+# Bytes of a message's body above which a warning says what it costs to keep it.
+_LARGE_BODY = 1024 * 1024
+
+
+class Message:
+    """The message that an execution runs.
+
+    Args:
+        task: the task.
+        request: of the message.
+        body: the message's, where it is not the one that the request carries.
+
+    Attributes:
+        generation: that the message continues; 0 when it is fresh.
+        reporter: of the execution.
+    """
+
+    def __init__(self, task: Task, request: Any, body: Body | None = None) -> None:
+        self.task = task
+        self.request = request
+        self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}
+        for name in OWN_HEADERS:  # a task that passes its headers on to another one passes on none of its progress
+            (request.headers or {}).pop(name, None)
+        self._body = body or received(task, request, self._delivery.get("content_type"))
+        self.reporter = Reporter(task, request.id, self._delivery.get("sends_as"))
+        self.generation: int = getattr(request, GENERATION, None) or 0
+
+    @cached_property
+    def store(self) -> Store:
+        """Where the task's record is."""
+        return open_store(self.task.app, self.setting("store"))
+
+    @property
+    def flag(self) -> StopFlag:
+        """The stop flag of the worker."""
+        return flag_at(self._delivery.get("flag"))
+
+    @property
+    def snapshot(self) -> str | None:
+        """The text of the snapshot that the message carries, or None."""
+        text: str | None = getattr(self.request, SNAPSHOT, None)
+        return text
+
+    def release(self) -> None:
+        """Let go of the request, which is over."""
+        self.request = None
+
+    def setting(self, name: str) -> Any:
+        """Return a setting of the task."""
+        return conf.setting(self.task, name)
+
+    # -- what has become of the task
+
+    def ended(self, record: Record | None) -> tuple[Status, float] | None:
+        """Ask the result backend whether the task has ended; see :mod:`celery_continuations.protocol.endings`."""
+        if record and needs_chord_count(record, bool(self.request.chord), self.task.backend):
+            return None
+        return ended(self.task, self.request.id, self.task.backend)
+
+    def was_cancelled(self) -> bool:
+        """Whether the task was cancelled while no execution was running."""
+        if not self.store.keeps:
+            return False
+        try:
+            record = self.store.read(self.request.id)
+        except StoreError:
+            return False  # the message ends at the record
+        return record is not None and record.fence.status == Status.CANCELLED
+
+    def report_cancelled(self) -> None:
+        """Store the state REVOKED, and report it."""
+        task = self.task
+        keeps = not celery_internals.ignore_result_of(task, self.request)
+        task.backend.mark_as_revoked(self.request.id, CANCELLED, request=self.request, store_result=keeps)
+        task.send_event("task-revoked", terminated=False, signum=None, expired=False)
+        self.reporter.log(logging.INFO, "cancelled", "cancelled")
+
+    # -- publishing it again
+
+    def saved(self, **options: Any) -> str | None:
+        """Return the saved message of this task; None where the store keeps nothing.
+
+        Args:
+            options: of ``apply_async`` that are to differ from the message's.
+        """
+        if not self.store.keeps:
+            return None
+        if self._body.size > _LARGE_BODY:
+            self.reporter.large_arguments(self._body.size)
+        options = {**self.setting("resume_options"), **options}
+        return saved_message(self.task, self.request, body=self._body, options=options)
+
+    def publish(self, *, generation: int, snapshot: str | None, options: dict[str, Any]) -> None:
+        """Publish; wait while the broker is unavailable, because no other process has the task until then.
+
+        Args:
+            generation: that the new message continues.
+            snapshot: the text that it carries, or None.
+            options: of ``apply_async`` that are to differ from the message's.
+
+        Raises:
+            SystemExit: when the broker is unavailable, and the worker is to stop at once.
+        """
+        for pause in pauses():
+            try:
+                return republish(
+                    self.task,
+                    self.request,
+                    body=self._body,
+                    generation=generation,
+                    snapshot=snapshot,
+                    options=options,
+                )
+            except (OperationalError, OSError, AttributeError) as exc:
+                # kombu's Redis transport raises AttributeError where a connection is lost just now (a channel
+                # without a connection); as the last of some attempts it is another one.
+                if isinstance(exc, AttributeError) and pause >= _LONGEST_PAUSE:
+                    raise
+                if self.flag.level == COLD:
+                    raise SystemExit(f"the broker is unavailable, and this worker is to stop at once: {exc}") from exc
+                self.reporter.log(
+                    logging.WARNING,
+                    "publish_failed",
+                    "could not be published again, trying again in %s s: %r",
+                    pause,
+                    exc,
+                )
+            except BaseException as exc:
+                # gevent would acknowledge the message of a greenlet that it has killed
+                if type(exc).__name__ != "GreenletExit":
+                    raise
+            time.sleep(pause)
+
+
+def pauses() -> Iterator[float]:
+    """Yield the seconds between attempts, without end."""
+    pause = _PAUSE
+    while True:
+        yield pause
+        pause = min(2 * pause, _LONGEST_PAUSE)

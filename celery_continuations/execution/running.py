@@ -1,0 +1,256 @@
+"""A claimed task: how its body may end, and what comes of that."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+import traceback
+from typing import Any
+
+from celery import states
+from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+
+from celery_continuations import celery_internals
+from celery_continuations.core import codec
+from celery_continuations.core.calls import Wait
+from celery_continuations.core.evolution import misfit
+from celery_continuations.core.progress import Progress
+from celery_continuations.core.run import Run
+from celery_continuations.core.step import Step
+from celery_continuations.exceptions import (
+    CheckpointError,
+    ContinuationError,
+    CrashLoopError,
+    Interrupt,
+    Interrupted,
+    InvalidStepError,
+    ResumeLimitError,
+    SnapshotTooLargeError,
+    StoreError,
+    UnserializableValueError,
+)
+from celery_continuations.execution.checkpoints import Checkpoints
+from celery_continuations.execution.leaving import RETRY, HandOver, Leaving
+from celery_continuations.execution.message import CANCELLED
+from celery_continuations.execution.phases import Ended, Final, Phased
+from celery_continuations.execution.triggers import STOPPING
+from celery_continuations.execution.unfit import refuse_changed_code
+from celery_continuations.stores import Command, Status
+
+__all__ = ["Running"]
+
+
+class Running:
+    """The task is claimed, and its body runs.
+
+    Args:
+        execution: whose phase this is.
+        checkpoints: the host of the run.
+        crash_loop: why the body is not to run, or None.
+
+    Attributes:
+        run: the run.
+    """
+
+    def __init__(self, execution: Phased, checkpoints: Checkpoints, crash_loop: CrashLoopError | None = None) -> None:
+        self.run = checkpoints.run
+        self.checkpoints = checkpoints
+        self.ownership = checkpoints.ownership
+        self._execution = execution
+        self._message = checkpoints.message
+        self._task = checkpoints.message.task
+        self._crash_loop = crash_loop
+        self._error: Exception | None = None  # that the task is to resume from
+
+    def begun(self) -> Run:
+        """Return the run.  Raises the CrashLoopError."""
+        if self._crash_loop is not None:
+            raise self._crash_loop
+        return self.run
+
+    # -- the body has ended
+
+    def failed(self, error: Exception) -> None:
+        """Interrupt instead, if the task has advanced in this execution and may resume.
+
+        Raises:
+            Interrupt: when the task is to resume.
+            Final: when its code, or a source, does not fit the snapshot, whatever the task has made of that.
+        """
+        run = self.run
+        if run.misfit is None and self._is_continued and self._does_not_bind(error):
+            run.refusal = misfit(
+                f"its arguments do not fit {self._task.name}{inspect.signature(self._task.run)}: {error}"
+            )
+        self._refuse_changed_code()
+        if run.refusal is not None:
+            run.failed(run.refusal)
+            raise Final(run.refusal)
+        if run.interrupted is not None or celery_internals.is_predicate(error):
+            return
+        run.failed(error)
+        if not run.progressed or not self._message.setting("resume_errors_after_advancing"):
+            return
+        if isinstance(error, (SoftTimeLimitExceeded, MemoryError, ContinuationError)):
+            return
+        if self._task.throws and isinstance(error, self._task.throws):
+            return
+        run.take_snapshot().remember_error(error)
+        self._error = error
+        run.interrupt(f"{type(error).__name__}: {error}")
+
+    def returned(self) -> None:
+        """Raise once more what the body has swallowed."""
+        run = self.run
+        if self._crash_loop is not None:
+            raise self._crash_loop
+        self._refuse_changed_code()
+        if run.refusal is not None:
+            raise run.refusal
+        if run.interrupted is not None:
+            raise run.interrupted
+        if self._execution.retry_options is not None:
+            raise Retry("retry(throw=False)")
+        try:
+            run.finish()
+        except InvalidStepError:
+            self._refuse_changed_code()
+            raise
+
+    def finish(self, value: Any) -> None:
+        """Write down the return value.
+
+        Raises:
+            Ignore: when another execution has taken over.
+        """
+        try:
+            encoded: str | None = codec.dumps(value)
+        except UnserializableValueError:
+            encoded = None
+        if encoded is not None and len(encoded) > self.checkpoints.largest:
+            encoded = None  # steps are remembered: to compute it again, the body runs again
+        try:
+            with self.ownership.writing() as owned:
+                owned.finish(self.checkpoints.timed_text(), encoded)
+        except StoreError as exc:
+            self._message.reporter.not_saved("that it has finished", exc)
+
+    def _refuse_changed_code(self) -> None:
+        if self.run.misfit is not None:
+            refuse_changed_code(self._execution, self._message, self.ownership, self.run, self.run.misfit)
+
+    @property
+    def _is_continued(self) -> bool:
+        """Whether an earlier execution has begun the task."""
+        return self._message.generation > 0 or self.ownership.record.snapshot is not None
+
+    def _does_not_bind(self, error: Exception) -> bool:
+        """Whether the body never ran because the function does not take these arguments."""
+        code = getattr(inspect.unwrap(self._task.run), "__code__", None)
+        ran = any(frame.f_code is code for frame, _ in traceback.walk_tb(error.__traceback__))
+        if type(error) is not TypeError or ran:
+            return False
+        args, kwargs = self._execution.called_with
+        try:
+            inspect.signature(self._task.run).bind(*args, **kwargs)
+        except TypeError:
+            return True
+        return False
+
+    # -- control leaves the task
+
+    def left_by(self, error: BaseException) -> BaseException:
+        """Return what to raise in the place of ``error``: a Retry for an interruption, which Celery stores.
+
+        Raises:
+            Ignore: when another execution has taken over, or the task is cancelled.
+            ResumeLimitError: when the task was resumed too often.
+        """
+        if isinstance(error, Final):
+            error = error.error
+        self.run.abandon()
+        interrupt = self._interruption(error)
+        if interrupt is not None:
+            return self._hand_over(interrupt)
+        options = self._execution.retry_options
+        if isinstance(error, Retry) and options is not None:
+            self.run.take_snapshot()
+            self._leave(RETRY, options, None, self._message.saved(**options))
+        elif isinstance(error, Exception) and not celery_internals.is_predicate(error):
+            self._save_failure(error)
+        return error
+
+    def _interruption(self, error: BaseException) -> Interrupt | None:
+        """Return the interruption that ``error`` is, or stands in the way of, or None."""
+        if self.run.interrupted is not None:
+            return self.run.interrupted
+        # Its own stopping worker kills the task: SystemExit on prefork, GreenletExit on gevent.
+        killed = isinstance(error, SystemExit) or type(error).__name__ == "GreenletExit"
+        return Interrupt(None, None, STOPPING) if killed and self._message.flag.level else None
+
+    def _hand_over(self, interrupt: Interrupt) -> BaseException:
+        if self.ownership.record.fence.command == Command.CANCEL:
+            self.ownership.cancel()
+            self._execution.phase = Ended()
+            raise Ignore(CANCELLED)
+        snapshot = self.run.take_snapshot()
+        if self._error is not None or interrupt.reason is self.checkpoints.triggers.answer:
+            limit = self._message.setting("max_resumptions")
+            if limit is not None and snapshot.counted >= limit:
+                raise ResumeLimitError(limit, interrupt.reason) from self._error
+            snapshot.counted += 1
+        options = dict(self._message.setting("resume_options"))
+        if self._error is not None:
+            options["countdown"] = self._message.setting("resume_error_countdown")
+        shown = _shown(self.run.current, interrupt.reason)
+        self._leave(interrupt.reason, options, shown)
+        retry: BaseException = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
+        retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
+        return retry
+
+    def _leave(
+        self, reason: str, options: dict[str, Any], shown: Interrupted | None, message: str | None = None
+    ) -> None:
+        """Leave the record to the next message."""
+        snapshot = self.run.snapshot
+        snapshot.resumptions += 1
+        snapshot.reason = reason
+        snapshot.left_at = time.time()
+        given = HandOver(self.checkpoints.timed_text(), options, shown, self._error, self.run, message)
+        Leaving(self._execution, self._message, self.ownership, given).enter()
+
+    def _save_failure(self, error: Exception) -> None:
+        """Save a last time before an error is stored, which only the owner may do."""
+        if isinstance(error, CheckpointError):
+            return  # the work since the last save was part of a transaction that the error has undone
+        try:
+            with self.ownership.writing() as owned:
+                owned.save(self.checkpoints.timed_text())
+        except (StoreError, SnapshotTooLargeError, UnserializableValueError) as exc:
+            self._message.reporter.not_saved("its last progress", exc)
+
+    # -- Celery has stored the state
+
+    def settle(self, state: str | None, result: Any) -> None:
+        """The record follows."""
+        if state == states.REJECTED and getattr(result, "requeue", False):
+            self.ownership.release(self.checkpoints.timed_text())
+        elif state in (states.FAILURE, states.REJECTED):
+            self.ownership.end(Status.FAILED, None)  # _save_failure has saved it
+        elif state in (states.SUCCESS, states.IGNORED) and sys.exc_info()[1] is None:
+            # Celery says SUCCESS also where a signal, or its backend, has kept it from storing that: the value is
+            # kept then, and the execution that recovers the task returns it.
+            self.ownership.end(Status.DONE, self.checkpoints.timed_text())
+        else:
+            return
+        self._execution.phase = Ended()
+
+
+def _shown(step: Step | None, reason: str) -> Interrupted:
+    """Return what people see of an interruption."""
+    if step is None:
+        return Interrupted(None, None, reason)
+    if isinstance(step, Wait):
+        return Interrupted(step.name, None, reason)
+    return Interrupted(step.name, step.cursor, reason, Progress(step.name, *step.progress()).percent)

@@ -1,0 +1,67 @@
+"""What a wait needs of an execution in a worker."""
+
+from __future__ import annotations
+
+import time
+from typing import NoReturn
+
+from celery_continuations.core.evolution import old_names
+from celery_continuations.core.inbox import TIMED_OUT
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.snapshot import Waiting
+from celery_continuations.exceptions import StoreError
+from celery_continuations.execution.checkpoints import Checkpoints
+
+__all__ = ["LOOK_AGAIN", "Waiter"]
+
+#: Seconds until a task whose store is unavailable looks again.
+LOOK_AGAIN = 5
+
+
+class Waiter:
+    """See :class:`celery_continuations.waits.Waiter`."""
+
+    is_direct = False
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._message = checkpoints.message
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+        return time.time()
+
+    def is_over(self, until: float | None) -> bool:
+        """Whether that moment, in seconds since the epoch, has come."""
+        return until is not None and self.now() >= until
+
+    def delivery(self, name: str, close: bool) -> Outcome | None:
+        """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
+        if not self._message.store.keeps:
+            return None
+        # What was delivered under a name that the wait had before counts as well.
+        names = [name, *old_names(name, self._message.setting("renamed_steps"))]
+        try:
+            with self._checkpoints.ownership.writing() as owned:
+                if not close:
+                    inbox = owned.delivered()
+                    return next((inbox[one] for one in names if one in inbox), None)
+                outcomes = [owned.close_wait(one) for one in names]
+            return next((one for one in outcomes if one != TIMED_OUT), TIMED_OUT)
+        except StoreError as exc:
+            self._message.reporter.not_saved(f"the end of wait {name!r}", exc)
+            self._leave_for_store()
+
+    def leave(self, waiting: Waiting, reason: str) -> NoReturn:
+        """Give the worker back, see :meth:`Checkpoints.leave`."""
+        self._checkpoints.leave(waiting, reason)
+
+    def keep(self) -> None:
+        """Save now; leave the worker where that is not possible."""
+        checkpoints = self._checkpoints
+        checkpoints.save(checkpoints.run)
+        if checkpoints.saved_text != checkpoints.text():
+            self._leave_for_store()
+
+    def _leave_for_store(self) -> NoReturn:
+        self.leave(Waiting("time", time.time() + LOOK_AGAIN), "the store is unavailable")
