@@ -82,11 +82,12 @@ class Claiming:
         ownership = Ownership(message, owned, self._lose)
         self._wait_for_chord(ownership)
         try:
-            snapshot = adapted(message, owned.snapshot)
+            return self._running(ownership, adapted(message, owned.snapshot), flag)
         except InvalidStepError as exc:
             refuse_changed_code(self._execution, message, ownership, None, exc)
             return Unfit(self._execution, ownership, exc)
-        return self._running(ownership, snapshot, flag)
+        except Exception as exc:  # a snapshot that cannot be read, for instance
+            return Unfit(self._execution, ownership, exc)
 
     def _owned(self, flag: StopFlag) -> OwnedRecord | None:
         message = self._message

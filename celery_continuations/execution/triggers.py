@@ -36,13 +36,14 @@ class Triggers:
     """When a run has something to do at its next checkpoint.
 
     Args:
-        run: the run.
+        run: whose triggers these are.
         flag: of the worker that runs it.
         save_every: seconds between two saves within a step, 0 for each checkpoint; None where nothing is saved.
         runtime: seconds after which the execution has run long enough; None for no limit.
         predicate: the task's own, or None; what it returns is the reason to leave.
 
     Attributes:
+        run: the run.
         answer: of the predicate, until it has been acted on.
     """
 
@@ -51,15 +52,15 @@ class Triggers:
         run: Run,
         flag: StopFlag,
         *,
-        save_every: float | None,
-        runtime: float | None,
-        predicate: Callable[[], Any] | None,
+        save_every: float | None = None,
+        runtime: float | None = None,
+        predicate: Callable[[], Any] | None = None,
     ) -> None:
         now = time.monotonic()
         self.flag = flag
         self.runtime = runtime
         self.answer: str | None = None
-        self._run = run
+        self.run = run
         self._interval = inf if save_every is None else save_every
         self._predicate = predicate
         self._save_at = now + self._interval
@@ -78,7 +79,7 @@ class Triggers:
             self._verify = True
         if self._is_due(now):
             self._due_since = min(self._due_since, now)  # first: with its attention set, the run reads it
-            self._run.attention = True
+            self.run.attention = True
 
     def _is_due(self, now: float) -> bool:
         return bool(self._verify or self.flag.level or now >= min(self._save_at, self._leave_at, self._ask_at))
@@ -115,8 +116,8 @@ class Triggers:
         """What was due at this checkpoint is done."""
         now = time.monotonic()
         if self._save_at <= now:  # at each checkpoint, for instance
-            self._run.attention = True
-        self._due_since = now if is_leaving or self._run.attention else inf
+            self.run.attention = True
+        self._due_since = now if is_leaving or self.run.attention else inf
 
     @property
     def gap(self) -> float:
@@ -134,9 +135,9 @@ class Watcher:
         self._is_checking = False
 
     @property
-    def running(self) -> frozenset[Triggers]:
+    def running(self) -> tuple[Triggers, ...]:
         """Of the tasks that can leave at their next checkpoint."""
-        return frozenset(self._running)
+        return tuple(self._running)
 
     @property
     def leaving(self) -> bool:

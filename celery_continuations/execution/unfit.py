@@ -108,25 +108,25 @@ class _Requeueing(Passive):
 
 
 class Unfit(Passive):
-    """The code cannot resume the snapshot, and the grace for other workers is over: the task fails.
+    """The snapshot cannot be resumed, by this code or at all, and the task fails.
 
     Args:
         execution: whose phase this is.
         ownership: of the record.
-        error: the misfit.
+        error: why not.
     """
 
-    def __init__(self, execution: Phased, ownership: Ownership, error: InvalidStepError) -> None:
+    def __init__(self, execution: Phased, ownership: Ownership, error: Exception) -> None:
         self._execution = execution
         self._ownership = ownership
         self._error = error
 
     def begun(self) -> Run:
-        """Raise the misfit."""
+        """Raise the error."""
         raise Final(self._error)
 
     def returned(self) -> None:
-        """Raise the misfit that the task has swallowed."""
+        """Raise the error that the task has swallowed."""
         raise self._error
 
     def settle(self, state: str | None, result: Any) -> None:

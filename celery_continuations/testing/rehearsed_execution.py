@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["RehearsedExecution"]
 
 
+# The code is the same in each execution, so other workers cannot resume what it does not fit either.
+_SETTINGS = {"change_grace": 0, "on_change": "fail"}
+
+
 class RehearsedExecution(Execution):
     """An execution that a test disturbs."""
 
@@ -138,8 +142,7 @@ class _Message(Message):
         self._rehearsal = rehearsal
 
     def setting(self, name: str) -> Any:
-        # The code is the same in each execution, so other workers cannot resume it either.
-        return {"change_grace": 0, "on_change": "fail"}.get(name) or super().setting(name)
+        return _SETTINGS[name] if name in _SETTINGS else super().setting(name)
 
     def saved(self, **options: Any) -> str | None:
         return None
@@ -210,11 +213,11 @@ class _Triggers(Triggers):
         self.answer = None
         self.runtime = None
         self._execution = execution
-        self._run = run
+        self.run = run
         self._faults = faults
 
     def reason_to_leave(self) -> str | None:
-        reason: str | None = self._faults.checkpoint(self._execution, self._run)
+        reason: str | None = self._faults.checkpoint(self._execution, self.run)
         return reason
 
     def is_save_due(self) -> bool:
@@ -227,7 +230,7 @@ class _Triggers(Triggers):
         """Do nothing."""
 
     def attended(self, is_leaving: bool) -> None:
-        self._run.attention = self._faults.attentive
+        self.run.attention = self._faults.attentive
 
     @property
     def gap(self) -> float:

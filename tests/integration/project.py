@@ -16,7 +16,10 @@ from celery.signals import before_task_publish, task_failure, task_postrun
 from kombu import Exchange, Queue
 
 from celery_continuations import AppTask, ContinuableTask, ContinuationError
-from celery_continuations.execution import execution
+from celery_continuations.execution import (
+    claiming,
+    message,
+)
 from celery_continuations.protocol import commands, owned, recovery
 from celery_continuations.waits import RAISE
 from celery_continuations.worker import sweeper
@@ -343,8 +346,8 @@ def points(owner: Any, name: str, before: str | None = None, after: str | None =
 
 
 if app.conf.get("test_point"):
-    points(execution, "claim", after="claimed")
-    points(execution, "republish", "saved", "published")
+    points(claiming, "claim", after="claimed")
+    points(message, "republish", "saved", "published")
     points(owned.OwnedRecord, "finish", after="finishing")
     points(owned.OwnedRecord, "wait", "leaving", "left")
     points(Backend, "mark_as_done", "dispatched", "stored")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_continuations.execution import execution
+from celery_continuations.execution import leaving, message, running
 from celery_continuations.protocol import claim, commands, owned, recovery
 from tests.model import scenarios
 from tests.model.explorer import Explorer, Report, budgets
@@ -55,7 +55,7 @@ class Break:
         return f"{self.rule}-{self.name}-{self.scenario.__name__}".replace(" ", "_")
 
 
-_CLAIM, _OWNED, _EXECUTION = claim._Claim, owned.OwnedRecord, execution.Execution
+_CLAIM, _OWNED = claim._Claim, owned.OwnedRecord
 
 BREAKS: tuple[Break, ...] = (
     Break(
@@ -172,7 +172,7 @@ BREAKS: tuple[Break, ...] = (
         "if record.value else", "if False else", scenarios.Cancelled, budget=Budget(freezes=1),
     ),
     Break(
-        "a cancellation outlives the state RETRY", _EXECUTION, "_was_cancelled", "if not self._store.keeps:",
+        "a cancellation outlives the state RETRY", message.Message, "was_cancelled", "if not self.store.keeps:",
         "if True:", scenarios.Cancelled,
     ),
     Break(
@@ -192,14 +192,13 @@ BREAKS: tuple[Break, ...] = (
         why="its worker's maintenance finds that no execution runs the task, a sweep later",
     ),
     Break(
-        "the state is stored before the message is out", _EXECUTION, "_leave_to_message",
-        'self._handover = {"generation": generation, "snapshot": text, "options": options}',
-        'self._handover = {"generation": generation, "snapshot": text, "options": options}; self.publish()',
+        "the state is stored before the message is out", leaving.Leaving, "enter",
+        "self._execution.phase = self", "self._execution.phase = self; self.publish()",
         scenarios.Raising, budget=Budget(duplicates=1),
     ),
     Break(
-        "a record is queued before its message is out", _EXECUTION, "_leave_to_message",
-        "owned.queue(text, _delay(options), message)", "pass", budget=Budget(crashes=1),
+        "a record is queued before its message is out", leaving.Leaving, "_queue",
+        "owned.queue(given.snapshot, _delay(given.options), given.message)", "pass", budget=Budget(crashes=1),
     ),
     Break(
         "a superseded execution stores no result", _OWNED, "finish",
@@ -208,9 +207,10 @@ BREAKS: tuple[Break, ...] = (
         budget=Budget(freezes=1),
     ),
     Break(
-        "a superseded execution stores no failure", _EXECUTION, "_save_failure",
-        "with self._owning() as owned:\n            owned.save(self._timed_text())",
-        "try:\n            self._owned.save(self._timed_text())\n        except Superseded:\n            pass",
+        "a superseded execution stores no failure", running.Running, "_save_failure",
+        "with self.ownership.writing() as owned:\n            owned.save(self.checkpoints.timed_text())",
+        "try:\n            self.ownership.record.save(self.checkpoints.timed_text())\n"
+        "        except Exception:\n            pass",
         scenarios.Failing, budget=Budget(freezes=1),
     ),
     Break(

@@ -20,7 +20,18 @@ from celery.app import trace
 from celery.signals import task_revoked
 
 from celery_continuations import conf
-from celery_continuations.execution import execution, triggers
+from celery_continuations.execution import (
+    checkpoints,
+    claiming,
+    execution,
+    leaving,
+    message,
+    reporting,
+    running,
+    triggers,
+    unfit,
+    waiting,
+)
 from celery_continuations.process import stop_flag
 from celery_continuations.protocol import liveness
 from celery_continuations.worker import maintenance
@@ -134,16 +145,23 @@ def budgets(most: Budget) -> Iterator[Budget]:
     return iter(sorted(every, key=lambda budget: sum(budget[:4])))
 
 
+#: Modules that read the clock.
+_TIMED = (
+    checkpoints, claiming, leaving, message, reporting, running, triggers, unfit, waiting, stop_flag, maintenance,
+)  # fmt: skip
+
+
 @contextmanager
 def simulated() -> Iterator[None]:
     """The package's clock, watcher and processes are those of the world."""
     with ExitStack() as stack:
-        for module in (execution, stop_flag, maintenance, triggers):
+        for module in _TIMED:
             stack.enter_context(patch.object(module, "time", Clock))
         stack.enter_context(patch.object(conf, "app_setting", cache(conf.app_setting)))  # they do not change here
         stack.enter_context(patch.object(trace, "ExceptionInfo", PlainInfo))
-        stack.enter_context(patch.object(execution, "watcher", NoWatcher()))
-        stack.enter_context(patch.object(execution, "new_owner", lambda worker: Now.world.new_owner(worker)))
+        for module in (execution, claiming, leaving):
+            stack.enter_context(patch.object(module, "watcher", NoWatcher()))
+        stack.enter_context(patch.object(claiming, "new_owner", lambda worker: Now.world.new_owner(worker)))
         stack.enter_context(patch.object(maintenance, "_is_at_work", lambda task_id: Now.world.is_at_work(task_id)))
         stack.enter_context(patch.object(liveness, "is_gone", lambda name: Now.world.is_gone(name)))
         task_revoked.connect(_on_revoked)

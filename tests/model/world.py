@@ -291,7 +291,7 @@ class World:
         actor = self.acting
         actor.worker.flag.raise_to(flags.STOPPING)
         actor.worker.renew()
-        actor.watch.look()
+        actor.watch.check()
         self.history.append(f"** {actor.worker.name} is told to stop")
 
     def die(self) -> None:
@@ -645,7 +645,7 @@ class World:
         for actor in self.frozen:
             actor.worker.is_frozen = False
             if actor.watch is not None:
-                actor.watch.look()
+                actor.watch.check()
         self.stack += self.frozen
         self.frozen = []
 

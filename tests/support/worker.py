@@ -71,8 +71,8 @@ class Worker:
         if self.flag is None:
             return  # a direct call: there is no worker
         self.flag.raise_to(STOPPING)
-        for watch in tuple(watcher._watches):
-            watch.look()
+        for watch in watcher.running:
+            watch.check()
 
     def queued(self) -> int:
         with self.app.connection_for_read() as connection:

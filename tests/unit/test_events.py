@@ -18,7 +18,12 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import ContinuationError, events, signals
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.execution import execution
+from celery_continuations.execution import (
+    checkpoints,
+    message,
+    reporting,
+    triggers,
+)
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.process.identity import new_worker
 from celery_continuations.stores import Fence, Status, Update, open_store
@@ -113,8 +118,8 @@ def test_what_it_takes_to_publish_is_not_part_of_the_duration(
         time.sleep(0.3)
         republish(*args, **kwargs)
 
-    republish = execution.republish
-    monkeypatch.setattr(execution, "republish", slow)
+    republish = message.republish
+    monkeypatch.setattr(message, "republish", slow)
     task(rows(worker)).delay()
     worker.drain()
     assert [event["duration"] < 0.3 for event in seen.all() if "interrupted" in event["type"]] == [True, True]
@@ -442,8 +447,8 @@ class Clock:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(execution, "time", self)
-        monkeypatch.setattr("celery_continuations.execution.triggers.time", self)
+        for module in (checkpoints, reporting, triggers):
+            monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:
         return self.now
@@ -455,18 +460,18 @@ class Clock:
         """Let time pass, and the watcher look."""
         for some in seconds:
             self.now += some
-            for watch in tuple(watcher._watches):
-                watch.look()
+            for watch in watcher.running:
+                watch.check()
 
 
 @pytest.fixture
 def clock(monkeypatch: Any) -> Clock:
-    monkeypatch.setattr(execution, "_slow", set())
-    while watcher._looking:
+    monkeypatch.setattr(reporting, "_reported", set())
+    while watcher._is_checking:
         time.sleep(0.001)  # the thread of an earlier test is about to end
     monkeypatch.setattr("celery_continuations.execution.triggers.native.start_thread", lambda look: None)
     yield Clock(monkeypatch)  # type: ignore[misc]
-    watcher._looking = False
+    watcher._is_checking = False
 
 
 def slow(caplog: Any) -> list[dict[str, Any]]:

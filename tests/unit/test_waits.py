@@ -19,7 +19,10 @@ from celery_continuations import (
 )
 from celery_continuations import deliver as deliver_to
 from celery_continuations.core.snapshot import Snapshot, Waiting
-from celery_continuations.execution import execution
+from celery_continuations.execution import (
+    leaving,
+    waiting,
+)
 from celery_continuations.process.identity import new_worker
 from celery_continuations.protocol.owned import OwnedRecord
 from celery_continuations.stores import Fence, Status, Update
@@ -592,10 +595,10 @@ def test_a_store_that_is_away_when_the_task_looks_has_it_come_back(
         monkeypatch.setattr(store, "read", read)
         raise StoreError("memory", "away")
 
-    is_over = execution.Execution.is_over
-    monkeypatch.setattr(execution.Execution, "is_over", lambda *_: monkeypatch.setattr(store, "read", once))
+    is_over = waiting.Waiter.is_over
+    monkeypatch.setattr(waiting.Waiter, "is_over", lambda *_: monkeypatch.setattr(store, "read", once))
     worker.deliver()
-    monkeypatch.setattr(execution.Execution, "is_over", is_over)
+    monkeypatch.setattr(waiting.Waiter, "is_over", is_over)
     assert result.waiting.kind == "time"
     later(6)
     worker.drain()
@@ -606,8 +609,8 @@ def test_a_child_that_has_ended_is_found_at_the_next_look_if_the_store_is_away(
     worker: Any, parent: Any, double: Any, monkeypatch: Any, later: Any
 ) -> None:
     result = parent.apply_async(([2],), {"shape": "one"})
-    monkeypatch.setattr(execution.Execution, "_result_is_there", lambda *_: True)
-    monkeypatch.setattr(execution.commands, "wake", away)
+    monkeypatch.setattr(leaving.Leaving, "_is_result_there", lambda *_: True)
+    monkeypatch.setattr(leaving.commands, "wake", away)
     worker.deliver()
     monkeypatch.undo()
     assert result.waiting is not None, "it waits, for it could not end its own wait"

@@ -372,7 +372,10 @@ def test_arguments_reach_every_execution(worker: Any, task: Any) -> None:
 
 
 def test_executions_cursor_and_run_time(worker: Any, task: Any, monkeypatch: Any) -> None:
-    from celery_continuations.execution import execution
+    from celery_continuations.execution import (
+        checkpoints,
+        triggers,
+    )
 
     class Clock:
         now = 100.0
@@ -383,7 +386,8 @@ def test_executions_cursor_and_run_time(worker: Any, task: Any, monkeypatch: Any
         time = monotonic
 
     clock = Clock()
-    monkeypatch.setattr(execution, "time", clock)
+    for module in (checkpoints, triggers):
+        monkeypatch.setattr(module, "time", clock)
 
     def run(self: Any) -> None:
         facts.append((self.continuation.executions, self.continuation.run_time))
@@ -428,8 +432,8 @@ def test_max_runtime_of_the_app_of_the_task_and_changed_at_run_time(worker: Any,
             seen.append(item)
             from celery_continuations.execution.triggers import watcher
 
-            for watch in tuple(watcher._watches):
-                watch.look()
+            for watch in watcher.running:
+                watch.check()
 
     whole, sliced = task(run), task(run, continuation_max_runtime=timedelta(microseconds=1))
     whole.delay()
@@ -473,16 +477,18 @@ def test_a_hook_that_publishes_does_not_double_the_message(worker: Any, task: An
 
 
 def test_the_state_is_stored_before_the_message_is_out(worker: Any, task: Any, monkeypatch: Any) -> None:
-    from celery_continuations.execution import execution
+    from celery_continuations.execution import (
+        message,
+    )
 
     states_at_publish: list[str] = []
-    republish = execution.republish
+    republish = message.republish
 
     def watched(task: Any, request: Any, **kwargs: Any) -> None:
         states_at_publish.append(task.AsyncResult(request.id).state)
         republish(task, request, **kwargs)
 
-    monkeypatch.setattr(execution, "republish", watched)
+    monkeypatch.setattr(message, "republish", watched)
     task(loop(worker, [], {4})).delay()
     worker.drain()
     assert states_at_publish == [states.RETRY]
@@ -764,9 +770,11 @@ def test_an_execution_that_was_succeeded_is_refused_at_its_end(
 def test_the_message_goes_out_only_after_the_progress_is_saved_and_waits_for_the_broker(
     worker: Any, task: Any, record: Any, monkeypatch: Any
 ) -> None:
-    from celery_continuations.execution import execution
+    from celery_continuations.execution import (
+        message,
+    )
 
-    republish = execution.republish
+    republish = message.republish
     attempts: list[Any] = []
 
     def away(the_task: Any, request: Any, **kwargs: Any) -> None:
@@ -776,8 +784,8 @@ def test_the_message_goes_out_only_after_the_progress_is_saved_and_waits_for_the
         republish(the_task, request, **kwargs)
 
     seen: list[int] = []
-    monkeypatch.setattr(execution, "republish", away)
-    monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.001)
+    monkeypatch.setattr(message, "republish", away)
+    monkeypatch.setattr(message, "_PAUSE", 0.001)
     result = task(loop(worker, seen, {4})).delay()
     worker.drain()
     assert attempts == [["loop", 5]] * 3
@@ -787,12 +795,14 @@ def test_the_message_goes_out_only_after_the_progress_is_saved_and_waits_for_the
 def test_a_message_that_no_broker_would_take_fails_the_task_and_keeps_its_record(
     worker: Any, task: Any, record: Any, monkeypatch: Any
 ) -> None:
-    from celery_continuations.execution import execution
+    from celery_continuations.execution import (
+        message,
+    )
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise LookupError("no such exchange")
 
-    monkeypatch.setattr(execution, "republish", refuse)
+    monkeypatch.setattr(message, "republish", refuse)
     result = task(loop(worker, [], {4})).delay()
     with pytest.warns(RuntimeWarning, match="no such exchange"):
         worker.deliver()

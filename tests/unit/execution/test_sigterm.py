@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_continuations import celery_internals
-from celery_continuations.execution.triggers import Watch, Watcher
+from celery_continuations.execution.triggers import Triggers, Watcher
 from celery_continuations.process import stop_flag as flags
 from tests.support.watched import await_, make_run
 
@@ -29,7 +29,7 @@ def child(monkeypatch: Any) -> Any:
     watcher = Watcher()
     monkeypatch.setattr(sigterm, "watcher", watcher)
     sigterm.defer_terminate(flag)
-    watch = Watch(make_run(), flag)
+    watch = Triggers(make_run(), flag)
     yield flag, watcher, watch, calls
     watcher.remove(watch)
     signal.signal(signal.SIGTERM, before)

@@ -29,7 +29,10 @@ from kombu.message import Message
 
 from celery_continuations import AppTask, ContinuableTask, StoreError
 from celery_continuations.control import deliver
-from celery_continuations.execution import execution
+from celery_continuations.execution import (
+    claiming,
+    message,
+)
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.messages.body import Body, carried, received, written
 from celery_continuations.messages.from_request import republish
@@ -179,9 +182,9 @@ class Driver:
         self.give_back = True
 
     def end_slice(self, task: Any) -> None:
-        for watch in tuple(watcher._watches):
-            watch.leave_at = 0.0
-            watch.look()
+        for watch in watcher.running:
+            watch._leave_at = 0.0
+            watch.check()
 
     def fail(self, task: Any) -> None:
         raise ValueError("after progress")
@@ -333,13 +336,13 @@ def test_given_back_because_of_the_store(worker: Any, task: Any, driver: Driver,
     def clear(args: Any = None, **_: Any) -> None:
         args[0].clear()
 
-    monkeypatch.setattr(execution, "_CLAIM_COUNTDOWN", 0)
+    monkeypatch.setattr(claiming, "_CLAIM_COUNTDOWN", 0)
     seen: list[Any] = []
     result = task(run).delay([1, 2, 3])
     for _ in range(2):  # a fresh message, and one that carries a snapshot
         celery_signals.task_prerun.connect(clear, weak=False)
         with monkeypatch.context() as patch:
-            patch.setattr(execution, "claim", away)
+            patch.setattr(claiming, "claim", away)
             worker.deliver()
         celery_signals.task_prerun.disconnect(clear)
         worker.deliver()
@@ -750,11 +753,11 @@ def test_a_broker_that_is_away_gets_the_arguments_later(worker: Any, task: Any, 
             worker.stop()
 
     def away(*args: Any, **kwargs: Any) -> None:
-        monkeypatch.setattr(execution, "republish", republish)
+        monkeypatch.setattr(message, "republish", republish)
         raise OperationalError("away")
 
-    monkeypatch.setattr(execution, "republish", away)
-    monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.0)
+    monkeypatch.setattr(message, "republish", away)
+    monkeypatch.setattr(message, "_PAUSE", 0.0)
     seen: list[Any] = []
     task(run).delay([1, 2])
     worker.drain()

@@ -22,8 +22,8 @@ def test_several_workers_in_one_process() -> None:
     @app.task(base=ContinuableTask, bind=True, name="embedded")
     def embedded(self: Any) -> int:
         for _ in self.iterate("loop", range(5)):
-            for watch in tuple(watcher._watches):
-                watch.look()
+            for watch in watcher.running:
+                watch.check()
         return self.continuation.executions  # type: ignore[no-any-return]
 
     for pool in ("threads", "solo", "threads"):

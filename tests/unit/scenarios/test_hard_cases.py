@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import weakref
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
@@ -18,7 +19,10 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import AppTask, ContinuableTask, InvalidStepError, StoreError, UnserializableValueError, conf
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.execution import execution
+from celery_continuations.execution import (
+    claiming,
+    message,
+)
 from celery_continuations.protocol.owned import OwnedRecord
 from celery_continuations.stores import Fence, Status, Update, open_store
 from tests.support.worker import take_over
@@ -175,7 +179,7 @@ def test_a_message_is_given_back_when_the_broker_is_there_again(worker: Any, tas
         for _ in self.iterate("loop", range(2)):
             seen.append(1)
 
-    republish = execution.republish
+    republish = message.republish
     attempts: list[int] = []
 
     def away(*args: Any, **kwargs: Any) -> None:
@@ -189,9 +193,9 @@ def test_a_message_is_given_back_when_the_broker_is_there_again(worker: Any, tas
 
     seen: list[int] = []
     result = task(run).delay()
-    monkeypatch.setattr(execution, "claim", no_store)
-    monkeypatch.setattr(execution, "republish", away)
-    monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.001)
+    monkeypatch.setattr(claiming, "claim", no_store)
+    monkeypatch.setattr(message, "republish", away)
+    monkeypatch.setattr(message, "_PAUSE", 0.001)
     assert worker.deliver().end == "acked"
     monkeypatch.undo()
     assert (seen, len(attempts), result.state) == ([], 3, states.PENDING)
@@ -216,7 +220,7 @@ def test_a_worker_that_is_to_stop_at_once_leaves_the_message_to_the_broker(
 
     seen: list[int] = []
     task(run).delay()
-    monkeypatch.setattr(execution, "republish", away)
+    monkeypatch.setattr(message, "republish", away)
     with pytest.raises(TypeError):  # what the solo pool makes of a SystemExit; a prefork child ends
         worker.deliver()
     monkeypatch.undo()
@@ -232,18 +236,18 @@ def test_while_its_message_goes_out_a_task_is_neither_running_nor_gone(
 ) -> None:
     from celery_continuations.execution.triggers import watcher
 
-    republish = execution.republish
+    republish = message.republish
     seen: list[Any] = []
 
     def watched(*args: Any, **kwargs: Any) -> None:
-        seen.append((watcher.running, watcher.leaving))
+        seen.append((bool(watcher.running), watcher.leaving))
         republish(*args, **kwargs)
 
     def run(self: Any) -> None:
         for _ in self.iterate("loop", range(2)):
             worker.stop()
 
-    monkeypatch.setattr(execution, "republish", watched)
+    monkeypatch.setattr(message, "republish", watched)
     task(run).delay()
     worker.drain()
     assert seen == [(False, True)] * 2
@@ -431,10 +435,10 @@ def test_a_failed_save_is_tried_again_after_the_interval(worker: Any, task: Any,
     def run(self: Any) -> None:
         from celery_continuations.execution.triggers import watcher
 
-        (watch,) = watcher._watches
-        watch.save_at = 0.0
+        (watch,) = watcher.running
+        watch._save_at = 0.0
         for _ in self.iterate("loop", range(100)):
-            watch.look()
+            watch.check()
 
     tried: list[int] = []
     monkeypatch.setattr(OwnedRecord, "save", away)
@@ -489,13 +493,13 @@ def test_a_wait_that_exceeds_the_slice_is_warned_of(worker: Any, task: Any, monk
         from celery_continuations.execution.triggers import watcher
 
         for _ in self.iterate("loop", range(2)):
-            for watch in tuple(watcher._watches):
-                watch.look()
+            for watch in watcher.running:
+                watch.check()
 
     task(run, continuation_max_runtime=0.000001).delay()
     worker.deliver()
-    later = execution.time.time() + 100
-    monkeypatch.setattr(execution.time, "time", lambda: later)
+    later = time.time() + 100
+    monkeypatch.setattr(time, "time", lambda: later)
     worker.deliver()
     assert "waited 100 s in the queue after a slice of 0 s; continuation_resume_options can name" in caplog.text
     monkeypatch.undo()
@@ -618,7 +622,7 @@ def test_a_retry_is_due_when_it_is_to_be_run(worker: Any, task: Any, record: Any
 
     result = task(run).delay()
     worker.deliver()
-    assert record(result.id).due > execution.time.time() + 990
+    assert record(result.id).due > time.time() + 990
     worker.drain()
 
 
@@ -686,7 +690,7 @@ def test_kombus_own_error_on_a_lost_connection_does_not_fail_the_task(worker: An
             if item == 0 and not attempts:
                 worker.stop()
 
-    republish = execution.republish
+    republish = message.republish
     attempts: list[int] = []
 
     def cut(*args: Any, **kwargs: Any) -> None:
@@ -695,8 +699,8 @@ def test_kombus_own_error_on_a_lost_connection_does_not_fail_the_task(worker: An
             raise AttributeError("'NoneType' object has no attribute 'client'")
         republish(*args, **kwargs)
 
-    monkeypatch.setattr(execution, "republish", cut)
-    monkeypatch.setattr(execution, "_PUBLISH_DELAY", 0.001)
+    monkeypatch.setattr(message, "republish", cut)
+    monkeypatch.setattr(message, "_PAUSE", 0.001)
     result = task(run).delay()
     worker.drain()
     assert (len(attempts), result.state) == (4, states.SUCCESS)

@@ -636,7 +636,7 @@ def test_a_record_of_a_later_release_keeps_no_other_from_being_recovered(
 def test_a_second_delivery_of_such_a_task_is_given_back(
     worker: Any, lost: Any, store: Any, monkeypatch: Any, caplog: Any
 ) -> None:
-    monkeypatch.setattr("celery_continuations.execution.execution.loss_of", lambda *args, **kwargs: Loss.CRASH)
+    monkeypatch.setattr("celery_continuations.execution.claiming.loss_of", lambda *args, **kwargs: Loss.CRASH)
     result = lost()
     later = of_a_later_release(store, result.id)
     worker.flag = new_flag("again@test")
