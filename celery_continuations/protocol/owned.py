@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.outcome import Outcome
@@ -62,7 +61,7 @@ class OwnedRecord:
         self._task_id = task_id
         self._message = message
 
-    def within(self, connection: Any) -> OwnedRecord:
+    def within(self, connection: object) -> OwnedRecord:
         """Return the same right for writes in the transaction of ``connection``, see :meth:`Store.within`."""
         return OwnedRecord(
             self._store.within(connection), self._task_id, self.fence, self.snapshot, message=self._message

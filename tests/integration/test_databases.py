@@ -17,7 +17,8 @@ import pytest
 
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores.base import Fence, Record, Status, Store, Update
-from celery_continuations.stores.database import _CLEAN, _LOOK, _OWNED, _READ, _RETIRE, DatabaseStore, metadata
+from celery_continuations.stores.database import DatabaseStore, metadata
+from celery_continuations.stores.database.statements import CLEAN, READ, RETIRE, SCAN
 from celery_continuations.testing.stores import StoreConformance
 from tests.support import servers
 from tests.support.postgresql import connect, end_others, others, url_of
@@ -108,7 +109,7 @@ def plan_of(client: psycopg.Connection[Any], statement: Any, store: DatabaseStor
     return json.dumps(plan, indent=1)
 
 
-def test_a_look_does_not_read_all_the_records(
+def test_a_scan_does_not_read_all_the_records(
     make_store: Callable[..., DatabaseStore], client: psycopg.Connection[Any]
 ) -> None:
     store = make_store("many")
@@ -125,14 +126,14 @@ def test_a_look_does_not_read_all_the_records(
         """
     )
     client.execute("ANALYZE continuation_record")
-    for statement in (_READ, _LOOK, _OWNED, _RETIRE, _CLEAN):
+    for statement in (READ, SCAN, RETIRE, CLEAN):
         plan = plan_of(client, statement, store, "many")
         assert '"Relation Name": "continuation_record"' in plan or '"Index Name": "ix_continuation_record' in plan
         for scan in plan.split('"Node Type": ')[1:]:
             assert not (scan.startswith('"Seq Scan"') and '"continuation_record"' in scan.partition("Plans")[0]), plan
-    looked = store.scan("w10")
-    assert (len(looked.due), len(looked.owned)) == (20, 1000)
-    assert sorted(lease.worker for lease in looked.leases) == ["w0", "w10"]
+    found = store.scan("w10")
+    assert (len(found.due), len(found.owned)) == (20, 1000)
+    assert sorted(lease.worker for lease in found.leases) == ["w0", "w10"]
     began = time.perf_counter()
     for _ in range(20):
         store.scan()

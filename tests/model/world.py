@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Longer than a lease and than the patience with a message.
+# Longer than a lease and than the time after which a message is overdue.
 _WHILE = 11.0
 
 # Longer than any tombstone is kept.

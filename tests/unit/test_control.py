@@ -115,11 +115,11 @@ def test_a_delivery_to_a_task_that_was_paused_before_it_started_leaves_its_times
     worker.drain()  # its message is kept in the record
     result.resume()
     before = store.read(result.id)
-    written: list[dict[str, Any]] = []
-    swap = store.swap
-    monkeypatch.setattr(store, "swap", lambda *args, **options: written.append(options) or swap(*args, **options))
+    written: list[Update] = []
+    swap = store.compare_and_swap
+    monkeypatch.setattr(store, "compare_and_swap", lambda *args: written.append(args[2]) or swap(*args))
     result.deliver("approval", "yes")
-    assert [options["expires_in"] for options in written] == [None], "nothing unfinished expires"
+    assert [update.expires_in for update in written] == [None], "nothing unfinished expires"
     assert store.read(result.id).due == before.due is not None
 
 

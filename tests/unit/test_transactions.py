@@ -231,21 +231,21 @@ def test_an_execution_that_was_succeeded_commits_nothing(
     assert worker.queued() == 0
 
 
-@pytest.mark.parametrize("wish", ["pause", "cancel"])
+@pytest.mark.parametrize("command", ["pause", "cancel"])
 def test_a_wish_is_heeded_after_the_commit(
-    worker: Worker, task: Any, database: Database, ways: Any, record: Any, wish: str
+    worker: Worker, task: Any, database: Database, ways: Any, record: Any, command: str
 ) -> None:
     def run(self: Any) -> None:
         for item in self.iterate("items", range(4), transaction=ways.transaction):
             if item == 1:
-                getattr(result, wish)()
+                getattr(result, command)()
             ways.add(item)
 
     continuable = task(run)
     result = continuable.AsyncResult(continuable.delay().id)
     worker.deliver()
     assert database.effects() == [0, 1]
-    assert record(result.id).fence.status == {"pause": Status.PAUSED, "cancel": Status.CANCELLED}[wish]
+    assert record(result.id).fence.status == {"pause": Status.PAUSED, "cancel": Status.CANCELLED}[command]
 
 
 def test_a_direct_call_commits_each_item(task: Any, database: Database, ways: Any) -> None:

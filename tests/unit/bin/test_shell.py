@@ -362,14 +362,14 @@ def test_a_slow_store_begins_the_wait_anew(monkeypatch: Any) -> None:
     now = [0.0]
     answers = iter([0.1, 5.0, *[0.1] * 20])
 
-    def look() -> None:
+    def scan() -> None:
         now[0] += next(answers)
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
     monkeypatch.setattr(bin_sweeping, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
-    bin_sweeping._watch(SimpleNamespace(look=look), 4)  # type: ignore[arg-type]
+    bin_sweeping._watch(SimpleNamespace(scan=scan), 4)  # type: ignore[arg-type]
     assert now[0] > 9
 
 
@@ -449,7 +449,7 @@ def test_a_store_that_is_away(app: Celery, monkeypatch: Any) -> None:
     def refuse(*args: Any) -> None:
         raise StoreError("memory", "away")
 
-    monkeypatch.setattr(open_store(app, "memory"), "look", refuse)
+    monkeypatch.setattr(open_store(app, "memory"), "scan", refuse)
     assert ("reach", "problem") in levels(app)
 
 

@@ -632,15 +632,15 @@ def test_a_soft_time_limit_hits_in_the_middle_of_a_save(
     worker: Any, task: Any, app: Celery, record: Any, monkeypatch: Any, when: str, caught: bool
 ) -> None:
     store = open_store(app, "memory")
-    swap = store.swap
+    swap = store.compare_and_swap
 
-    def interrupted_swap(task_id: str, expected: Any, new: Any, **kwargs: Any) -> bool:
+    def interrupted_swap(task_id: str, expected: Any, new: Any) -> bool:
         hit = not hits and new.snapshot is not None and Snapshot.loads(new.snapshot).current == ("loop", 2)
         if hit:
             hits.append(1)
             if when == "before the write":
                 raise SoftTimeLimitExceeded
-        written = swap(task_id, expected, new, **kwargs)
+        written = swap(task_id, expected, new)
         if hit:
             raise SoftTimeLimitExceeded
         return written
@@ -657,7 +657,7 @@ def test_a_soft_time_limit_hits_in_the_middle_of_a_save(
 
     hits: list[int] = []
     seen: list[Any] = []
-    monkeypatch.setattr(store, "swap", interrupted_swap)
+    monkeypatch.setattr(store, "compare_and_swap", interrupted_swap)
     result = task(run, continuation_checkpoint_interval=0).delay()
     worker.drain()
     if caught:

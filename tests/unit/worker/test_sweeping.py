@@ -117,14 +117,14 @@ def test_a_lease_proves_nothing_while_the_sweeper_cannot_trust_its_own(sweeper: 
 def test_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, store: Any) -> None:
     lost()
     barrier = threading.Barrier(2)
-    swap = store.swap
+    swap = store.compare_and_swap
 
-    def together(*args: Any, **kwargs: Any) -> bool:
+    def together(*args: Any) -> bool:
         if args[1].status == Status.RUNNING:
             barrier.wait(5)
-        return bool(swap(*args, **kwargs))
+        return bool(swap(*args))
 
-    store.swap = together
+    store.compare_and_swap = together
     threads = [
         threading.Thread(target=Sweeper(app, store, new_worker(), at_work).sweep, args=(always,)) for _ in range(2)
     ]
@@ -132,7 +132,7 @@ def test_two_sweepers_recover_once(app: Celery, worker: Any, lost: Any, store: A
         thread.start()
     for thread in threads:
         thread.join()
-    store.swap = swap
+    store.compare_and_swap = swap
     assert worker.queued() == 1
 
 
@@ -260,7 +260,7 @@ def test_a_message_that_nobody_takes_up_is_published_again(
     monkeypatch.setattr(store, "_clock", lambda: now + OVERDUE_AFTER + 1)
     sweeper.sweep(always)
     assert worker.queued() == 1
-    assert store.read(result.id).fence == Fence(1, Status.QUEUED, "1")
+    assert store.read(result.id).fence == Fence(1, Status.QUEUED, republished=1)
     assert store.read(result.id).due - now - OVERDUE_AFTER - 1 == pytest.approx(2 * OVERDUE_AFTER)
     worker.drain()
     assert result.get() == "end"
@@ -392,14 +392,14 @@ def test_a_task_that_was_taken_up_meanwhile_is_left_alone(
 ) -> None:
     result = lost()
     taken = Fence(2, Status.RUNNING, "third-machine.1.1.a/1.1/b")
-    owned = store.owned
+    scan = store.scan
 
-    def taken_up_now(name: str) -> Any:
-        found = owned(name)
+    def claimed_now(name: str, *limit: int) -> Any:
+        found = scan(name, *limit)
         store.compare_and_swap(result.id, store.read(result.id).fence, Update(taken))
         return found
 
-    monkeypatch.setattr(store, "owned", taken_up_now)
+    monkeypatch.setattr(store, "scan", claimed_now)
     sweeper.sweep(always)
     assert store.read(result.id).fence == taken
 
