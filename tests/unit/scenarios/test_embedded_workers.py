@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +12,17 @@ from celery.contrib.testing.worker import start_worker
 from kombu import Connection
 
 from celery_continuations import ContinuableTask
+from celery_continuations.worker import maintenance
 from tests.support.watched import await_
 from tests.support.worker import make_app
+
+
+@pytest.fixture(autouse=True)
+def keepers_end() -> Iterator[None]:
+    """Their threads would sweep, and draw random numbers, while other tests run."""
+    yield
+    for keeper in list(maintenance._keepers.values()):
+        keeper.end()
 
 
 @pytest.fixture(autouse=True)
