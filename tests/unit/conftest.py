@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from celery import Celery, _state
 from django.core.management import call_command
 from django.db import connections
+from django.db.backends.signals import connection_created
 
 import tests.support.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import ContinuableTask
@@ -91,6 +94,24 @@ def collected() -> Iterator[None]:
     """
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def sqlite_does_not_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and most of the time of a commit goes to the disk."""
+
+    def on_connect(connection: Any, record: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    def on_created(connection: Any, **data: Any) -> None:
+        on_connect(connection.connection, None)
+
+    sa.event.listen(sa.Engine, "connect", on_connect)
+    connection_created.connect(on_created)
+    yield
+    connection_created.disconnect(on_created)
+    sa.event.remove(sa.Engine, "connect", on_connect)
 
 
 @pytest.fixture(autouse=True)

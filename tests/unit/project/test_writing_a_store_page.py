@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,14 @@ class TestSmallStore(shown["TestSmallStore"]):  # type: ignore[misc]
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
+        connect = sqlite3.connect
+
+        def without_waiting_for_the_disk(*args: Any, **options: Any) -> sqlite3.Connection:
+            connection = connect(*args, **options)
+            connection.execute("PRAGMA synchronous = OFF")
+            return connection
+
+        monkeypatch.setattr(sqlite3, "connect", without_waiting_for_the_disk)
 
 
 @pytest.fixture

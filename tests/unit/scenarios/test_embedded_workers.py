@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from celery.contrib.testing.worker import start_worker
+from kombu import Connection
 
 from celery_continuations import ContinuableTask
+from celery_continuations.worker import maintenance
 from tests.support.watched import await_
 from tests.support.worker import make_app
+
+
+@pytest.fixture(autouse=True)
+def keepers_end() -> Iterator[None]:
+    """Their threads would sweep, and draw random numbers, while other tests run."""
+    yield
+    for keeper in list(maintenance._keepers.values()):
+        keeper.end()
+
+
+@pytest.fixture(autouse=True)
+def workers_notice_their_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker without an event loop waits 2 s for a message before it looks whether it has to stop."""
+    drain = Connection.drain_events
+
+    def drain_briefly(self: Connection, *, timeout: float) -> Any:
+        return drain(self, timeout=min(timeout, 0.05))
+
+    monkeypatch.setattr(Connection, "drain_events", drain_briefly)
 
 
 def test_several_workers_in_one_process() -> None:
