@@ -91,7 +91,7 @@ def test_the_life_of_a_task(on_redis: Cluster, shell: Shell, show: Callable[[str
         assert "\x1b[" in text
         assert "running" in text
         shell.piped(*words)
-    assert shell.piped("pause", task) == f"{task}: is to pause at its next checkpoint\n"
+    assert shell.piped("pause", task) == f"{task}: will pause at its next checkpoint\n"
     await_condition(lambda: "paused" in shell.piped("list"), "the task is paused")
     worker.process.terminate()
     worker.process.wait()
