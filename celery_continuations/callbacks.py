@@ -1,7 +1,7 @@
-"""Callbacks over HTTP: what an external service posts to an address is delivered to a waiting task.
+"""Callbacks over HTTP: an external service posts to an address, and a waiting task receives the payload.
 
-The address ends in a token: a signed text that names one wait of one task, and when it expires.
-The holder of a token may deliver to that wait, and may do nothing else.
+The address ends in a token: a signed text with one wait of one task, and its expiry.
+The holder of a token may deliver to that wait, and do nothing else.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _HEADERS = {405: ("Allow", "POST"), 503: ("Retry-After", "30")}
 
 
 def callback_url(app: Celery, task_id: str, name: str, expires: float | timedelta | None = None) -> str:
-    """Return an address that takes one delivery, for one wait of one task.
+    """Return an address for one delivery to one wait of one task.
 
     Args:
         app: the app of the task.
@@ -84,14 +84,14 @@ def callback_url(app: Celery, task_id: str, name: str, expires: float | timedelt
 
 
 def accept(app: Celery, token: str, payload: Any) -> None:
-    """Deliver what was posted to a callback's address: the one call that a view of one's own makes.
+    """Deliver the payload of a request to a callback's address; a custom view makes this one call.
 
     The same payload again is accepted and changes nothing.
 
     Args:
         app: the app of the task.
         token: the last part of the address.
-        payload: what was posted, decoded.
+        payload: the body of the request, decoded.
 
     Raises:
         CallbackError: when it is not delivered; its ``status`` is the one to answer with.
@@ -109,9 +109,9 @@ def accept(app: Celery, token: str, payload: Any) -> None:
 
 
 def wsgi(app: Celery) -> WSGIApplication:
-    """Return a WSGI application that takes callbacks, to be mounted where ``continuation_callback_url`` says.
+    """Return a WSGI application that receives callbacks, to be mounted at ``continuation_callback_url``.
 
-    It looks at the last part of the path only, so that it can be mounted anywhere.
+    It reads only the last part of the path, so it can be mounted anywhere.
 
     Args:
         app: the app of the tasks.
@@ -125,9 +125,9 @@ def wsgi(app: Celery) -> WSGIApplication:
     >>> request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/a-token"}
     >>> application(request, lambda status, headers: print(status))
     405 Method Not Allowed
-    [b'{"error": "only POST is taken"}']
+    [b'{"error": "only POST is allowed"}']
     """
-    conf.needed(app, "callback_secret")  # a wrong one is found when the server starts, not at the first callback
+    conf.needed(app, "callback_secret")  # raise for a wrong one when the server starts, not at the first callback
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         error = _take(app, environ)
@@ -159,7 +159,7 @@ def _serializer(app: Celery) -> URLSafeSerializer:
 
 
 def _verify(app: Celery, token: str) -> tuple[str, str]:
-    """Return what a token names: the task's id and the name of the wait."""
+    """Return the task's id and the name of the wait."""
     serializer = _serializer(app)
     try:
         if not _TOKEN.fullmatch(token):
@@ -176,50 +176,50 @@ def _deliver(app: Celery, task_id: str, name: str, payload: Any) -> None:
     try:
         deliver(task_id, name, payload, app=app)
     except UnserializableValueError as exc:
-        raise CallbackError(400, "what was sent cannot be kept") from exc
+        raise CallbackError(400, "the payload cannot be saved") from exc
     except DeliveryError as exc:
-        raise CallbackError(409, "not expected, or not any more") from exc
+        raise CallbackError(409, "the task is not waiting for this") from exc
     except StoreError as exc:
         extra = {"action": "callback_delayed", "task_id": task_id}
-        logger.warning("A callback for task %s could not be taken: %s", task_id, exc, extra=extra)
-        raise CallbackError(503, "not at the moment, please try again") from exc
+        logger.warning("A callback for task %s could not be delivered: %s", task_id, exc, extra=extra)
+        raise CallbackError(503, "temporarily unavailable, please try again") from exc
     except OperationalError as exc:
-        # The payload is kept, and a sweep will wake the task. To send it again would add nothing.
+        # The payload is saved, and a sweep will wake the task. The sender need not send it again.
         extra = {"action": "callback_unannounced", "task_id": task_id}
-        logger.warning("A callback for task %s was kept, but the broker is away: %s", task_id, exc, extra=extra)
+        logger.warning("A callback for task %s was saved, but the broker is unavailable: %s", task_id, exc, extra=extra)
 
 
 # -- the request
 
 
 def _take(app: Celery, environ: WSGIEnvironment) -> CallbackError | None:
-    """Deliver what a request brings; return what was wrong, or None."""
+    """Deliver the payload of a request; return the error, or None."""
     try:
         if environ.get("REQUEST_METHOD") != "POST":
-            raise CallbackError(405, "only POST is taken")
-        # Before the body, so that a stranger's is never read.
+            raise CallbackError(405, "only POST is allowed")
+        # Before the body, so that an unauthenticated one is never read.
         task_id, name = _verify(app, environ.get("PATH_INFO", "").rpartition("/")[2])
         body = _body(environ, conf.needed(app, "callback_max_body"))
         _deliver(app, task_id, name, _decode(body))
     except CallbackError as error:
         return error
     except Exception:
-        logger.exception("A callback met an error that was not foreseen", extra={"action": "callback_failed"})
-        return CallbackError(500, "something went wrong here")
+        logger.exception("Unexpected error in a callback", extra={"action": "callback_failed"})
+        return CallbackError(500, "internal error")
     return None
 
 
 def _body(environ: WSGIEnvironment, limit: int) -> bytes:
-    """Return the body of a request, which is JSON by its headers and of ``limit`` bytes at most."""
+    """Return the body of a request, if its headers say that it is JSON, of at most ``limit`` bytes."""
     if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
-        raise CallbackError(415, "only application/json is taken")
+        raise CallbackError(415, "only application/json is allowed")
     length = environ.get("CONTENT_LENGTH", "")
     if not length:
         raise CallbackError(411, "Content-Length is missing")
     if not re.fullmatch("[0-9]{1,1000}", length):
         raise CallbackError(400, "Content-Length is not a number")
     if int(length) > limit:
-        raise CallbackError(413, f"at most {limit} bytes are taken")
+        raise CallbackError(413, f"at most {limit} bytes are allowed")
     return _exactly(environ["wsgi.input"], int(length))
 
 
@@ -236,7 +236,7 @@ def _exactly(stream: Any, size: int) -> bytes:
     return body
 
 
-# -- JSON, and nothing that only some readers take for it
+# -- JSON, without the extensions that only some readers accept
 
 
 def _decode(body: bytes) -> Any:
@@ -248,7 +248,7 @@ def _decode(body: bytes) -> Any:
             parse_constant=_finite,
         )
     except (ValueError, RecursionError):
-        raise CallbackError(400, "the body is not JSON that can be taken") from None
+        raise CallbackError(400, "the body is not valid JSON") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings: names, defaults, what is allowed.  The only reader of ``app.conf``."""
+"""The settings: names, defaults, allowed values.  The only reader of ``app.conf``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOOPBACK = (None, "127.0.0.1", "::1")
 
 
 class Setting(NamedTuple):
-    """One setting: its default, a test for its values, and what they are in words."""
+    """One setting: its default, a test for its values, and the allowed values in words."""
 
     default: Any
     accepts: Callable[[Any], bool]
@@ -137,7 +137,7 @@ SETTINGS: dict[str, Setting] = {
         {},
         lambda v: isinstance(v, Mapping) and _are_renamings(v),
         "a dict of a task's step names, old to new, or to None for a step that is gone; no new name may be an old one, "
-        "or stand twice",
+        "or appear twice",
     ),
     "grace_period": Setting(
         None, lambda v: v is None or _number(0, above=True)(v), "a number of seconds above 0, or None"
@@ -146,12 +146,12 @@ SETTINGS: dict[str, Setting] = {
     "callback_url": Setting(
         None,
         lambda v: v is None or (isinstance(v, str) and bool(_BASE_URL.fullmatch(v))),
-        "the address of what takes callbacks, http://… or https://…, without ? and #, or None",
+        "the address of the callback endpoint, http://… or https://…, without ? and #, or None",
     ),
     "callback_secret": Setting(
         None,
         lambda v: v is None or _is_secret(v) or (isinstance(v, (list, tuple)) and bool(v) and all(map(_is_secret, v))),
-        f"a secret, a str of {SHORTEST_SECRET} characters or more, a list of such, of which the first signs, or None",
+        f"a secret, a str of {SHORTEST_SECRET} characters or more; a list of them, of which the first signs; or None",
     ),
     "callback_expires": Setting(
         timedelta(days=7), lambda v: _seconds(v) and v != math.inf, "a number of seconds above 0, or a timedelta"
@@ -159,7 +159,7 @@ SETTINGS: dict[str, Setting] = {
     "callback_max_body": Setting(64 * 1024, _whole(1), "a number of bytes, 1 or more"),
 }
 
-# Of the worker, or of the web server that takes callbacks; not of a task.
+# Settings of the worker, or of the web server that receives callbacks; not of a task.
 _OF_THE_APP = (
     "namespace",
     "lease",
@@ -171,17 +171,17 @@ _OF_THE_APP = (
     "callback_max_body",
 )
 
-# Of a task alone.
+# Settings of a task alone.
 _OF_THE_TASK = ("version", "renamed_steps")
 
-# What the resumed message takes of continuation_resume_options; anything else would change the task.
+# The options of continuation_resume_options; any other would change the task.
 RESUME_OPTIONS = frozenset(("queue", "exchange", "routing_key", "priority", "countdown"))
 
 
 def setting(task: Task, name: str) -> Any:
     """Return a setting of ``task``: its own attribute, else the app's, else the default.
 
-    Read again each time, so that a change takes effect at the next execution.
+    It is read at each call, so that a change takes effect at the next execution.
 
     Args:
         task: the task.
@@ -191,7 +191,7 @@ def setting(task: Task, name: str) -> Any:
     if hasattr(task, full):
         for owner in (vars(task), *map(vars, task.__class__.__mro__)):
             if full in owner:
-                value = owner[full]  # as it was given: getattr would make a method of a function
+                value = owner[full]  # getattr would make a method of a function
                 return value.__func__ if isinstance(value, staticmethod) else value
     return app_setting(task.app, name)
 
@@ -202,10 +202,10 @@ def app_setting(app: Celery, name: str) -> Any:
 
 
 def needed(app: Celery, name: str) -> Any:
-    """Return a setting of the app that cannot be done without, checked.
+    """Return a required setting of the app, checked.
 
     Raises:
-        ImproperlyConfigured: when it is not set, or not to what is allowed.
+        ImproperlyConfigured: when it is not set, or its value is not allowed.
     """
     value = app_setting(app, name)
     if value is None:
@@ -215,7 +215,7 @@ def needed(app: Celery, name: str) -> Any:
 
 
 def seconds(value: Any) -> Any:
-    """Turn a timedelta into seconds; leave anything else as it is."""
+    """Turn a timedelta into seconds; return anything else unchanged."""
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
@@ -223,7 +223,7 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
     """Refuse bad settings of the app, or of one task.
 
     Raises:
-        ImproperlyConfigured: naming the setting, the value and what is allowed.
+        ImproperlyConfigured: with the setting, its value and the allowed values.
     """
     for name, one in SETTINGS.items():
         full = PREFIX + name
@@ -235,14 +235,13 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
     names, known, where = app.conf, {name: one for name, one in SETTINGS.items() if name not in _OF_THE_TASK}, ""
     if task is not None:
         names, known, where = dir(task), _of_tasks(), f" of a task, as {task.name} has it"
-    # With Django they are CELERY_CONTINUATION_… in its settings.
+    # In Django's settings they are CELERY_CONTINUATION_….
     spaced = f"{app.conf.prefix}{PREFIX}".upper() if app.conf.prefix else PREFIX
     for full in sorted(str(name) for name in names):
         prefix = next((one for one in (PREFIX, spaced) if full.startswith(one)), None)
         if prefix is not None and full[len(prefix) :].lower() not in known:
             raise ImproperlyConfigured(
-                f"{full} is not a setting of celery-continuations{where}; known are: "
-                + ", ".join(sorted(PREFIX + name for name in known))
+                f"unknown setting {full}{where}; known are: " + ", ".join(sorted(PREFIX + name for name in known))
             )
     if app.conf.task_protocol != 2:
         raise ImproperlyConfigured(
@@ -259,23 +258,23 @@ def predicate(value: Any) -> Any:
     """Return the callable that a value of ``continuation_should_interrupt`` names.
 
     Raises:
-        ImproperlyConfigured: when there is none at that path.
+        ImproperlyConfigured: when it cannot be imported.
     """
     return found_at("should_interrupt", value) if isinstance(value, str) else value
 
 
 def found_at(name: str, path: str) -> Any:
-    """Return what is at a dotted path, the value of the setting ``name``.
+    """Import the dotted path that is the value of the setting ``name``.
 
     Raises:
-        ImproperlyConfigured: when there is nothing.
+        ImproperlyConfigured: when it cannot be imported.
     """
     module, _, attribute = path.rpartition(".")
     try:
-        # As Celery looks for an app: the folder of a project is on no path of the command celery.
+        # As Celery looks for an app: sys.path of the command celery lacks the project's folder.
         return getattr(import_from_cwd(module), attribute)
     except (ImportError, AttributeError) as exc:
-        raise ImproperlyConfigured(f"{PREFIX}{name} = {path!r} leads nowhere: {exc}") from exc
+        raise ImproperlyConfigured(f"{PREFIX}{name} = {path!r} cannot be imported: {exc}") from exc
 
 
 def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -307,7 +306,7 @@ def _check(full: str, value: Any, one: Setting, where: str) -> None:
 
 
 def namespace(app: Celery) -> str:
-    """Return what keeps apart services that share a store: the setting, or app name and broker."""
+    """Return the namespace, which separates services that share a store: the setting, or app name and broker."""
     chosen = app.conf.get(PREFIX + "namespace", None)
     if chosen:
         return str(chosen)
@@ -319,7 +318,7 @@ def namespace(app: Celery) -> str:
 
 def celery_setting(app: Celery, name: str) -> Any:
     """Return a setting of Celery's own."""
-    return getattr(app.conf, name)  # and not conf[name], which knows nothing of CELERY_BROKER_URL in the environment
+    return getattr(app.conf, name)  # conf[name] would ignore CELERY_BROKER_URL in the environment
 
 
 def transport_options(app: Celery) -> dict[str, Any]:
@@ -328,13 +327,13 @@ def transport_options(app: Celery) -> dict[str, Any]:
 
 
 def driver_type(app: Celery) -> str:
-    """Return what kind of broker the app has, e.g. ``"amqp"`` or ``"redis"``."""
+    """Return the kind of the app's broker, e.g. ``"amqp"`` or ``"redis"``."""
     if app not in _driver_types:
         _driver_types[app] = app.connection_for_write().transport.driver_type
     return _driver_types[app]
 
 
-# Asked for at every hand-over, and a connection has to be made, though not opened, to know it.
+# It is needed at each hand-over, and found by making a connection, though without opening it.
 _driver_types: WeakKeyDictionary[Celery, str] = WeakKeyDictionary()
 
 
@@ -347,22 +346,22 @@ def auto_max_runtime(app: Celery, store_keeps: bool) -> float | None:
     """
     driver = driver_type(app)
     if driver == "amqp":
-        # Messages wait unacknowledged behind this one: the last of them for as many slices.
+        # Prefetched messages wait unacknowledged behind this one, the last of them for that many slices.
         return CONSUMER_TIMEOUT / ((app.conf.worker_prefetch_multiplier or 0) + 2)
     visibility = transport_options(app).get("visibility_timeout", VISIBILITY_TIMEOUT.get(driver))
     return None if store_keeps or visibility is None else visibility / 2
 
 
 def grace_period(app: Celery) -> float:
-    """Return how long a worker that is told to stop may take, in seconds: the setting, or Celery's own, or 30.
+    """Return the seconds that a stopping worker may take: the setting, or Celery's own, or 30.
 
-    30 is what Kubernetes gives a pod.
+    Kubernetes gives a pod 30.
     """
     return float(app_setting(app, "grace_period") or celery_setting(app, "worker_soft_shutdown_timeout") or 30)
 
 
 def tombstone_seconds(app: Celery) -> float:
-    """Return how long the record of a finished task is kept, so that a late delivery ends at it."""
+    """Return the seconds that the record of a finished task is kept, so that a late delivery finds it."""
     expires = seconds(app.conf.result_expires) or 0
     visibility = transport_options(app).get("visibility_timeout", VISIBILITY_TIMEOUT["redis"])
     return float(max(expires, 2 * visibility, 86400))

@@ -35,7 +35,7 @@ class Interrupt(BaseException):
 
     Attributes:
         step: name of the current step, or None between two steps.
-        cursor: where that step goes on, or None.
+        cursor: where that step resumes, or None.
         reason: why, as shown in logs and events, e.g. ``"stopping"``.
     """
 
@@ -50,14 +50,14 @@ class Interrupt(BaseException):
 
 
 class Interrupted(Exception):
-    """What the result backend and monitors show of a task between two executions.
+    """The result that the result backend and monitors show between two executions of a task.
 
     It is ``AsyncResult(id).info`` while the state is ``RETRY``.  Celery's log shows it as text, its events, and
     so Flower, as code.
 
     Attributes:
         step, cursor, reason: see :class:`Interrupt`.
-        percent: how much of the step is done, rounded down, or None where that is unknown.
+        percent: how much of the step is done, rounded down, or None if it is not known.
 
     >>> Interrupted("import", 500, "stopping", percent=50)
     Interrupted('import', 500, 'stopping', percent=50)
@@ -70,7 +70,7 @@ class Interrupted(Exception):
     def __init__(
         self, step: str | None = None, cursor: Any = None, reason: str = "", percent: int | None = None
     ) -> None:
-        # It is rebuilt from what is known only, which a release without percentages can take as well.
+        # A release without percentages can rebuild it too, if none is known.
         super().__init__(step, cursor, reason, *(() if percent is None else (percent,)))
         self.step = step
         self.cursor = cursor
@@ -98,13 +98,13 @@ class ContinuationError(Exception):
 
 
 class InvalidStepError(ContinuationError):
-    """A step was used in a way that could not be resumed.
+    """A step was used in a way that cannot be resumed.
 
     Attributes:
         found: the step that the code started, or None.
-        expected: the step that should have come, or None where none was expected.
-        recorded: whether it is what an earlier execution recorded that the code does not fit, so that other
-            code, older or newer, may.
+        expected: the step that the record has at this place, or None if it has none.
+        recorded: whether the code does not fit an earlier execution's record; other code, older or newer,
+            may fit it.
     """
 
     def __init__(self, message: str, found: object = None, expected: str | None = None, recorded: bool = False) -> None:
@@ -121,7 +121,7 @@ class CheckpointError(ContinuationError):
     """A checkpoint was reached inside an open database transaction.
 
     Attributes:
-        transaction: which one is open, e.g. ``"the Django connection 'default'"``.
+        transaction: the open one, e.g. ``"the Django connection 'default'"``.
         step: name of the current step, or None between two steps.
     """
 
@@ -133,9 +133,9 @@ class CheckpointError(ContinuationError):
     def __str__(self) -> str:
         where = "between two steps" if self.step is None else f"in step {self.step!r}"
         return (
-            f"a checkpoint {where} lies inside an open transaction, of {self.transaction}: what is not committed would "
-            "be lost where the task stops. End the transaction first; or have each item, or move of the "
-            "cursor, committed by the step itself: iterate(..., transaction=...) or step(..., transaction=...)"
+            f"a checkpoint {where} is inside an open transaction of {self.transaction}: uncommitted work "
+            "would be lost if the task stops there. End the transaction first, or let the step commit each item, or "
+            "each move of the cursor: iterate(..., transaction=...) or step(..., transaction=...)"
         )
 
 
@@ -164,7 +164,7 @@ class UnserializableValueError(ContinuationError):
 
     Attributes:
         what: which value, e.g. ``"the cursor of step 'import'"``.
-        problem: what is wrong with it.
+        problem: the rest of the sentence.
     """
 
     def __init__(self, what: str, problem: str) -> None:
@@ -177,7 +177,7 @@ class UnserializableValueError(ContinuationError):
 
 
 class RememberedError(ContinuationError):
-    """Stands in for an error remembered by a call step whose class cannot be rebuilt.
+    """Replaces a call step's remembered error whose class cannot be rebuilt.
 
     Attributes:
         error_type: ``module:qualname`` of the original error.
@@ -198,7 +198,7 @@ class ResumeLimitError(ContinuationError):
 
     Attributes:
         limit: the setting's value.
-        reason: the reason of the resumption that went over it.
+        reason: the reason of the resumption that exceeded it.
     """
 
     def __init__(self, limit: int, reason: str) -> None:
@@ -214,12 +214,12 @@ class ResumeLimitError(ContinuationError):
 
 
 class CrashLoopError(ContinuationError):
-    """The task's execution was lost again and again at the same place.
+    """The task's execution was lost repeatedly at the same place.
 
     Attributes:
-        losses: how often in a row.
+        losses: the number of losses in a row.
         step: name of the current step, or None before the first and between two.
-        cursor: where that step stood, encoded as in the snapshot, or None.
+        cursor: of that step, encoded as in the snapshot, or None.
     """
 
     def __init__(self, losses: int, step: str | None, cursor: Any) -> None:
@@ -238,8 +238,8 @@ class ErrorBudgetError(ContinuationError):
 
     Attributes:
         step: name of the loop.
-        budget: how many may fail.
-        failed: the cursor where each item that failed begins, and its error.
+        budget: the number of items that may fail.
+        failed: for each failed item its cursor, and its error.
 
     >>> str(ErrorBudgetError("import", 1, [(3, "ValueError: no"), (8, "KeyError: 'id'")]))
     "step 'import': more items failed than on_error=1 allows; the last one, at 8: KeyError: 'id'"
@@ -282,21 +282,21 @@ class SnapshotTooLargeError(ContinuationError):
 
 
 class SourceChangedError(ContinuationError):
-    """What a loop iterates over is not what it was when an earlier execution of the task left it.
+    """A loop's source has changed since an earlier execution of the task.
 
-    Going on would leave items out, or do them twice.  The task fails, and its record is kept; ``autoretry_for`` does
+    Continuing would skip items, or do them twice.  The task fails, and its record is kept; ``autoretry_for`` does
     not retry it.
 
     Attributes:
         step: name of the loop.
         task_id: of the task.
         problem: what has changed.
-        advice: what to write in the task's code instead.
+        advice: the code to write instead.
 
     >>> print(SourceChangedError("send", "7f3a", "it has 3 items, and 5 were done", "Write a queryset."))
     step 'send': it has 3 items, and 5 were done
     Write a queryset.
-    Then: celery -A proj continuations retry 7f3a --step send (again from its beginning), or retry 7f3a --accept-source (on from its place in the source as it is now).
+    Then: celery -A proj continuations retry 7f3a --step send (from its beginning), or retry 7f3a --accept-source (from its place in the source as it is now).
     """  # noqa: E501
 
     def __init__(self, step: str, task_id: str, problem: str, advice: str) -> None:
@@ -310,20 +310,20 @@ class SourceChangedError(ContinuationError):
         retry = f"retry {self.task_id}"
         return (
             f"step {self.step!r}: {self.problem}\n{self.advice}\nThen: celery -A proj continuations {retry} --step "
-            f"{self.step} (again from its beginning), or {retry} --accept-source (on from its place in the source as "
+            f"{self.step} (from its beginning), or {retry} --accept-source (from its place in the source as "
             "it is now)."
         )
 
 
 class WaitTimeout(ContinuationError):
-    """What a task waited for did not come in time."""
+    """The timeout of a wait expired."""
 
 
 class DeliveryError(ContinuationError):
     """A delivery or a command was refused.
 
     Attributes:
-        task_id: of which task.
+        task_id: of the task.
         problem: why.
     """
 
@@ -341,7 +341,7 @@ class CallbackError(ContinuationError):
 
     Attributes:
         status: the HTTP status to answer with.
-        problem: why, in words that may be shown to the sender: they tell nothing of the task.
+        problem: why, in words for the sender, which reveal nothing of the task.
 
     >>> str(CallbackError(410, "this address has expired"))
     '410: this address has expired'
@@ -357,10 +357,10 @@ class CallbackError(ContinuationError):
 
 
 class StoreError(ContinuationError):
-    """The store could not be reached, or holds something that is not a record.
+    """The store cannot be reached, or has a record that cannot be read.
 
     Attributes:
-        store: which store.
+        store: the store.
         problem: what happened.
     """
 

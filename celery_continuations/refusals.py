@@ -28,7 +28,7 @@ _UNRUN: dict[type[Any], str] = {
 def refuse_lazy_function(function: Callable[..., Any]) -> None:
     """Refuse a task's function whose call would only return a coroutine or a generator.
 
-    Only the function itself counts, not one that it wraps: a plain function around an async one is accepted.
+    Only the function itself is checked, not one that it wraps: a plain function around an async one is accepted.
 
     Raises:
         TypeError: for an async function, an async generator function and a generator function.
@@ -43,7 +43,7 @@ def refuse_lazy_function(function: Callable[..., Any]) -> None:
 def refuse_unbound(cls: type[Any], app: Any, continuable: type[Any]) -> None:
     """Refuse an unbound task that was given ``continuable``, or a subclass of it, as its base.
 
-    Where the app has such a class for all of its tasks, a task that uses no step needs no ``self``.
+    If the app has such a class for all of its tasks, a task without steps needs no ``self``.
 
     Args:
         cls: the unbound task's class, below ``continuable``.

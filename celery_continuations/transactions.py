@@ -1,19 +1,19 @@
-"""The task's own transactions: one that is to take effect with its cursor, and those that a checkpoint must not be in.
+"""The task's own transactions: the one that is committed with its cursor, and those that forbid a checkpoint.
 
-Neither Django nor SQLAlchemy is imported before the task has done so, or has named a transaction of theirs.
+Django and SQLAlchemy are imported only if the task has done so, or names a transaction of theirs.
 
-What :func:`refuse_open` notices, of this thread:
+:func:`refuse_open` notices, in this thread:
 
 =============  ==============================================================================
-Django         every connection in an ``atomic`` block, but for the blocks of its own TestCase
+Django         every connection in an ``atomic`` block, except the blocks of its own TestCase
 SQLAlchemy     a session with objects that are added, changed or deleted; that has flushed, or has
                executed an INSERT, UPDATE or DELETE construct, since its last commit; or that is in
                a ``with session.begin()`` or ``begin_nested()`` block
 =============  ==============================================================================
 
-It does not notice a session that has only read, for every read begins a transaction; SQL written as ``text()``,
-whose effect cannot be known; connections used without a session; Django's ``set_autocommit(False)``; nor
-a session that began before the first checkpoint that found ``sqlalchemy.orm`` imported.
+It does not notice a session that has only read, because every read begins a transaction; SQL written as ``text()``,
+whose effect is not known; connections used without a session; Django's ``set_autocommit(False)``; nor
+a session that began before the first checkpoint after ``sqlalchemy.orm`` was imported.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ __all__ = ["AliasUnit", "SessionUnit", "Unit", "refuse_open", "unit_of"]
 
 
 class Unit(Protocol):
-    """The task's own work since its cursor last moved, which is committed with the next move."""
+    """A unit of work: the task's own work since its cursor last moved, committed with the next move."""
 
     name: str
 
     def begin(self) -> None:
-        """What is done from now on belongs to it, unless that is so already."""
+        """Begin it, unless it has begun."""
 
     def connection(self) -> Any:
         """Return the driver's connection, with all of the task's work sent to it."""
 
     def commit(self) -> None:
-        """Let it take effect."""
+        """Commit it."""
 
     def rollback(self) -> None:
-        """Undo it, if there is anything."""
+        """Roll it back, if it has begun."""
 
     def has_more_open(self) -> bool:
-        """Whether the task has begun a transaction of its own within it."""
+        """Whether the task has begun a nested transaction."""
 
 
 class AliasUnit:
@@ -57,7 +57,7 @@ class AliasUnit:
     def __init__(self, alias: str) -> None:
         from django.db import connections
 
-        connections[alias]  # raises for one that is unknown
+        connections[alias]  # raises for an unknown alias
         self.name = f"the Django connection {alias!r}"
         self._alias = alias
         self._block: Any = None
@@ -78,7 +78,7 @@ class AliasUnit:
             self._block = block
 
     def connection(self) -> Any:
-        """See Unit; refuses a block that an error has broken, which Django would roll back without a word."""
+        """Return the connection; refuse a block that an error has broken, which Django would roll back silently."""
         connection = self._connection
         connection.validate_no_broken_transaction()
         connection.ensure_connection()
@@ -91,22 +91,22 @@ class AliasUnit:
             block.__exit__(None, None, None)
 
     def rollback(self) -> None:
-        """Leave the block as an error does."""
+        """Leave the block with an error."""
         block, self._block = self._block, None
         if block is not None:
             block.__exit__(Rollback, Rollback(), None)
 
     def has_more_open(self) -> bool:
-        """See Unit."""
+        """See :class:`Unit`."""
         return any(block is not self._block for block in _atomic_blocks(self._connection))
 
 
 class Rollback(Exception):
-    """Tells a block of Django's to undo its work."""
+    """Has a block of Django's roll back."""
 
 
 class SessionUnit:
-    """What a SQLAlchemy session does between two commits."""
+    """The work of a SQLAlchemy session between two commits."""
 
     def __init__(self, session: Any) -> None:
         self.name = "the SQLAlchemy session"
@@ -115,46 +115,46 @@ class SessionUnit:
 
     @property
     def session(self) -> Any:
-        """The session; of a ``scoped_session`` that of this thread."""
+        """The session; for a ``scoped_session`` that of this thread."""
         return self._given() if hasattr(self._given, "registry") else self._given
 
     def begin(self) -> None:
-        """A session begins by itself; from now on the task is not to commit it."""
+        """Note that the task must not commit from now on; a session begins automatically."""
         if not self._begun:
             self._begun = True
             _listen()
             _sessions.committed.discard(self.session)
 
     def connection(self) -> Any:
-        """See Unit; refuses a session that the task has committed itself, which leaves an item without its cursor."""
+        """Return the connection; refuse a session that the task has committed, without the cursor."""
         if self.session in _sessions.committed:
             raise InvalidStepError(
-                f"{self.name} of transaction= was committed in the body of the step; leave that to the step, which "
-                "commits the cursor too"
+                f"{self.name} of transaction= was committed in the body of the step; leave the commit to the step, "
+                "which commits the cursor too"
             )
         self.session.flush()
         return self.session.connection().connection.dbapi_connection
 
     def commit(self) -> None:
-        """See Unit."""
+        """See :class:`Unit`."""
         self._begun = False
         self.session.commit()
 
     def rollback(self) -> None:
-        """See Unit."""
+        """See :class:`Unit`."""
         self._begun = False
         self.session.rollback()
 
     def has_more_open(self) -> bool:
-        """See Unit."""
-        return bool(self.session.in_nested_transaction())  # begin_nested() begins what it lies in explicitly, too
+        """See :class:`Unit`."""
+        return bool(self.session.in_nested_transaction())  # begin_nested() makes the outer transaction explicit, too
 
 
 def unit_of(name: str, transaction: Any) -> Unit | None:
-    """Return what ``transaction=`` of the step ``name`` stands for; None for None.
+    """Return the unit of work for ``transaction=`` of the step ``name``; None for None.
 
     Raises:
-        InvalidStepError: for what is neither a Session nor a Django alias.
+        InvalidStepError: for anything but a Session or a Django alias.
 
     >>> unit_of("import", 5)
     Traceback (most recent call last):
@@ -183,11 +183,11 @@ def unit_of(name: str, transaction: Any) -> Unit | None:
 
 
 def refuse_open(step: str | None, own: Unit | None = None) -> None:
-    """Refuse a checkpoint inside a transaction that is still open; see the module for what is noticed.
+    """Refuse a checkpoint inside an open transaction; the module lists those that are noticed.
 
     Args:
         step: the current step, or None between two.
-        own: the one that a step shares with its cursor; None also at the beginning of that step.
+        own: the unit of work that is committed with the cursor; None also at the beginning of its step.
 
     Raises:
         CheckpointError: when one is open.
@@ -213,7 +213,7 @@ def _open_in_django(own: Unit | None) -> Iterator[str]:
 
 
 def _atomic_blocks(connection: Any) -> list[Any]:
-    """Return those of the task: a TestCase is always in some, and never commits them."""
+    """Return the blocks of the task, without those of a TestCase, which never commits them."""
     return [block for block in connection.atomic_blocks if not block._from_testcase]
 
 
@@ -234,11 +234,11 @@ _sessions = _Sessions()
 
 def _open_in_sqlalchemy(own: Unit | None) -> Iterator[str]:
     orm = sys.modules.get("sqlalchemy.orm")
-    if orm is None or not hasattr(orm, "Session"):  # it is being imported just now
+    if orm is None or not hasattr(orm, "Session"):  # its import has begun and not ended
         return
     _listen()
     if not _sessions.begun:
-        return  # the usual case, for which going through a WeakSet takes long
+        return  # the usual case: iterating over a WeakSet is slow
     for session in list(_sessions.begun):
         if isinstance(own, SessionUnit) and own.session is session:
             continue
@@ -255,7 +255,7 @@ def _is_explicit(session: Any) -> bool:
 
 @cache
 def _listen() -> None:
-    """Hear of every session, from now on."""
+    """Listen to every session from now on."""
     from sqlalchemy import event
     from sqlalchemy.orm import Session
 

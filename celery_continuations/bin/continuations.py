@@ -1,4 +1,4 @@
-"""``celery -A proj continuations``: look at tasks, and steer them.  No worker is needed for any of it."""
+"""``celery -A proj continuations``: inspect and steer tasks.  It needs no worker."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _ids = click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
 
 @click.group()
 def continuations() -> None:
-    """Look at continuable tasks, and steer them."""
+    """Inspect and steer continuable tasks."""
 
 
 def _command(function: Callable[..., None]) -> Any:
-    """Make a command of the group that tells our own errors on one line."""
+    """Make a command of the group that prints our own errors on one line."""
 
     @wraps(function)
     def run(ctx: click.Context, **options: Any) -> None:
-        # click leaves colours out where the output is not a terminal
+        # click omits colours if the output is not a terminal
         ctx.color = False if ctx.obj.no_color else None
         try:
             function(ctx, **options)
@@ -65,16 +65,18 @@ def _print(found: list[dict[str, Any]], lines: Iterable[str], as_json: bool) -> 
         click.echo(line)
 
 
-# -- looking
+# -- inspecting
 
 
 @_command
-@click.option("--state", "states", multiple=True, type=click.Choice(facts.STATES), help="Only these; repeatable.")
-@click.option("--task", "pattern", metavar="GLOB", help="Only tasks of such a name, e.g. 'proj.*'.")
-@click.option("--older", type=shown.Duration(), help="Only those that began longer ago: 90s, 5m, 2h, 3d.")
-@click.option("--younger", type=shown.Duration(), help="Only those that began since then.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(facts.STATES), help="Only tasks in this state; repeatable."
+)
+@click.option("--task", "pattern", metavar="GLOB", help="Only tasks with a matching name, e.g. 'proj.*'.")
+@click.option("--older", type=shown.Duration(), help="Only tasks that began longer ago: 90s, 5m, 2h, 3d.")
+@click.option("--younger", type=shown.Duration(), help="Only tasks that began since then.")
 @click.option("--version", type=int, help="Only tasks that were begun by this continuation_version.")
-@click.option("--all", "everything", is_flag=True, help="Also those that are done or cancelled.")
+@click.option("--all", "everything", is_flag=True, help="Include tasks that are done or cancelled.")
 @_as_json
 def list_(
     ctx: click.Context,
@@ -91,7 +93,7 @@ def list_(
 
     def is_wanted(one: dict[str, Any]) -> bool:
         if one["error"]:
-            return True  # only that it needs attention is known
+            return True  # its state is not known, and it needs attention
         if one["state"] not in wanted or (pattern and not fnmatch.fnmatchcase(one["task"] or "", pattern)):
             return False
         if version is not None and one["version"] != version:
@@ -110,12 +112,12 @@ def list_(
 @_ids
 @_as_json
 def show(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
-    """Show everything that is known of tasks."""
+    """Show everything that is known about tasks."""
 
     def look(task_id: str) -> dict[str, Any]:
         _, record = facts.find(ctx.obj.app, task_id)
         if record is None:
-            return {**facts.nothing(task_id, None), "error": "there is no record of it"}
+            return {**facts.nothing(task_id, None), "error": "it has no record"}
         return facts.whole(task_id, record)
 
     found = _each(task_ids, look)
@@ -128,10 +130,10 @@ def show(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
 
 @_command
 @click.argument("task_ids", metavar="[ID]...", nargs=-1)
-@click.option("--interval", default=0.5, type=click.FloatRange(0.05), help="Seconds between two looks; 0.5.")
+@click.option("--interval", default=0.5, type=click.FloatRange(0.05), help="Seconds between two reads; 0.5.")
 @_as_json
 def watch(ctx: click.Context, task_ids: tuple[str, ...], interval: float, as_json: bool) -> None:
-    """Watch tasks until they have ended; without ids all that have not ended, until Ctrl-C."""
+    """Watch tasks until they have ended; without ids watch all unfinished tasks, until Ctrl-C."""
     seen = watching.looks(ctx.obj.app, task_ids, interval)
     try:
         if as_json or not sys.stdout.isatty():
@@ -148,13 +150,13 @@ def watch(ctx: click.Context, task_ids: tuple[str, ...], interval: float, as_jso
 
 
 def _each(task_ids: Iterable[str], act: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Do it for each; one that fails does not stop the others."""
+    """Call ``act`` for each task; an error does not stop the others."""
     found = []
     for task_id in dict.fromkeys(task_ids):
         try:
             found.append(act(task_id))
         except OperationalError as exc:
-            problem = f"it is kept, but the broker cannot be reached, and a worker has to publish it: {exc}"
+            problem = f"it is saved, but the broker cannot be reached; a worker will publish it: {exc}"
             found.append({**facts.nothing(task_id, None), "error": problem})
         except ContinuationError as exc:
             found.append({**facts.nothing(task_id, None), "error": str(exc)})
@@ -180,7 +182,7 @@ def _steer(ctx: click.Context, task_ids: Iterable[str], as_json: bool, act: Call
 
 def _outcome(one: dict[str, Any]) -> str:
     state = one["state"] or "not begun"
-    text = f"is to {one['wish']} at its next checkpoint" if one["wish"] else state
+    text = f"will {one['wish']} at its next checkpoint" if one["wish"] else state
     return f"{shown.plain(one['id'])}: {click.style(text, fg=shown.COLOURS.get(state))}"
 
 
@@ -188,7 +190,7 @@ def _outcome(one: dict[str, Any]) -> str:
 @_ids
 @_as_json
 def pause(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
-    """Have tasks leave their workers at the next checkpoint, and stay away."""
+    """Pause tasks at their next checkpoint."""
     _steer(ctx, task_ids, as_json, control.pause)
 
 
@@ -196,7 +198,7 @@ def pause(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
 @_ids
 @_as_json
 def resume(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None:
-    """Let paused tasks go on."""
+    """Resume paused tasks."""
     _steer(ctx, task_ids, as_json, control.resume)
 
 
@@ -214,13 +216,17 @@ def cancel(ctx: click.Context, task_ids: tuple[str, ...], yes: bool, as_json: bo
 
 @_command
 @_ids
-@click.option("--step", help="Begin this step again, and all after it, instead of going on where it failed.")
-@click.option("--accept-source", is_flag=True, help="Go on in a loop's source as it is now, though it has changed.")
+@click.option("--step", help="Begin this step and all later ones again, instead of resuming where the task failed.")
+@click.option(
+    "--accept-source", is_flag=True, help="Continue in the loop's source as it is now, although it has changed."
+)
 @_as_json
 def retry(ctx: click.Context, task_ids: tuple[str, ...], step: str | None, accept_source: bool, as_json: bool) -> None:
-    """Take up failed tasks."""
+    """Retry failed tasks."""
     if step is not None and accept_source:
-        raise click.UsageError("--step begins a loop again, which accepts its source anyway: give one of the two")
+        raise click.UsageError(
+            "--step starts a loop from its beginning, which accepts its source anyway: use one of the two"
+        )
 
     def retry_one(task_id: str, **options: Any) -> None:
         control.retry(task_id, step, accept_source=accept_source, **options)
@@ -238,11 +244,11 @@ def deliver(ctx: click.Context, task_id: str, name: str, payload: str, as_json: 
     try:
         value = json.loads(sys.stdin.read() if payload == "-" else payload)
     except ValueError as exc:
-        raise click.BadParameter(f"this is no JSON: {exc}", param_hint="PAYLOAD") from exc
+        raise click.BadParameter(f"this is not JSON: {exc}", param_hint="PAYLOAD") from exc
     _steer(ctx, [task_id], as_json, lambda one, **options: control.deliver(one, name, value, **options))
 
 
-# -- the whole
+# -- all tasks
 
 
 def _swept(report: Report) -> dict[str, Any]:
@@ -251,10 +257,14 @@ def _swept(report: Report) -> dict[str, Any]:
 
 
 @_command
-@click.option("--wait", is_flag=True, help="Watch for a whole lease first, and judge workers elsewhere by theirs.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Watch the store for a full lease first, and then judge workers on other machines by their leases.",
+)
 @_as_json
 def sweep(ctx: click.Context, wait: bool, as_json: bool) -> None:
-    """Recover once what dead workers have left, as a worker would."""
+    """Recover the tasks of dead workers once, as a worker would."""
     try:
         found = sweep_once(ctx.obj.app, wait=wait)
     except OSError as exc:
@@ -266,7 +276,7 @@ def sweep(ctx: click.Context, wait: bool, as_json: bool) -> None:
 @_command
 @_as_json
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Check the configuration against what is promised, and say what to change."""
+    """Check the configuration against the promises, and say what to change."""
     found = [one._asdict() for one in checks.examine(ctx.obj.app)]
     _print(found, checks.lines(found, shown.width()), as_json)
     ctx.exit(int(any(one["level"] == checks.PROBLEM for one in found)))

@@ -1,4 +1,4 @@
-"""What of a configuration breaks a promise, and what to change."""
+"""Check a configuration against the promises, and say what to change."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _COLOURS = {PROBLEM: "red", HINT: "yellow", OK: "green"}
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         level: ``"problem"``, ``"hint"`` or ``"ok"``.
-        name: what was looked at.
-        text: what was found, and what to do.
-        promise: the number, in docs/promises.md, of the promise that it touches; None for none.
+        name: what was checked.
+        text: the finding, and what to do.
+        promise: the number, in docs/promises.md, of the promise that it concerns, or None.
     """
 
     level: str
@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
 
 def examine(app: Celery) -> list[Finding]:
-    """Look at everything; a check that cannot be made does not keep the others from it."""
+    """Make all checks; one that fails does not stop the others."""
     try:
         app.loader.import_default_modules()
         conf.validate(app)
@@ -81,7 +81,7 @@ def _store(app: Celery) -> Iterator[Finding]:
         yield Finding(
             PROBLEM,
             "store",
-            "continuation_store is 'memory', which no other process sees: it is for tests. "
+            "continuation_store is 'memory', which other processes cannot see: it is for tests. "
             "Set it to a redis://, db+postgresql://, db+sqlite:/// or file:// URL.",
             1,
         )
@@ -93,8 +93,8 @@ def _store(app: Celery) -> Iterator[Finding]:
         yield Finding(
             HINT,
             "store",
-            "continuation_store is 'message': a worker that is killed starts its tasks over, and two deliveries of one "
-            "task run side by side. A redis://, db+postgresql://, db+sqlite:/// or file:// URL is safe from that.",
+            "continuation_store is 'message': a killed worker's tasks start over, and two deliveries of one "
+            "task run side by side. A redis://, db+postgresql://, db+sqlite:/// or file:// URL prevents both.",
             1,
         )
     said = "is" if conf.app_setting(app, "namespace") else "is made of app name and broker:"
@@ -137,16 +137,16 @@ def _some(names: list[str]) -> str:
 
 def _backend(app: Celery) -> Iterator[Finding]:
     if celery_internals.keeps_results(app.backend):
-        yield Finding(OK, "result backend", f"{type(app.backend).__name__} can say what has become of a task.")
+        yield Finding(OK, "result backend", f"{type(app.backend).__name__} keeps the state of a task.")
         return
     because = (
         "so a task whose end could not be written to the store runs again from its last save. Set result_backend to a "
         "database, Redis or file:// URL."
     )
     if isinstance(app.backend, DisabledBackend):
-        yield Finding(HINT, "result backend", f"There is none, {because}", 2)
+        yield Finding(HINT, "result backend", f"None is configured, {because}", 2)
     else:
-        yield Finding(PROBLEM, "result backend", f"rpc:// tells a result to one caller and to no worker, {because}", 2)
+        yield Finding(PROBLEM, "result backend", f"rpc:// sends a result to one caller and to no worker, {because}", 2)
 
 
 def _broker(app: Celery) -> Iterator[Finding]:
@@ -154,7 +154,7 @@ def _broker(app: Celery) -> Iterator[Finding]:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=3)
     except Exception as exc:  # of any driver
-        yield Finding(PROBLEM, "broker", f"It cannot be reached: {type(exc).__name__}: {exc}", 1)
+        yield Finding(PROBLEM, "broker", f"The broker cannot be reached: {type(exc).__name__}: {exc}", 1)
     else:
         yield Finding(OK, "broker", f"{conf.driver_type(app)} was reached.")
 
@@ -184,16 +184,16 @@ def _worker(app: Celery) -> Iterator[Finding]:
         yield Finding(
             PROBLEM,
             "sweep_interval",
-            "continuation_sweep_interval is 0, so no worker with these settings looks for the tasks of dead ones. Set "
-            "it above 0 for one worker at least.",
+            "continuation_sweep_interval is 0, so no worker with these settings recovers the tasks of dead workers. "
+            "Set it above 0 for at least one worker.",
             1,
         )
     if not conf.celery_setting(app, "worker_soft_shutdown_timeout"):
         yield Finding(
             HINT,
             "soft shutdown",
-            "worker_soft_shutdown_timeout is 0: a cold stop (SIGQUIT) gives the current item one second, then cuts and "
-            "repeats it. Set it to more than the longest time between two checkpoints.",
+            "worker_soft_shutdown_timeout is 0: a cold stop (SIGQUIT) gives the current item one second, then cuts "
+            "and repeats it. Set it to more than the longest time between two checkpoints.",
             4,
         )
     prefetch = conf.celery_setting(app, "worker_prefetch_multiplier")
@@ -201,15 +201,15 @@ def _worker(app: Celery) -> Iterator[Finding]:
         yield Finding(
             HINT,
             "prefetch",
-            f"worker_prefetch_multiplier is {prefetch}: what a killed worker had fetched and not begun waits for the "
-            "broker to give it back. Set it to 1.",
+            f"worker_prefetch_multiplier is {prefetch}: messages that a killed worker had only fetched wait for "
+            "the broker to return them. Set it to 1.",
             1,
         )
     if os.environ.get("INVOCATION_ID"):
         yield Finding(
             HINT,
             "systemd",
-            "This runs under systemd. KillMode, which cannot be seen from here, has to be mixed or control-group, and "
+            "This runs under systemd. KillMode, which cannot be read from here, must be mixed or control-group, and "
             "TimeoutStopSec longer than the longest time between two checkpoints.",
             4,
         )
@@ -239,23 +239,21 @@ def _redis_server(what: str, client: Any, seen: set[str]) -> Iterator[Finding]:
             return
         seen.add(run)
         found = {key: value for part in _ASKED for key, value in _text(client.config_get(part)).items()}
-    except Exception as exc:  # of redis-py, which is there only where it is used
-        text = (
-            f"The server does not tell its settings ({exc}). See to maxmemory-policy noeviction and persistence there."
-        )
+    except Exception as exc:  # of redis-py, which is imported only where it is used
+        text = f"The server hides its settings ({exc}). Check that maxmemory-policy is noeviction, and persistence on."
         yield Finding(HINT, name, text, 1)
         return
     policy = found.get("maxmemory-policy")
     if policy != "noeviction":
         level = PROBLEM if found.get("maxmemory") not in ("0", None) else HINT
         limit = "" if level == PROBLEM else ", though without maxmemory it never evicts"
-        text = f"maxmemory-policy is {policy}: Redis may throw records away{limit}. Set it to noeviction."
+        text = f"maxmemory-policy is {policy}: Redis may evict records{limit}. Set it to noeviction."
         yield Finding(level, f"{name}: eviction", text, 1)
     if not found.get("save") and found.get("appendonly") != "yes":
-        text = "Persistence is off: all is lost when the server ends. Set appendonly to yes."
+        text = "Persistence is off: all records are lost when the server stops. Set appendonly to yes."
         yield Finding(PROBLEM, f"{name}: persistence", text, 1)
     elif policy == "noeviction":
-        yield Finding(OK, name, "It evicts nothing, and writes to its disk.")
+        yield Finding(OK, name, "It evicts nothing, and persists its data.")
 
 
 _ASKED = ("maxmemory", "maxmemory-policy", "save", "appendonly")
@@ -287,15 +285,13 @@ def _records(app: Celery, stores: list[Store]) -> Iterator[Finding]:
                 except ContinuationError:
                     unreadable.append(task_id)
     except StoreError as exc:
-        yield Finding(PROBLEM, "records", f"They cannot be read: {exc}", 8)
+        yield Finding(PROBLEM, "records", f"The records cannot be read: {exc}", 8)
         return
     if unreadable:
-        text = (
-            f"{len(unreadable)} of {count} cannot be read: {_some(unreadable)}. `list` says why; nobody recovers them."
-        )
+        text = f"{len(unreadable)} of {count} cannot be read or recovered: {_some(unreadable)}. `list` shows why."
         yield Finding(PROBLEM, "records", text, 1)
     elif stores:
-        yield Finding(OK, "records", f"{count} there, all can be read.")
+        yield Finding(OK, "records", f"{count} records, all can be read.")
     for check in _OF_SNAPSHOTS:
         yield from check(app, snapshots)
 
@@ -305,8 +301,8 @@ def _waits(app: Celery, snapshots: list[Snapshot]) -> Iterator[Finding]:
     waits = [one.waiting for one in snapshots if one.waiting and one.waiting.until]
     longest = max((one.until - time.time() for one in waits if one.until), default=0.0)
     if expires and longest > expires:
-        text = f"result_expires is {expires:,.0f} s, and a task waits for {longest:,.0f} s more: results and the state "
-        yield Finding(HINT, "result_expires", text + "RETRY of waiting tasks are gone before. Set it to more.", 6)
+        text = f"result_expires is {expires:,.0f} s, but a task waits for {longest:,.0f} s more: results and the state "
+        yield Finding(HINT, "result_expires", text + "RETRY of waiting tasks expire before. Increase it.", 6)
 
 
 def _gaps(app: Celery, snapshots: list[Snapshot]) -> Iterator[Finding]:
@@ -315,10 +311,10 @@ def _gaps(app: Celery, snapshots: list[Snapshot]) -> Iterator[Finding]:
         return
     grace = conf.seconds(conf.app_setting(app, "grace_period"))
     if grace is not None and grace < gap:
-        text = f"continuation_grace_period is {grace:g} s, and {gap:.1f} s passed between two checkpoints: a stop may "
-        yield Finding(PROBLEM, "grace period", text + "end as a kill. Give it more, or make more checkpoints.", 4)
+        text = f"continuation_grace_period is {grace:g} s, but {gap:.1f} s passed between two checkpoints: a stop may "
+        yield Finding(PROBLEM, "grace period", text + "end in a kill. Increase it, or make more checkpoints.", 4)
     else:
-        text = f"Up to {gap:.1f} s passed between two checkpoints; a worker has to be given more than that to stop."
+        text = f"Up to {gap:.1f} s passed between two checkpoints; give a worker more time than that to stop."
         yield Finding(HINT if grace is None else OK, "grace period", text, 4)
 
 

@@ -1,4 +1,4 @@
-"""What is known of a task, as JSON types: what ``--json`` prints, and what is made into text otherwise."""
+"""The facts about a task, as JSON types: the output of ``--json``, and the input of the text output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATES = sorted(status.value for status in Status)
 
 
 def stores(app: Celery) -> dict[str, Store]:
-    """Return the stores that the app's tasks use and that keep records, each once, by setting."""
+    """Return the stores of the app's tasks that keep records, each once, by setting."""
     app.loader.import_default_modules()
     settings = [conf.app_setting(app, "store"), *(conf.setting(task, "store") for task in app.tasks.values())]
     opened: dict[str, Store] = {}
@@ -34,12 +34,12 @@ def stores(app: Celery) -> dict[str, Store]:
         if store.keeps and not any(store is known for known in opened.values()):
             opened[setting] = store
     if not opened:
-        raise StoreError("message", "no store keeps records here; `doctor` says what to do")
+        raise StoreError("message", "no configured store keeps records; run `doctor` for advice")
     return opened
 
 
 def find(app: Celery, task_id: str) -> tuple[str, Record | None]:
-    """Return in which store the task's record is, by setting, and the record; the first store's where there is none."""
+    """Return the setting of the task's store, and its record; without a record the first store's, and None."""
     known = stores(app)
     for setting, store in known.items():
         record = store.read(task_id)
@@ -49,7 +49,7 @@ def find(app: Celery, task_id: str) -> tuple[str, Record | None]:
 
 
 def listed(app: Celery) -> Iterator[dict[str, Any]]:
-    """Yield the facts of every task that has a record; of one that cannot be read, its id and the error."""
+    """Yield the facts of every task that has a record; for one that cannot be read, its id and the error."""
     for store in stores(app).values():
         for task_id, found in store.records():
             if isinstance(found, Record):
@@ -59,7 +59,7 @@ def listed(app: Celery) -> Iterator[dict[str, Any]]:
 
 
 def brief(task_id: str, record: Record) -> dict[str, Any]:
-    """Return what a list shows of a task."""
+    """Return the facts for a list of tasks."""
     try:
         snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
         message = SavedMessage.loads(record.message) if record.message else None
@@ -88,7 +88,7 @@ def brief(task_id: str, record: Record) -> dict[str, Any]:
 
 
 def whole(task_id: str, record: Record) -> dict[str, Any]:
-    """Return everything that is known of a task."""
+    """Return all facts of a task."""
     facts = brief(task_id, record)
     if facts["error"]:
         return facts
@@ -117,12 +117,12 @@ def whole(task_id: str, record: Record) -> dict[str, Any]:
 
 
 def key(facts: dict[str, Any]) -> float:
-    """For sorting: the oldest first; what has no age last."""
+    """Return a key that sorts the oldest task first, and those of unknown age last."""
     return float(facts["began"] or time.time())
 
 
 def nothing(task_id: str, state: str | None) -> dict[str, Any]:
-    """Return the facts of a task of which no more is known than a state."""
+    """Return the facts of a task of which only a state is known."""
     names = (
         "task",
         "wish",

@@ -1,4 +1,4 @@
-"""Facts as text that fits a terminal."""
+"""Format facts as text for a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from celery_continuations.exceptions import ContinuationError
 
 __all__ = ["COLOURS", "Duration", "as_json", "cut", "duration", "place", "plain", "table", "whole", "width"]
 
-#: Of the states.
+#: Colours of the states.
 COLOURS = {
     "running": "green", "finishing": "green", "queued": "cyan", "waiting": "blue",
     "paused": "yellow", "failed": "red", "cancelled": "magenta", "done": None,
@@ -31,7 +31,7 @@ _HEADS = ("ID", "TASK", "STATE", "AGE", "AT")
 # Between two columns.
 _GAP = "  "
 
-# A task's name is not cut to less.
+# The least width of a task's name.
 _LEAST = 8
 
 
@@ -63,7 +63,7 @@ def duration(seconds: float) -> str:
 
 
 def plain(text: str) -> str:
-    r"""Return text without what would steer a terminal, or begin a new line: it may be of anybody.
+    r"""Return untrusted text without characters that control a terminal or begin a new line.
 
     >>> plain("a\x1b[31m\nb")
     'a?[31m?b'
@@ -81,7 +81,7 @@ def cut(text: str, width: int) -> str:
 
 
 def width() -> int | None:
-    """Return how wide the terminal is; None where the output goes elsewhere, and nothing is cut."""
+    """Return the width of the terminal; None if the output is not a terminal, and nothing is cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -91,7 +91,7 @@ def as_json(value: Any, *, line: bool = False) -> str:
 
 
 def place(facts: dict[str, Any]) -> str:
-    """Say where a task is, in a few words."""
+    """Return a task's place, in a few words."""
     if facts["error"]:
         return f"unreadable: {facts['error']}"
     words = []
@@ -117,7 +117,7 @@ def _progress(facts: dict[str, Any]) -> str:
 
 
 def cursor(encoded: Any) -> str:
-    """Return an encoded cursor as Python shows it, or as it is where it can no longer be read."""
+    """Return the ``repr`` of an encoded cursor, or its JSON if it cannot be decoded."""
     try:
         return repr(codec.decode(encoded))
     except ContinuationError:
@@ -156,7 +156,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _fit(sizes: list[int], total: int) -> None:
-    """Take from the task's name and then from the place what is too much."""
+    """Cut the task's name, then the place, to the width."""
     total -= len(_GAP) * (len(sizes) - 1)
     rest = max(total - sizes[0] - sizes[2] - sizes[3], 2 * _LEAST)
     sizes[1] = min(sizes[1], max(rest - sizes[4], rest * 2 // 5, _LEAST))
@@ -166,14 +166,14 @@ def _fit(sizes: list[int], total: int) -> None:
 
 def _line(cells: Any, sizes: list[int], colour: str | None = None) -> str:
     ident, task, state, age, at = cells
-    task = task if len(task) <= sizes[1] else "…" + task[1 - sizes[1] :]  # its end says more than its beginning
+    task = task if len(task) <= sizes[1] else "…" + task[1 - sizes[1] :]  # its end is more specific than its beginning
     state = click.style(state.ljust(sizes[2]), fg=colour) if colour else state.ljust(sizes[2])
     shown = [cut(ident, sizes[0]).ljust(sizes[0]), task.ljust(sizes[1]), state, age.rjust(sizes[3]), cut(at, sizes[4])]
     return _GAP.join(shown).rstrip()
 
 
 def whole(facts: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of all that is known of a task."""
+    """Yield the lines for all facts of a task."""
     total = width()
     yield click.style(plain(facts["id"]), bold=True) + f"  {plain(facts['task'] or '')}".rstrip()
     if facts["error"]:
@@ -210,7 +210,7 @@ def _pairs(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for one in facts["steps"]:
         yield "step", f"{one['name']}: {one['kind']}"
     if facts["step"]:
-        yield "in hand", _in_hand(facts)
+        yield "current", _current(facts)
     if facts["waiting"]:
         yield "waiting", _wait(facts["waiting"])
     for one in facts["inbox"]:
@@ -222,7 +222,7 @@ def _pairs(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "error", f"{one['type']}: {one['message']}{at}"
 
 
-def _in_hand(facts: dict[str, Any]) -> str:
+def _current(facts: dict[str, Any]) -> str:
     parts = [facts["step"]]
     if facts["cursor"] is not None:
         parts.append(f"at {cursor(facts['cursor'])}")

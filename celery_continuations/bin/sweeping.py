@@ -1,4 +1,4 @@
-"""One sweep, as a worker would make it, by a process that holds no lease."""
+"""One sweep by a process that holds no lease."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep"]
 
-# As often as workers renew a lease.
-_LOOKS = 4
+# Reads per lease: as many as a worker's renewals.
+_READS = 4
 
 
 def sweep(app: Celery, *, wait: bool) -> list[Report]:
-    """Look once in each store, recover what is to be recovered, and say what was.
+    """Sweep each store once, and return what was done.
 
-    Without ``wait`` only a death that can be proved on this machine counts.  A lease that is over may be so because
-    no worker could reach the store, which this process, that has just come, cannot know.
+    Without ``wait`` only deaths that can be proved on this machine count.  A lease may have expired because no worker
+    could reach the store, and this process has not watched the store long enough to know.
 
     Args:
         app: whose stores.
-        wait: watch the store for a whole lease first, as a worker does after an outage, and judge by leases then.
+        wait: watch the store for a full lease first, as a worker does after an outage, and then judge by leases.
 
     Raises:
-        StoreError: when a store is away.
-        OSError, kombu.exceptions.OperationalError: when the broker is.
+        StoreError: when a store is unavailable.
+        OSError, kombu.exceptions.OperationalError: when the broker is unavailable.
     """
     found: list[Report] = []
     for store in facts.stores(app).values():
@@ -44,15 +44,15 @@ def sweep(app: Celery, *, wait: bool) -> list[Report]:
 
 
 def _is_at_work(task_id: str) -> bool:
-    return True  # this process owns nothing that it could have lost
+    return True  # this process owns no tasks
 
 
 def _watch(store: Store, lease: float) -> None:
-    """Return when the store has answered quickly for a whole lease, so that each living worker has renewed its own."""
+    """Return when the store has answered quickly for a full lease: each living worker has then renewed its own."""
     since = time.monotonic()
     while time.monotonic() - since < lease:
         asked = time.monotonic()
         store.scan()
-        if time.monotonic() - asked > lease / _LOOKS:
+        if time.monotonic() - asked > lease / _READS:
             since = time.monotonic()
-        time.sleep(lease / _LOOKS)
+        time.sleep(lease / _READS)

@@ -1,4 +1,4 @@
-"""Looking at tasks again and again."""
+"""Watch tasks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["bars", "has_rich", "lines", "looks"]
 
-# Of a task that has no record: it has not begun, or ended long ago.
+# The state of a task without a record: it has not begun, or ended long ago.
 _UNKNOWN = "unknown"
 
 
 class _Pace:
-    """How fast a step goes, by what was seen of it."""
+    """The pace of steps, from their progress while they are watched."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[str, int, float]] = {}
 
     def of(self, one: dict[str, Any], now: float) -> tuple[float | None, float | None]:
-        """Return items in a second, and seconds until the step is done; None where that is not known."""
+        """Return the items per second, and the seconds until the step is done; None if it is not known."""
         step, done, total = one["step"], one["done"], one["total"]
         if done is None or one["state"] not in ("running", "queued"):
             self._first.pop(one["id"], None)
@@ -44,7 +44,7 @@ class _Pace:
 
 
 def looks(app: Celery, task_ids: tuple[str, ...], interval: float) -> Iterator[list[dict[str, Any]]]:
-    """Yield what is known of the tasks, each interval, until all of the given ones have ended."""
+    """Yield the facts of the tasks at each interval, until all of the given ones have ended."""
     pace = _Pace()
     while True:
         found = [_given(app, task_id) for task_id in task_ids] if task_ids else _all(app)
@@ -75,7 +75,7 @@ def _is_over(one: dict[str, Any]) -> bool:
 
 
 def lines(seen: Iterator[list[dict[str, Any]]], say: Callable[[str], None], *, as_json: bool) -> None:
-    """Say each change on a line."""
+    """Print each change on a line."""
     before: dict[str, Any] = {}
     for found in seen:
         for one in found:
@@ -98,7 +98,7 @@ def _line(one: dict[str, Any]) -> str:
 
 
 def speed(one: dict[str, Any]) -> str:
-    """Return rate and time left, where known."""
+    """Return the rate and the time left, if they are known."""
     rate = "" if one["rate"] is None else f"{one['rate']:,.1f}/s"
     return rate if one["left"] is None else f"{rate}, {shown.duration(one['left'])} left"
 
@@ -124,7 +124,7 @@ def bars(seen: Iterator[list[dict[str, Any]]], *, no_color: bool) -> None:
 
 
 def _drawn(found: list[dict[str, Any]]) -> Any:
-    """Return one line for each task; an id's beginning tells it from the others."""
+    """Return one line for each task, with the beginning of its id."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -140,12 +140,12 @@ def _drawn(found: list[dict[str, Any]]) -> Any:
         number = f"{one['completed'] + 1}:" if one["step"] else ""
         cells = (one["id"][:8], task, state, number + shown.place(one), bar, speed(one))
         grid.add_row(*(Text(shown.plain(cell)) if isinstance(cell, str) else cell for cell in cells))
-    return grid if found else Text("nothing is under way")
+    return grid if found else Text("no tasks")
 
 
 def missing_rich() -> click.ClickException:
-    """Say which extra brings the bars."""
+    """Return the error that names the extra with the bars."""
     return click.ClickException(
-        "rich is missing, which draws the bars: pip install 'celery-continuations[shell]'; "
+        "rich is missing, which draws the bars; run: pip install 'celery-continuations[shell]'; "
         "--json, or a pipe, works without it"
     )

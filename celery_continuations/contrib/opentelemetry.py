@@ -1,12 +1,12 @@
-"""Spans of OpenTelemetry: one for each execution of a continuable task, and in it one for each step.
+"""Spans of OpenTelemetry: one for each execution of a continuable task, and within it one for each step.
 
-Made of Celery's signals and ours.  The executions of a task are siblings, and each is linked to the one before.
+They are made from Celery's signals and ours.  The executions of a task are siblings, each linked to the previous one.
 Two headers of the message carry the contexts:
 
 ============================  =============================================================
 ``traceparent``               of the span within which the task was called (W3C)
-``continuation_traceparent``  of the last execution that has begun, put there when it begins, so
-                              that every later publication of the message carries on
+``continuation_traceparent``  of the last execution that has begun, set when it begins, so that
+                              every later publication of the message carries it
 ============================  =============================================================
 """
 
@@ -30,7 +30,7 @@ except ImportError as exc:  # pragma: no cover - tested in a subprocess without 
 
 __all__ = ["instrument", "uninstrument"]
 
-#: The header that carries the context of the execution before.
+#: The header that carries the context of the previous execution.
 PREVIOUS = "continuation_traceparent"
 
 # The attribute of a request that holds the spans of its execution.
@@ -44,7 +44,7 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
     """Make spans from now on, in this process; a second call changes the provider.
 
     Args:
-        tracer_provider: where they go; without one, the global one.
+        tracer_provider: receives the spans; by default the global one.
     """
     uninstrument()
     tracer = trace.get_tracer("celery_continuations", tracer_provider=tracer_provider)
@@ -67,14 +67,14 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
 
 def uninstrument() -> None:
-    """Make no spans any more."""
+    """Stop making spans."""
     while _connected:
         signal, receiver = _connected.pop()
         signal.disconnect(receiver)
 
 
 class _Spans:
-    """Those of one execution that are open."""
+    """The open spans of one execution."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:
         self.span = span
@@ -92,7 +92,7 @@ class _Spans:
         if self.step is None:
             return
         self.step.end()
-        # A span that the task has open by now must stay the current one
+        # A span that the task has opened must stay the current one
         if self._step_token is not None and trace.get_current_span() is self.step:
             context.detach(self._step_token)
         self.step = self._step_token = None
@@ -104,18 +104,18 @@ class _Spans:
 
 
 class _Receivers:
-    """Of the signals that spans are made of."""
+    """Receivers of the signals."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
     def on_publish(self, headers: Any = None, **kwargs: Any) -> None:
-        """A task is called: it carries on the current context, unless this is an execution that leaves."""
+        """Add the current context to a call, unless an execution is handed over."""
         if headers is not None and PREVIOUS not in headers and "traceparent" not in headers:
             _w3c.inject(headers)
 
     def on_prerun(self, task_id: str, task: Any, **kwargs: Any) -> None:
-        """An execution begins."""
+        """Begin the span of an execution."""
         if not isinstance(task, AppTask) or task.request.is_eager:
             return
         request = task.request_stack.top
@@ -141,13 +141,13 @@ class _Receivers:
         return _w3c.extract(headers)
 
     def on_failure(self, sender: Any = None, exception: Any = None, **kwargs: Any) -> None:
-        """The task fails."""
+        """Record the error of a task that fails."""
         spans = _spans_of(sender)
         if spans is not None and isinstance(exception, BaseException):
             _record(spans.span, exception)
 
     def on_postrun(self, sender: Any = None, state: str | None = None, **kwargs: Any) -> None:
-        """The execution is over."""
+        """End the span of an execution."""
         spans = _spans_of(sender)
         if spans is not None:
             _set(spans.span, state=state)
@@ -155,13 +155,13 @@ class _Receivers:
             delattr(sender.request_stack.top, _ATTRIBUTE)
 
     def on_resumed(self, sender: Any, continuation: Any, **kwargs: Any) -> None:
-        """It is not the first."""
+        """Note that an execution is not the first."""
         spans = _spans_of(sender)
         if spans is not None:
             _set(spans.span, resumptions=continuation.resumptions, resumed_reason=continuation.reason)
 
     def on_interrupted(self, sender: Any, interrupt: Any, error: Exception | None = None, **kwargs: Any) -> None:
-        """It has left, and is not the last."""
+        """Note that an execution was interrupted."""
         spans = _spans_of(sender)
         if spans is not None:
             _set(spans.span, reason=interrupt.reason, step=interrupt.step, cursor=interrupt.cursor)
@@ -169,7 +169,7 @@ class _Receivers:
                 _record(spans.span, error)
 
     def on_step_started(self, sender: Any, task_id: str, step: Any, **kwargs: Any) -> None:
-        """A step begins, or goes on."""
+        """Begin the span of a step."""
         spans = _spans_of(sender)
         if spans is not None:
             spans.end_step()
@@ -178,7 +178,7 @@ class _Receivers:
             _set(spans.step, step=step.name, resumed=step.resumed)
 
     def on_step_ended(self, sender: Any, step: Any, error: Exception | None = None, **kwargs: Any) -> None:
-        """It is complete, interrupted or failed; a call step whose error was caught has failed first."""
+        """End the span of a step that is complete, interrupted or failed."""
         spans = _spans_of(sender)
         if spans is not None and spans.step is not None:
             _set(spans.step, cursor=step.cursor, advanced=step.advanced)
@@ -197,7 +197,7 @@ def _links(headers: dict[str, Any]) -> list[Link]:
 
 
 def _set(span: Span, **attributes: Any) -> None:
-    """Set attributes of ours; those that are None are left out, for a span takes none."""
+    """Set our attributes, except those that are None, which a span does not accept."""
     for name, value in attributes.items():
         if value is not None:
             known = isinstance(value, (bool, int, float, str))

@@ -1,4 +1,4 @@
-"""What ``iterate`` can loop over.
+"""The sources of loops: everything that ``iterate`` accepts.
 
 A source yields ``(item, cursor after this item)`` from any cursor on.
 """
@@ -45,7 +45,9 @@ def _of_select(select: Any) -> Source:
 
 register("django.db.models.query.QuerySet", _of_queryset)
 register("django.db.models.manager.BaseManager", _of_queryset)
-register("sqlalchemy.sql.base.Executable", _of_select)  # those that cannot be read by key are refused with the reason
+register(
+    "sqlalchemy.sql.base.Executable", _of_select
+)  # statements that cannot be read by key are refused with the reason
 register("sqlalchemy.orm.query.Query", _of_select)
 for name, advice in REFUSED.items():
     register(name, refusing(advice))

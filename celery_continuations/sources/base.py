@@ -30,13 +30,13 @@ __all__ = [
 
 @runtime_checkable
 class Source(Protocol):
-    """Something that can be read from any of its cursors on.
+    """An iterable that can be read from any of its cursors on.
 
-    Progress comes from ``source.progress(cursor)``, where there is such a method, which returns what is done and what
-    there is in all, in the same unit, each None where it is not cheap to know; else from ``len(source)``, with cursors
-    that are ints; else the loop counts the items.  ``source.count()``, where there is such a method, returns the number
-    of items for ``iterate(..., total="count")``.  ``source.kind`` is a short text that says what its cursors mean,
-    saved with them; without it the name of its class.
+    Progress comes from ``source.progress(cursor)``, if it has this method, which returns how much is done and how much
+    there is, in one unit, each None if it is not cheap to know; else from ``len(source)``, with cursors that are ints;
+    else the loop counts the items.  ``source.count()``, if it has this method, returns the number of items for
+    ``iterate(..., total="count")``.  ``source.kind`` is a short text that says what its cursors mean, and is saved with
+    them; the default is the name of its class.
     """
 
     def read(self, cursor: Any) -> Pairs:
@@ -44,7 +44,7 @@ class Source(Protocol):
 
 
 class BaseReader:
-    """What the library's own sources have in common; see :class:`celery_continuations.core.iteration.Reader`.
+    """Base of the library's own sources; see :class:`celery_continuations.core.iteration.Reader`.
 
     Attributes:
         step: name of the loop, for messages.
@@ -61,7 +61,7 @@ class BaseReader:
         raise NotImplementedError
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
-        """Read from a cursor on, which finds its place by itself.
+        """Read from a cursor on, which identifies its place.
 
         Raises:
             OtherKind: for the cursor of another kind of source.
@@ -75,11 +75,11 @@ class BaseReader:
             raise OtherKind(str(kind), str(self.kind))
 
     def identify(self, identity: Any) -> None:
-        """Take what tells an item from others; there is nothing to switch off where cursors find their place."""
+        """Refuse a function for identities: cursors identify their place, so items are not compared."""
         if identity is not None:
             raise step_error(
                 self.step,
-                f"was given identity=, which is for loops by position; this one is by {self.kind}, and needs none",
+                f"was given identity=, which is for loops by position; this loop is by {self.kind}",
             )
 
     def keep_of(self, item: Any) -> Keep:
@@ -95,24 +95,24 @@ class BaseReader:
         return None
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Know nothing of it: the loop counts the items."""
+        """Return nothing: the loop counts the items."""
         return None, None
 
     def count(self) -> int:
         """Refuse to count the items.
 
         Raises:
-            InvalidStepError: always; sources that can be counted override it.
+            InvalidStepError: always; countable sources override it.
         """
         raise step_error(
             self.step,
             f"was given total='count', and a source by {self.kind} cannot be counted; write total= with the number of "
-            "items, where you know it",
+            "items, if you know it",
         )
 
 
 class _Foreign(BaseReader):
-    """A source of the user's own."""
+    """A custom source."""
 
     def __init__(self, source: Any, step: str | None) -> None:
         self._source = source
@@ -126,7 +126,7 @@ class _Foreign(BaseReader):
         if hasattr(self._source, "progress"):
             return cast("tuple[int | None, int | None]", self._source.progress(cursor))
         if not hasattr(self._source, "__len__"):
-            return None, None  # an int may be a key, which counts nothing
+            return None, None  # an int may be a key, not a count
         done = 0 if cursor is None else cursor
         return (done if type(done) is int else None), len(self._source)
 
@@ -138,10 +138,10 @@ _makers: dict[type | str, Callable[[Any], Source]] = {}
 
 
 def register(kind: type | str, make: Callable[[Any], Source]) -> None:
-    """Have ``iterate`` take values of a class of yours, and of those below it.
+    """Have ``iterate`` accept values of a class, and of its subclasses.
 
     Args:
-        kind: the class, or its dotted name, so that it need not be imported: ``"shop.orders.Archive"``.
+        kind: the class, or its dotted name, which does not import it: ``"shop.orders.Archive"``.
         make: a function from such a value to a source.
 
     >>> class Countdown:
@@ -156,16 +156,16 @@ def register(kind: type | str, make: Callable[[Any], Source]) -> None:
 
 
 def opening(value: Any, step: str | None = None, identity: Any = AUTO) -> Callable[[], Any]:
-    """Check what was given as a source, and return a function that makes a reader of it.
+    """Check a source, and return a function that makes a reader of it.
 
     Args:
         value: a source, something registered, a sequence or iterable, or a function that returns one of these,
             which is called at each opening.
         step: the name of the step, for messages.
-        identity: what tells an item from others, where they are read by position.
+        identity: a function from an item to its identity, for items that are read by position.
 
     Raises:
-        InvalidStepError: for what cannot be iterated in a repeatable order.
+        InvalidStepError: for a value that cannot be iterated in a repeatable order.
     """
     if _maker_of(value) is None and callable(value) and not _is_source(value):
         return lambda: _made(value(), step, identity)
@@ -182,15 +182,15 @@ def opener(
         name: of the step, for messages.
         source: see :func:`opening`.
         batch: items to a list; None for single items.
-        total: number of items, where the caller knows and the source does not; ``"count"`` to count them.
+        total: number of items, if the caller knows it and the source does not; ``"count"`` to count them.
         identity: see :func:`opening`.
 
     Returns:
-        A function that gives the source as a run uses it.
+        A function that opens the source for a run.
 
     Raises:
-        InvalidStepError: for what cannot be iterated in a repeatable order, and for a bad ``batch``, ``total`` or
-            ``identity``.
+        InvalidStepError: for a source that cannot be iterated in a repeatable order, and for a bad ``batch``,
+            ``total`` or ``identity``.
     """
     if batch is not None:
         check_size(batch, f"step {name!r}: batch", name)
@@ -221,23 +221,23 @@ class Batched(BaseReader):
         return batches(iter(self._reader.read(cursor)), self._size)
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
-        """Read lists from a cursor on, which is one of the other reader."""
+        """Read lists from a cursor of the other reader on."""
         pairs = self._reader.resume(cursor, kind, mark)
         return batches(pairs.zipped() if isinstance(pairs, Counted) else pairs, self._size)
 
     @property
     def kind(self) -> str | None:  # type: ignore[override]
-        """That of the other reader: batches may get another size while tasks are under way."""
+        """The kind of the other reader: the size of batches may change between executions."""
         return cast("str | None", self._reader.kind)
 
     @property
     def checks(self) -> bool:  # type: ignore[override]
-        """Whether the other reader does."""
+        """Whether the other reader compares items."""
         return bool(self._reader.checks)
 
     @property
     def uses(self) -> int:  # type: ignore[override]
-        """What the other reader does."""
+        """The format version that the other reader needs."""
         return int(self._reader.uses)
 
     def identify(self, identity: Any) -> None:
@@ -245,7 +245,7 @@ class Batched(BaseReader):
         self._reader.identify(identity)
 
     def keep_of(self, item: Any) -> Keep:
-        """Keep of a batch what is to be kept of its last item."""
+        """Keep of a batch what the other reader keeps of its last item."""
         if not self.checks:
             return NOTHING
         keep: Keep = self._reader.keep_of(item[-1])
@@ -256,7 +256,7 @@ class Batched(BaseReader):
         return self._reader.taken(cursor, kept)
 
     def mark(self, cursor: Any, kept: Any) -> Any:
-        """Save what the other reader saves."""
+        """Save the mark of the other reader."""
         return self._reader.mark(cursor, kept)
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
@@ -275,7 +275,7 @@ def batches(pairs: Pairs, size: int) -> Pairs:
         try:
             chunk.extend(islice(pairs, size))
         except Throttled:
-            # What was read is passed on first: else a batch could never come to its end.
+            # Yield the items that were read first: otherwise a batch might never be complete.
             if chunk:
                 yield [item for item, _ in chunk], chunk[-1][1]
             raise
@@ -285,17 +285,17 @@ def batches(pairs: Pairs, size: int) -> Pairs:
 
 
 def check_size(size: Any, what: str, step: str | None = None) -> None:
-    """Refuse what is not a number of items in a batch."""
+    """Refuse a size that is not an int of 1 or more."""
     if type(size) is not int or size < 1:
         raise InvalidStepError(f"{what} must be an int of 1 or more, not {size!r}", found=step)
 
 
 def _checked(pairs: Pairs, name: str | None) -> Pairs:
-    """Look at a source's first cursor: one that cannot be saved is refused now, and not when the worker stops."""
+    """Check a source's first cursor: refuse one that cannot be saved now, not when the worker stops."""
     pairs = iter(pairs)
     for pair in islice(pairs, 1):
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise step_error(name, f"has a source that yields {pair!r:.80}, and not (item, cursor after it)")
+            raise step_error(name, f"has a source that yields {pair!r:.80}, instead of (item, cursor after it)")
         codec.encode(pair[1], "a cursor" if name is None else f"the cursor of step {name!r}")
         return chain([pair], pairs)
     return pairs
@@ -331,12 +331,12 @@ _recognisers: list[Callable[[Any], Any]] = []
 
 
 def recognise(recogniser: Callable[[Any], Any]) -> None:
-    """Have a function look at each iterable before it is read by position; it returns a reader, or None."""
+    """Add a function that is called with each iterable before it is read by position; it returns a reader, or None."""
     _recognisers.append(recogniser)
 
 
 def _maker_of(value: Any) -> Callable[[Any], Any] | None:
-    """Return what is registered for the class nearest to that of ``value``."""
+    """Return the function registered for the nearest class of ``value``."""
     for kind in type(value).__mro__:
         make = _makers.get(kind) or _makers.get(f"{kind.__module__}.{kind.__qualname__}")
         if make is not None:
@@ -345,7 +345,9 @@ def _maker_of(value: Any) -> Callable[[Any], Any] | None:
 
 
 def _is_source(value: Any) -> bool:
-    return isinstance(value, Source) and not isinstance(value, type)  # a source's class is a function that makes one
+    return isinstance(value, Source) and not isinstance(
+        value, type
+    )  # a source's class is a function that makes a source
 
 
 def _refuse(source: Any, step: str | None) -> None:
@@ -353,11 +355,11 @@ def _refuse(source: Any, step: str | None) -> None:
     if _maker_of(source) is not None:
         return
     if isinstance(source, (str, bytes, bytearray)):
-        problem = "a string is iterated character by character, which is rarely meant; pass a list of them if it is"
+        problem = "a string is iterated character by character, which is rarely intended; pass list(...) of it if it is"
     elif isinstance(source, Set) and not isinstance(source, (KeysView, ItemsView)):
         problem = "a set has no order to resume in; pass sorted(...) of it"
     elif hasattr(source, "__aiter__"):
-        problem = "it is asynchronous; pass what can be iterated without await, a queryset itself for instance"
+        problem = "it is asynchronous; pass a synchronous iterable, for instance the queryset itself"
     elif not _is_source(source) and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         problem = "it is not iterable"
     if problem is not None:
@@ -365,5 +367,5 @@ def _refuse(source: Any, step: str | None) -> None:
 
 
 def step_error(step: str | None, problem: str) -> InvalidStepError:
-    """Return the error for what a loop was given."""
+    """Return the error for the source of a loop."""
     return InvalidStepError(f"{'a source' if step is None else f'step {step!r}'} {problem}", found=step)

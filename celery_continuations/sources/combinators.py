@@ -1,4 +1,4 @@
-"""Sources made of others: in batches, one within the other, no faster than is allowed."""
+"""Sources made of other sources: in batches, nested, throttled."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["batched", "nested", "throttled"]
 
 
 class _Late:
-    """Another source, which is opened when it is first needed."""
+    """Another source, opened at its first use."""
 
     def __init__(self, source: Any) -> None:
         self._open = opening(source)
         self._identity: tuple[Any, ...] = ()
 
     def identify(self, identity: Any) -> None:
-        """Pass it on, once the source is open."""
+        """Pass it on when the source is opened."""
         self._identity = (identity,)
 
     @cached_property
@@ -42,12 +42,12 @@ class _Late:
 
 
 def batched(source: Any, n: int) -> Source:
-    """Return lists of up to ``n`` items.  ``iterate(..., batch=n)`` is the same; this is for use within others.
+    """Return lists of up to ``n`` items.  ``iterate(..., batch=n)`` is the same; use this within other sources.
 
     Progress counts items, not batches.
 
     Args:
-        source: whatever ``iterate`` takes.
+        source: anything that ``iterate`` accepts.
         n: items to a list, 1 or more.
 
     >>> list(batched(["a", "b", "c"], 2).read(None))
@@ -58,7 +58,7 @@ def batched(source: Any, n: int) -> Source:
 
 
 class _Taken(NamedTuple):
-    """The fingerprint of an item within others, and the whole mark."""
+    """The fingerprint of an item of nested sources, and the whole mark."""
 
     digest: str | None
     mark: Any
@@ -67,8 +67,8 @@ class _Taken(NamedTuple):
 class _Nested(BaseReader):
     """A cursor is ``(outer cursor before the outer item, outer cursor after it, inner cursor)``.
 
-    A mark has the kind of each level that was open, the length and fingerprint of each outer item in which the loop
-    was, and what the innermost source saves itself.
+    A mark has the kind of each open level, the length and fingerprint of each current outer item, and the mark of the
+    innermost source.
     """
 
     def __init__(self, outer: Any, inner: tuple[Callable[..., Any], ...]) -> None:
@@ -84,7 +84,7 @@ class _Nested(BaseReader):
         """Switch the checks off."""
         if identity is not None:
             raise InvalidStepError(
-                "nested sources have no single item to tell apart: identity= takes None there, to switch the check off",
+                "nested sources have no single item to identify: identity= must be None, which switches the check off",
                 found=self.step,
             )
         self.checks = False
@@ -94,7 +94,7 @@ class _Nested(BaseReader):
         return self.resume(cursor, None, ACCEPTED)
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
-        """Yield tuples from a cursor on, if the items in which the loop was are the same."""
+        """Yield tuples from a cursor on, if the current outer items are the same."""
         self.refuse_other(kind)
         return self._walk((), cursor, mark)
 
@@ -106,7 +106,7 @@ class _Nested(BaseReader):
             yield from self._innermost_items(above, reader, cursor, saved, mark)
             return
         before, expected, within = (None, None, None) if cursor is None else _place(cursor)
-        # What comes before the outer item has no fingerprint; where a cursor has one itself, it is compared.
+        # The item before the outer item has no fingerprint, except where the cursor itself has one, which is compared.
         pairs = reader.resume(before, saved, None if self.checks and mark != ACCEPTED else ACCEPTED)
         is_resumed = cursor is not None
         if is_resumed and not reader.checks:
@@ -114,8 +114,8 @@ class _Nested(BaseReader):
         for item, after in pairs:
             found = self._enter(level, reader, item)
             start, left = None, None
-            # By position the first item has its place, and is compared. By key, where the outer item that was current
-            # is gone, its place would be one in another.
+            # By position the first item is the current one, and is compared. By key the current outer item may be gone;
+            # its place would then be one in another item.
             if is_resumed and (reader.checks or after == expected):
                 self._compare(level, found, mark)
                 start, left = within, mark
@@ -125,10 +125,10 @@ class _Nested(BaseReader):
             before = after
         is_by_key = saved is not None and saved.startswith("key ")
         if is_resumed and self.checks and reader.checks and mark != ACCEPTED and not is_by_key:
-            raise SourceChanged(f"the outer item in which it was, after {before!r}, is gone", _ADVICE)
+            raise SourceChanged(f"the outer item at its place, after {before!r}, is gone", _ADVICE)
 
     def _enter(self, level: int, reader: Any, item: Any) -> Any:
-        """Note in which outer item the loop is, before anything can change it."""
+        """Note the outer item, before the body can change it."""
         self._kinds[level] = reader.kind
         checks = self.checks and reader.checks
         self._outer[level] = [reader.progress(None)[1], *print_of(item)] if checks else [None, *NONE]
@@ -143,7 +143,7 @@ class _Nested(BaseReader):
                 raise SourceChanged(f"its outer source had {length:,} items and has {found[0]:,} now", _ADVICE)
         elif found[1] != digest:
             shown = f": then {before}, now {found[2]}" if before and found[2] else ""
-            raise SourceChanged(f"the outer item in which it was is another one now{shown}", _ADVICE)
+            raise SourceChanged(f"the outer item at its place has changed{shown}", _ADVICE)
 
     def _innermost_items(self, above: Any, reader: Any, cursor: Any, kind: str | None, mark: Any) -> Pairs:
         level = len(above)
@@ -162,7 +162,7 @@ class _Nested(BaseReader):
             yield (*above, item), after
 
     def keep_of(self, item: Any) -> Keep:
-        """Keep what was noted when the item was read."""
+        """Keep the notes made when the item was read."""
         return Keep(make=lambda _: self._kept)
 
     def taken(self, cursor: Any, kept: Any) -> Any:
@@ -184,7 +184,7 @@ class _Nested(BaseReader):
         return taken.mark if isinstance(taken, _Taken) else None
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Count the items of the outermost source, where it counts them itself."""
+        """Return the progress of the outermost source."""
         found: tuple[int | None, int | None] = self._outermost.reader.progress(None if cursor is None else cursor[0])
         return found
 
@@ -195,12 +195,12 @@ _ADVICE = (
 )
 
 
-# Outer items, inserted before the one that was current, that are passed over on the way to it.
+# How many outer items, inserted before the current one, are skipped to find it.
 _LOOKED_AHEAD = 1000
 
 
 def _skipped_to(expected: Any, pairs: Pairs) -> Pairs:
-    """Leave out what has been inserted before the item with this cursor, if that item is found."""
+    """Skip the items that were inserted before the item with this cursor, if that item is found."""
     passed: list[tuple[Any, Any]] = []
     for pair in islice(pairs, _LOOKED_AHEAD):
         if pair[1] == expected:
@@ -211,19 +211,20 @@ def _skipped_to(expected: Any, pairs: Pairs) -> Pairs:
 
 def _place(cursor: Any) -> tuple[Any, Any, Any]:
     if type(cursor) is not tuple or len(cursor) != 3:
-        raise InvalidStepError(f"nested sources cannot be read from {cursor!r}: that is not a place in two of them")
+        raise InvalidStepError(f"nested sources cannot be read from {cursor!r}: that is not one of their cursors")
     return cursor
 
 
 def nested(outer: Any, *inner: Callable[..., Any]) -> Source:
     """Return the items of a source for each item of another, to any depth, as tuples.
 
-    Where the outer item that was in hand is gone when the task resumes, the one that has come to its place is taken
-    from its beginning.  Progress counts outer items.
+    If the current outer item is gone when the task resumes, the loop continues with the next one, from its beginning.
+    Progress counts outer items.
 
     Args:
-        outer: whatever ``iterate`` takes.
-        inner: functions that return whatever ``iterate`` takes; each is called with the items of the levels above.
+        outer: anything that ``iterate`` accepts.
+        inner: functions that return anything that ``iterate`` accepts; they are called with the items of the outer
+            levels.
 
     >>> source = nested(["a", "b"], lambda letter: range(2))
     >>> pairs = list(source.read(None))
@@ -233,12 +234,12 @@ def nested(outer: Any, *inner: Callable[..., Any]) -> Source:
     [('a', 1), ('b', 0), ('b', 1)]
     """
     if not inner:
-        raise InvalidStepError("nested takes a source and one function or more that return the sources within")
+        raise InvalidStepError("nested takes a source, and one or more functions that return the inner sources")
     for function in inner:
         if not callable(function):
             raise InvalidStepError(
-                f"nested was given {function!r} for an inner source; "
-                "give a function that returns it, which is called with the outer item"
+                f"nested was given {function!r} as an inner source; "
+                "pass a function of the outer item that returns the source"
             )
     return _Nested(outer, inner)
 
@@ -255,7 +256,7 @@ class _Throttled(BaseReader):
         return self.resume(cursor, None, ACCEPTED)
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
-        """Read from a cursor on while the condition allows it; nothing is opened before it does."""
+        """Read from a cursor on while the condition allows it; the source is opened only then."""
         pairs: Pairs | None = None
         while True:
             if self._condition():
@@ -275,59 +276,59 @@ class _Throttled(BaseReader):
 
     @property
     def kind(self) -> str | None:  # type: ignore[override]
-        """That of the other source, once it is open."""
+        """The kind of the other source, once it is open."""
         return self._late.reader.kind if self._is_open else None
 
     @property
     def checks(self) -> bool:  # type: ignore[override]
-        """Whether the other source does."""
+        """Whether the other source compares items."""
         return bool(self._late.reader.checks)
 
     @property
     def uses(self) -> int:  # type: ignore[override]
-        """What the other source does."""
+        """The format version that the other source needs."""
         return int(self._late.reader.uses) if self._is_open else 1
 
     @property
     def is_batched(self) -> bool:  # type: ignore[override]
-        """Whether the other source is."""
+        """Whether the items of the other source are lists."""
         return bool(self._late.reader.is_batched)
 
     def keep_of(self, item: Any) -> Keep:
-        """Choose as the other source does."""
+        """Keep what the other source keeps."""
         keep: Keep = self._late.reader.keep_of(item)
         return keep
 
     def taken(self, cursor: Any, kept: Any) -> Print:
-        """Take what the other source takes."""
+        """Return the fingerprint that the other source takes."""
         taken: Print = self._late.reader.taken(cursor, kept)
         return taken
 
     def mark(self, cursor: Any, kept: Any) -> Any:
-        """Save what the other source saves."""
+        """Save the mark of the other source."""
         return self._late.reader.mark(cursor, kept)
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Count as the other source does."""
+        """Return the count of the other source."""
         found: tuple[int | None, int | None] = self._late.reader.progress(cursor)
         return found
 
     def count(self) -> int:
-        """Count as the other source does."""
+        """Return the count of the other source."""
         return int(self._late.reader.count())
 
 
 def throttled(source: Any, condition: Callable[[], Any], backoff: float | timedelta) -> Source:
-    """Return the items of a source as long as a condition allows it.
+    """Return the items of a source while a condition allows it.
 
-    Before each item ``condition()`` is asked.  While it is true the source is not read, and the task gives its worker
-    back, to ask again after ``backoff``: see :meth:`AppTask.resume_in`, and as there it is an error in a direct call,
-    where there is no worker to be given back.
+    ``condition()`` is called before each item.  While it is true the source is not read, and the task leaves its
+    worker, to call it again after ``backoff``: see :meth:`AppTask.resume_in`.  As there, it is an error in a direct
+    call, which has no worker to leave.
 
     Args:
-        source: whatever ``iterate`` takes.
-        condition: a function of nothing; true while the task is to hold back.
-        backoff: seconds or a timedelta.
+        source: anything that ``iterate`` accepts.
+        condition: a function without arguments; true while the task must hold back.
+        backoff: seconds, or a timedelta.
 
     >>> list(throttled(["a", "b"], lambda: False, backoff=30).read(None))
     [('a', 1), ('b', 2)]

@@ -30,11 +30,11 @@ __all__ = ["query_rows"]
 def query_rows(query: Any, *, chunk: int = 2000) -> KeyedSource:
     """Return the rows of a queryset by key: the primary key, or the unique key that it is ordered by.
 
-    The queryset itself is never evaluated, nor counted.
+    The queryset itself is neither evaluated nor counted.
 
     Args:
         query: a queryset or manager, also of ``values()`` or ``values_list()`` with the key among them.
-        chunk: rows to a query; as many as queryset.iterator() takes.
+        chunk: rows per query; by default as many as queryset.iterator() reads.
 
     Raises:
         InvalidStepError: for a queryset that cannot be read by key, with the reason and what to write.
@@ -61,11 +61,11 @@ class _QueryRows(KeyedSource):
         self._key_of = _key_of(query, self.key)
         self._is_certain = _has_certain_keys(query, self.key)
         if not query.query.standard_ordering:
-            query = query.reverse()  # the key has it already
+            query = query.reverse()  # the key takes it into account
         self._query = query.order_by(*(f"{'-' * column.descending}{column.name}" for column in self.key))
 
     def read(self, cursor: Any) -> Pairs:
-        """See Source."""
+        """See :class:`Source`."""
         if cursor is not None:
             self.check(cursor)
         return chain.from_iterable(self._chunks(cursor))
@@ -79,7 +79,7 @@ class _QueryRows(KeyedSource):
         return int(self._query.count())
 
     def _chunks(self, cursor: Any) -> Iterator[Pairs]:
-        # One row more than is asked for: its key could be that of the last one.
+        # One row more than the chunk: it could share the key of the last one.
         limit = self.chunk + 1
         rows_after = _RowsAfter(self._query, self.key, limit)
         while True:
@@ -92,27 +92,27 @@ class _QueryRows(KeyedSource):
                     keys = self.settled(keys, cursor)
                 cursor = keys[-1]
                 yield zip(items, keys, strict=True)
-                del items, keys  # before there are others
+                del items, keys  # before the next ones are made
             if left == self.chunk:
                 return
             for row in rows:
                 self.settled([self._key_of(row)], cursor)
 
 
-# Rows that are made of what the database gave at a time: many young objects at once cost the garbage collector's time.
+# How many rows are made at a time: many young objects at once cost the garbage collector time.
 _AT_A_TIME = 200
 
 
 def _rows(query: Any, limit: int) -> Iterator[Any]:
     if query._prefetch_related_lookups:
-        return iter(query._chain())  # which fetches the related rows of all of them at once, and keeps them
+        return iter(query._chain())  # which fetches the related rows of all of them in one query
     return iter(query._iterable_class(query, chunk_size=limit))
 
 
 class _RowsAfter:
     """The query for the rows after a cursor.
 
-    Django makes its SQL once, into which each cursor is put: that takes longer than the database needs for it.
+    Django compiles its SQL once, and each cursor is inserted: compiling takes longer than the query itself.
     """
 
     def __init__(self, query: Any, key: Sequence[Column], limit: int) -> None:
@@ -143,23 +143,23 @@ class _RowsAfter:
 
 
 class _Place(Expression):  # type: ignore[misc]
-    """The place of a cursor's value among those of a query."""
+    """A placeholder for a cursor's value in a query."""
 
     def __init__(self, field: Any, number: int) -> None:
         super().__init__(output_field=field)
         self._number = number
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
-        """See Django: the SQL, and its values."""
+        """Return the SQL, and its values, for Django."""
         return "%s", [self]
 
     def of(self, cursor: tuple[Any, ...], connection: Any) -> Any:
-        """Return the value as the database takes it."""
+        """Return the value in the form for the database."""
         return self.output_field.get_db_prep_value(cursor[self._number], connection)
 
 
 def _has_certain_keys(query: Any, key: Sequence[Column]) -> bool:
-    """Whether keys are integers, as the field says, and no join can repeat them."""
+    """Whether the field makes keys integers, and no join can repeat them."""
     field = key[0].column
     is_plain = isinstance(field, IntegerField) and not hasattr(field, "from_db_value")
     is_joined = len(query.query.alias_map) > 1 or query.query.extra_tables
@@ -171,21 +171,21 @@ def _compare(column: Column, lookup: str, value: Any) -> Q:
 
 
 def _refuse(query: Any) -> None:
-    """Raise for what cannot be cut into chunks by a condition on the key."""
+    """Refuse a queryset that cannot be cut into chunks by a condition on the key."""
     inner = query.query
     problem = None
     if inner.is_sliced:
-        problem = "it is sliced, as chunks are themselves: leave the loop after so many rows instead"
+        problem = "it is sliced, and so are its chunks: end the loop with break instead"
     elif inner.combinator:
         problem = (
-            f"it was made by {inner.combinator}(), which takes no condition: combine conditions with | or Q instead"
+            f"it was made by {inner.combinator}(), which accepts no condition: combine conditions with | or Q instead"
         )
     elif inner.distinct_fields:
-        problem = "distinct() of single columns depends on the rows before"
+        problem = "distinct() of single columns depends on the previous rows"
     elif isinstance(inner.group_by, tuple):
-        problem = "its rows are groups, which have no key: iterate over what they are groups of"
+        problem = "its rows are groups, which have no key: iterate over the rows of the groups"
     elif any(getattr(one, "contains_over_clause", False) for one in inner.annotations.values()):
-        problem = "a window function depends on the rows before, and a chunk lacks them"
+        problem = "a window function depends on the previous rows, which a chunk lacks"
     if problem is not None:
         raise InvalidStepError(f"a queryset of {_name(query)} cannot be read by key: {problem}")
 
@@ -205,7 +205,7 @@ def _key(query: Any) -> list[Column]:
     """Return the columns of the order, or of the primary key; an order that is not unique is refused."""
     inner, meta = query.query, query.model._meta
     if inner.extra_order_by:
-        raise _order_error(query, "extra(order_by=...) cannot be looked into")
+        raise _order_error(query, "extra(order_by=...) cannot be inspected")
     ordering: Sequence[Any] = inner.order_by or (meta.ordering if inner.default_ordering else ())
     pk = _pk_fields(meta)
     key = []
@@ -217,7 +217,7 @@ def _key(query: Any) -> list[Column]:
         key = [Column(field.attname, field, not inner.standard_ordering) for field in pk]
     names = [column.name for column in key]
     if len(set(names)) < len(names):
-        raise _order_error(query, "a column is in it twice")
+        raise _order_error(query, "it has a column twice")
     if not any(unique <= set(names) for unique in _unique_keys(meta)):
         raise _order_error(query, "rows can share the same place in it")
     nullable = next((column.name for column in key if column.column.null), None)
@@ -247,7 +247,7 @@ def _field(query: Any, name: str) -> Any:
 
 
 def _unique_keys(meta: Any) -> list[set[str]]:
-    """Return the sets of columns of which no two rows have the same values."""
+    """Return the sets of columns that are unique."""
     names = {field.name: field.attname for field in meta.concrete_fields}
     keys = [{field.attname for field in _pk_fields(meta)}]
     keys += [{field.attname} for field in meta.concrete_fields if field.unique]
@@ -299,7 +299,7 @@ def _itself(row: Any) -> Any:
 
 
 def _place(query: Any, column: Column) -> Any:
-    """Return where a row of values() or values_list() has the column."""
+    """Return the column's place in a row of values() or values_list()."""
     names = list(query._fields or (*query.query.extra_select, *query.query.values_select))
     found = {column.name, column.column.name}
     if column.column.primary_key:
@@ -308,5 +308,5 @@ def _place(query: Any, column: Column) -> Any:
         if name in found:
             return name if query._iterable_class is ValuesIterable else place
     raise InvalidStepError(
-        f"a queryset of {_name(query)} cannot be read by key: its values lack {column.column.name}; add it to them"
+        f"a queryset of {_name(query)} cannot be read by key: its values lack {column.column.name}; add that column"
     )

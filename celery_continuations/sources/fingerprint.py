@@ -1,7 +1,7 @@
-"""Tell items apart, so that a loop by position notices when its source has changed.
+"""Fingerprints of items, by which a loop by position notices that its source has changed.
 
-A fingerprint is a hash, and is never read back, so that it can be taken of more than can be saved: of database rows by
-their key, of anything with an id by that, of values, and of containers by their parts.
+A fingerprint is a hash, and is never decoded, so it can be taken of more types than can be saved: of database rows by
+their key, of objects with an id by that, of values, and of containers by their parts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "shown",
 ]
 
-#: Names under which an item has its id, in the order in which they are looked for.
+#: Names of ids, in order of precedence.
 IDS = ("id", "pk", "uuid", "_id")
 
 _SCALARS = (str, int, float, Decimal, bytes, UUID, date, time, timedelta, Enum, type(None))
@@ -38,21 +38,21 @@ _SCALARS = (str, int, float, Decimal, bytes, UUID, date, time, timedelta, Enum, 
 # Exact types whose values never change.
 _IMMUTABLE = frozenset((str, int, float, bool, Decimal, bytes, UUID, date, datetime, time, timedelta, type(None)))
 
-# Parts of a container that count, and characters of them.
+# How many parts of a container count, and how many characters of them.
 _LEAVES, _CHARACTERS = 64, 4096
 
-# Characters of a text that count as they are; of the rest a digest counts.
+# How many characters of a text count directly; the whole of a longer text counts by its digest.
 _SHORT = 64
 
-# The longest text that is shown of an id.
+# The longest id that is shown.
 _SHOWN = 40
 
 
 class Identity(NamedTuple):
-    """What tells a database row, or an item with an id, from others.
+    """The identity of a database row, or of an item with an id.
 
     Attributes:
-        of: the model, the mapped class, or the name under which the item has its id.
+        of: the model, the mapped class, or the name of the id.
         value: its key, or its id.
     """
 
@@ -60,14 +60,14 @@ class Identity(NamedTuple):
     value: Any
 
 
-#: Of an item of which no fingerprint can be taken.
+#: The fingerprint of an item of which none can be taken.
 NONE = Print(None)
 
 
 def print_of(item: Any) -> Print:
     """Return the fingerprint of an item.
 
-    It is taken of the first that it has: the key of a saved model instance, an id, its value, its parts.
+    It is taken of the first of these: the key of a saved model instance, an id, its value, its parts.
 
     >>> print_of({"id": 7, "views": 1}) == print_of({"id": 7, "views": 2})
     True
@@ -93,7 +93,7 @@ def print_of(item: Any) -> Print:
 def print_of_copy(item: Any) -> Print:
     """Return the fingerprint of a shallow copy of a container, whose mutable parts may have been changed since.
 
-    Where it has such parts, the digest is of the others, and begins with ``~``.
+    If it has such parts, the digest is of the others, and begins with ``~``.
 
     >>> row = {"name": "ann", "tags": [1]}
     >>> copied = dict(row)
@@ -111,7 +111,7 @@ def print_of_copy(item: Any) -> Print:
 
 
 def print_again(item: Any, digest: str) -> Print:
-    """Return the fingerprint of an item in the way in which ``digest`` was taken."""
+    """Return the fingerprint of an item, taken in the same way as ``digest``."""
     return print_of_copy(item) if digest.startswith("~") and isinstance(item, (dict, list, tuple)) else print_of(item)
 
 
@@ -120,7 +120,7 @@ def _digest(leaves: list[str]) -> str:
 
 
 def shown(value: Any) -> str | None:
-    """Return an id as it may be shown to an operator, or None: whole items never are.
+    """Return an id in the form for an operator, or None: whole items are never shown.
 
     >>> shown(4711), shown("user-7"), shown("x" * 41)
     ('4711', 'user-7', None)
@@ -130,7 +130,7 @@ def shown(value: Any) -> str | None:
     return None
 
 
-# -- what tells an item from others
+# -- identities
 
 
 def identity_of(item: Any) -> Identity | None:
@@ -157,7 +157,7 @@ def _named(get: Callable[[str], Any]) -> Identity | None:
     for name in IDS:
         try:
             value = get(name)
-        except Exception:  # a property, or a mapping, of the user's own
+        except Exception:  # a custom property or mapping
             continue
         if value is None or isinstance(value, bool):
             continue
@@ -180,7 +180,7 @@ def _is_numpy_scalar(item: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Return a scalar as text, the same in each process, and another one for each value and type."""
+    """Return a scalar as text: the same in each process, and different for each value and type."""
     if isinstance(value, Enum):
         return f"enum {type(value).__qualname__}.{value.name}"
     if _is_numpy_scalar(value):
@@ -205,14 +205,14 @@ def _text(value: Any) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Return a text, or of a long one a digest, so that what comes after it in a container counts as well."""
+    """Return a text, or the digest of a long one, so that later parts of a container count as well."""
     if len(text) <= _SHORT:
         return text
     return f"{text[:_SHORT]}…{hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()}"
 
 
 class _Room:
-    """How much of a container still counts."""
+    """How much more of a container counts."""
 
     def __init__(self, leaves: int, characters: int) -> None:
         self.leaves = leaves
@@ -224,7 +224,7 @@ class _Room:
 
 
 def _collect(item: Any, leaves: list[str], room: _Room, depth: int = 0) -> bool:
-    """Add the texts of the parts that have one; return whether there was any."""
+    """Add the texts of the parts that have one; return whether any has."""
     if room.is_full or depth > _DEPTH:
         return False
     found = identity_of(item)
@@ -249,12 +249,12 @@ def _collect(item: Any, leaves: list[str], room: _Room, depth: int = 0) -> bool:
     return any_found
 
 
-# Containers within containers that are looked into.
+# How deep containers are searched.
 _DEPTH = 16
 
 
 def _parts(item: Any) -> Iterator[tuple[str | None, Any]] | None:
-    """Return the parts of a container, those that have names with these, or None for anything else."""
+    """Return the parts of a container, with their names if they have any, or None for anything else."""
     if isinstance(item, Mapping):
         return _sorted_items(item)
     kind = type(item)
@@ -280,7 +280,7 @@ def _first(pair: tuple[str, Any]) -> str:
     return pair[0]
 
 
-# -- what cannot change between being read and being saved
+# -- immutability
 
 
 def is_immutable(item: Any) -> bool:

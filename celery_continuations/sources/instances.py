@@ -1,4 +1,4 @@
-"""Lists of model instances: by key where they are in its order, else by position."""
+"""Lists of model instances: by key if they are in its order, else by position."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def instances(items: Any) -> Instances | None:
 
 
 def _key_columns(item: Any) -> tuple[str, list[str]] | None:
-    """Return what a loop over a query of such instances calls its key, or None for anything but a saved instance."""
+    """Return the model and the columns of its key, or None for anything but a saved instance."""
     if identity_of(item) is None:
         return None
     meta = getattr(type(item), "_meta", None)
@@ -38,9 +38,9 @@ def _key_columns(item: Any) -> tuple[str, list[str]] | None:
 
 
 class Instances(Positions):
-    """Cursors are keys where the keys of all items are strictly monotone, which is the case for most queries.
+    """Cursors are keys if the keys of all items are strictly monotone, as those of most queries are.
 
-    What an earlier execution has saved decides: its cursors are read as what they are.
+    A saved cursor is read as the kind that it was saved as.
     """
 
     def __init__(self, items: Any) -> None:
@@ -56,7 +56,7 @@ class Instances(Positions):
 
     @property
     def uses(self) -> int:  # type: ignore[override]
-        """By key, what the first release of the library would read as a position."""
+        """2 by key: release 0.1 would read a key as a position."""
         return 1 if self._keys is None else 2
 
     @property
@@ -73,7 +73,7 @@ class Instances(Positions):
         return super().resume(cursor, kind, mark)
 
     def _by_saved_key(self, cursor: Any, kind: str) -> Pairs:
-        """Read in the order of the key, which the items may have left since."""
+        """Read in the order of the key, even if the items have another order now."""
         keys = self._keys_of_all()
         if keys is None:
             raise OtherKind(kind, "position")
@@ -122,14 +122,14 @@ class Instances(Positions):
         return zip(self._items[start:], self._keys[start:], strict=True)
 
     def _place(self, cursor: Any) -> int:
-        """Return how many items there are up to a key."""
+        """Return the number of items up to a key."""
         assert self._keys is not None
         if self._descending:
             return sum(key >= cursor for key in self._keys)
         return sum(key <= cursor for key in self._keys)
 
     def keep_of(self, item: Any) -> Keep:
-        """Keep nothing where a key finds its place by itself."""
+        """Keep nothing by key: a key finds its place."""
         return Keep() if self._keys is not None else super().keep_of(item)
 
     def mark(self, cursor: Any, kept: Any) -> Any:
@@ -137,5 +137,5 @@ class Instances(Positions):
         return None if self._keys is not None else super().mark(cursor, kept)
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Items in all; of a key the loop counts those that are done."""
+        """Return the number of all items; by key the loop counts those that are done."""
         return (None, self._total) if self._keys is not None else super().progress(cursor)

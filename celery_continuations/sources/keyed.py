@@ -1,7 +1,7 @@
-"""Rows of a table by a unique key, a chunk to a query: the last row is as near as the first.
+"""Rows of a table by a unique key, one chunk per query: the last row is found as fast as the first.
 
-A cursor is the key of the last row that is done, a tuple where the key has several columns.  The next chunk is
-what comes after it, so that rows which are deleted or inserted meanwhile change nothing for the others.
+A cursor is the key of the last row that is done, a tuple if the key has several columns.  The next chunk has the rows
+after it, so rows that are deleted or inserted meanwhile do not affect the others.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Column(NamedTuple):
 
 
 class KeyedSource(BaseReader):
-    """What querysets and selects have in common: chunks, and what is a cursor.
+    """A queryset or a select that is read by key, in chunks.
 
     Args:
-        chunk: rows to a query.
+        chunk: rows per query.
     """
 
     #: Columns of the key, in their order.
@@ -46,20 +46,20 @@ class KeyedSource(BaseReader):
         self.chunk = chunk
 
     def read(self, cursor: Any) -> Pairs:
-        """See Source."""
+        """See :class:`Source`."""
         raise NotImplementedError
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The key: a cursor means nothing by any other."""
+        """The key: a cursor is valid for no other."""
         return f"key {self.named_after()}({', '.join(f'{_sign(one)}{one.name}' for one in self.key)})"
 
     def named_after(self) -> str:
-        """Return the name of what the rows are of, where the columns do not say it."""
+        """Return the name of the table or model, unless the names of the columns have it."""
         return ""
 
     def settled(self, keys: list[Any], last: Any) -> list[Any]:
-        """Return keys as they can be saved; where two rows have the same, or one has that of ``last``, raise."""
+        """Return keys in a form that can be saved; refuse two rows with one key, or a row with that of ``last``."""
         keys = saveable(keys, several=len(self.key) > 1)
         for first, second in pairwise(chain([last], keys)):
             if first == second:
@@ -69,17 +69,18 @@ class KeyedSource(BaseReader):
     def repeated(self, key: Any) -> InvalidStepError:
         """Return the error for two rows that have the same key."""
         return InvalidStepError(
-            f"{self._names} is {key!r} twice: either rows share it, as of a join, where an order by the keys of all "
-            "that is joined would tell them apart; or the database has it more exactly than Python has, where it "
-            "can be no key"
+            f"two rows have the key {key!r} ({self._names}): either a join repeats it, then order by the keys of all "
+            "joined tables; or the database stores it with more precision than Python, then it cannot be a key"
         )
 
     def check(self, cursor: Any) -> None:
-        """Raise for what is not a key."""
+        """Refuse a cursor that is not a key."""
         count = len(self.key)
         fits = type(cursor) is tuple and len(cursor) == count if count > 1 else not isinstance(cursor, (tuple, list))
         if not fits:
-            raise InvalidStepError(f"rows by {self._names} cannot be read from {cursor!r}: that is no such key")
+            raise InvalidStepError(
+                f"rows by {self._names} cannot be read from {cursor!r}: that is not a value of this key"
+            )
 
     @property
     def _names(self) -> str:
@@ -100,12 +101,12 @@ def after(
 ) -> Condition:
     """Build the condition for rows after ``cursor``, out of comparisons of single columns.
 
-    It is ``a >= 1 AND (a > 1 OR (a = 1 AND b > 2))``: the first part is what an index can be entered with.
+    It is ``a >= 1 AND (a > 1 OR (a = 1 AND b > 2))``: the first part lets the database use an index.
 
     Args:
-        key: its columns.
-        cursor: the key's value.
-        compare: makes a comparison of a column, an operator (``gt``, ``lt``, ``gte``, ``lte`` or ``exact``), a value.
+        key: the columns.
+        cursor: a value of the key.
+        compare: makes a comparison from a column, an operator (``gt``, ``lt``, ``gte``, ``lte`` or ``exact``), a value.
         both: joins two conditions.
         either: joins two conditions.
 
@@ -134,23 +135,23 @@ def _beyond(column: Column) -> str:
 
 
 def following(key: Sequence[Column]) -> bool | None:
-    """Whether all columns are ascending, or False where all are descending; None where they differ."""
+    """Return True if all columns ascend, False if all descend, and None if they differ."""
     directions = {column.descending for column in key}
     return None if len(directions) > 1 else not directions.pop()
 
 
-# What is saved as it is.
+# Types that are saved unchanged.
 _PLAIN = frozenset((bool, int, float, str, Decimal, date, timedelta, UUID, bytes))
 
 
 def saveable(keys: list[Any], several: bool) -> list[Any]:
-    """Return the keys in types that can be saved; most often they are of such types."""
+    """Return the keys in types that can be saved; usually they have such types."""
     kinds = set(map(type, chain.from_iterable(keys) if several else keys))
     if kinds <= _PLAIN:
         return keys
     if type(None) in kinds:
         raise InvalidStepError(
-            "a row has NULL in a column of its order, and nothing comes after NULL: leave such rows out, or leave the "
+            "a row has NULL in a column of its order, and nothing comes after NULL: exclude such rows, or remove the "
             "column out of the order"
         )
     return [tuple(map(_exact, key)) for key in keys] if several else list(map(_exact, keys))
@@ -158,10 +159,10 @@ def saveable(keys: list[Any], several: bool) -> list[Any]:
 
 def _exact(value: Any) -> Any:
     if isinstance(value, datetime):
-        # As UTC: drivers have zones of their own, which no cursor can keep.
+        # As UTC: drivers have time zone classes that cannot be saved.
         return value if value.tzinfo is None else value.astimezone(timezone.utc)
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, UUID):
-        return UUID(int=value.int)  # some drivers have a class of their own
+        return UUID(int=value.int)  # some drivers have their own class
     return value

@@ -1,4 +1,4 @@
-"""Rows that come in the order of a unique key, from wherever: resumed after the last key that is done."""
+"""Rows in the order of a unique key, from any origin: resumed after the last key that is done."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _key_of(key: Any) -> Callable[[Any], Any]:
         try:
             return row[key]
         except (KeyError, IndexError, TypeError) as exc:
-            raise InvalidStepError(f"the row {row!r:.200} has no {key!r}, which is to be its key") from exc
+            raise InvalidStepError(f"the row {row!r:.200} has no {key!r}, the name of its key") from exc
 
     return column
 
@@ -63,7 +63,7 @@ class _Keyed(BaseReader):
                 order = "descending" if self._descending else "ascending"
                 raise InvalidStepError(
                     f"rows are not in {order} order of a unique key: row {number:,} has {key!r} after {last!r} "
-                    f"({before!r:.200} and {row!r:.200}); sort them by it, or give a key that no two rows share",
+                    f"({before!r:.200} and {row!r:.200}); sort them by this key, or pass a key that is unique",
                     found=self.step,
                 )
             if last is _NOTHING and key is None:
@@ -79,12 +79,12 @@ class _Keyed(BaseReader):
             raise InvalidStepError(f"the keys {first!r} and {second!r} have no order: {exc}", found=self.step) from exc
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Know how many rows there are in all, where they have a length."""
+        """Return the number of all rows, if they have a length."""
         return None, self._total
 
 
 def keyed(rows: Any, key: Any, descending: bool = False) -> Source:
-    """Return rows that come in strictly ascending order of a unique key, resuming after the last key that is done.
+    """Return rows in strictly ascending order of a unique key, resuming after the last key that is done.
 
     Rows that are deleted or inserted between two executions do no harm; those inserted before the place reached are
     not visited.  The order is checked as the rows are read.
@@ -96,7 +96,7 @@ def keyed(rows: Any, key: Any, descending: bool = False) -> Source:
         descending: whether the keys descend.
 
     Raises:
-        InvalidStepError: while the loop runs, for two rows that are not in this order, with both.
+        InvalidStepError: while the loop runs, for two rows that are not in this order.
 
     >>> rows = [{"id": 3}, {"id": 7}, {"id": 8}]
     >>> list(keyed(rows, key="id").read(3))
@@ -104,7 +104,7 @@ def keyed(rows: Any, key: Any, descending: bool = False) -> Source:
     >>> list(keyed(["b", "a"], key=str.lower).read(None))
     Traceback (most recent call last):
         ...
-    celery_continuations.exceptions.InvalidStepError: rows are not in ascending order of a unique key: row 2 has 'a' after 'b' ('b' and 'a'); sort them by it, or give a key that no two rows share
+    celery_continuations.exceptions.InvalidStepError: rows are not in ascending order of a unique key: row 2 has 'a' after 'b' ('b' and 'a'); sort them by this key, or pass a key that is unique
     """  # noqa: E501
     if isinstance(rows, (str, bytes)) or not (callable(rows) or hasattr(rows, "__iter__")):
         raise InvalidStepError(f"keyed takes an iterable of rows, or a function that returns one, not {rows!r:.80}")
@@ -114,8 +114,7 @@ def keyed(rows: Any, key: Any, descending: bool = False) -> Source:
 class _KeyedPages(BaseReader):
     """A cursor is the key of the last row done.
 
-    Keys that are numbers or dates have to ascend, or to descend; ids that are texts may come in the order of something
-    else.
+    Keys that are numbers or dates must ascend, or descend; texts may have any order.
     """
 
     def __init__(self, fetch: Callable[[Any], Iterable[Any]], key: Any) -> None:
@@ -126,19 +125,19 @@ class _KeyedPages(BaseReader):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The key, and its order once that is known."""
+        """The key, and its order once it is known."""
         order = {None: "", False: ", ascending", True: ", descending"}
         return self._key + order[self._descends]
 
     def refuse_other(self, kind: str | None) -> None:
-        """Refuse the cursor of another key; where the saved one says its order, that is the one to come."""
+        """Refuse the cursor of another key; take the order from the saved kind, if it has one."""
         key, _, order = (kind or self._key).partition(", ")
         if key != self._key:
             raise OtherKind(str(kind), self.kind)
         self._descends = order == "descending" if order else None
 
     def read(self, cursor: Any) -> Pairs:
-        """Yield rows, a page after the other, until one is empty."""
+        """Yield the rows of one page after another, until one is empty."""
         last = cursor
         while True:
             rows = list(self._fetch(last))
@@ -156,18 +155,18 @@ class _KeyedPages(BaseReader):
         if key is None:
             problem = "has no key"
         elif key == last:
-            problem = f"has the key {key!r} of the row before it"
+            problem = f"has the key {key!r} of the previous row"
         elif key == asked:
-            problem = f"has the key {key!r}, after which it was asked for"
+            problem = f"has the key {key!r}, after which rows were requested"
         elif last is not None and isinstance(key, _ORDERED) and isinstance(last, _ORDERED):
             descends = self._is_before(key, last)
             if self._descends is None:
                 self._descends = descends
             if descends is not self._descends:
-                problem = f"has the key {key!r} after {last!r}, against the order of the rows before"
+                problem = f"has the key {key!r} after {last!r}, against the order of the previous rows"
         if problem is not None:
             raise InvalidStepError(
-                f"the row {row!r:.200} {problem}; return the rows that come after the key, without it, in the order of "
+                f"the row {row!r:.200} {problem}; return the rows after the given key, in the order of "
                 "their keys, each with a key of its own",
                 found=self.step,
             )
@@ -180,18 +179,18 @@ class _KeyedPages(BaseReader):
             raise InvalidStepError(f"the keys {first!r} and {second!r} have no order: {exc}", found=self.step) from exc
 
 
-# Keys whose order is that of the rows.
+# Types of keys that must have the order of the rows.
 _ORDERED = (int, float, Decimal, date)
 
 
 def keyed_pages(fetch: Callable[[Key | None], Iterable[Row]], *, key: Any) -> Source:
-    """Return rows from a function that fetches the next ones after a key, until it returns none.
+    """Return rows from a function that fetches the rows after a key, until it returns none.
 
-    For databases without an ORM, and for APIs that take the last id.  Between two calls nothing is open.
+    For databases without an ORM, and for APIs that page by the last id.  No cursor stays open between two calls.
 
     Args:
-        fetch: called with the key of the last row that is done, None at the beginning; returns the rows that come next,
-            in the order of their key.
+        fetch: called with the key of the last row that is done, None at the beginning; returns the next rows, in the
+            order of their key.
         key: the name or index of a column, or a function from a row to its key.
 
     >>> users = [(1, "ann"), (2, "bob"), (5, "eve")]

@@ -19,7 +19,7 @@ __all__ = ["keys", "pages"]
 Page = tuple[Iterable[Any], Any]
 
 
-# Pages whose number of items is remembered, for the mark of a cursor between two of them.
+# How many pages' numbers of items are kept, for the marks of cursors between two pages.
 _REMEMBERED = 100
 
 
@@ -42,11 +42,11 @@ class _Pages(BaseReader):
         return self._prints.identity is not None
 
     def identify(self, identity: Any) -> None:
-        """Tell items apart by what this function returns, or not at all."""
+        """Distinguish items by the return value of this function; with None switch the check off."""
         self._prints = Prints(identity)
 
     def read(self, cursor: Any) -> Pairs:
-        """Yield items with the token of their page, and how many of it are done."""
+        """Yield items with the token of their page, and the number of its items that are done."""
         return self.resume(cursor, None, ACCEPTED)
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
@@ -65,9 +65,9 @@ class _Pages(BaseReader):
                 if len(items) > mark[1]:
                     raise SourceChanged(f"page {before!r} had {mark[1]} items and has {len(items)} now", _ADVICE)
                 if following is None:
-                    return iter(())  # all that came after it is gone
+                    return iter(())  # all later pages are gone
                 if following != token:
-                    raise SourceChanged(f"page {before!r} is followed by {following!r} now, and not {token!r}", _ADVICE)
+                    raise SourceChanged(f"page {before!r} is followed by {following!r} now, not by {token!r}", _ADVICE)
                 self._before[codec.dumps(token)] = (before, mark[1])
         return self._items(token, done, page)
 
@@ -81,7 +81,7 @@ class _Pages(BaseReader):
                     del self._before[next(iter(self._before))]
             last = len(items) - 1
             for index in range(done, len(items)):
-                # After its last item a page need not be asked again: the next one is.
+                # After the last item of a page the next page is requested.
                 at_next = index == last and following is not None
                 yield items[index], (following, 0) if at_next else (token, index + 1)
             if following is None:
@@ -103,14 +103,14 @@ class _Pages(BaseReader):
 
     def _compare(self, items: list[Any], token: Any, done: int, mark: Any) -> None:
         if len(items) < done:
-            raise SourceChanged(f"{done} items of page {token!r} were done, and it has {len(items)} now", _ADVICE)
+            raise SourceChanged(f"{done} items of page {token!r} were done, but it has {len(items)} now", _ADVICE)
         _, _, digest, before = mark if mark is not None else (None, None, None, None)
         if digest is None:
             return
         now = self._prints.again(items[done - 1], digest)
         if now.digest != digest:
             shown = f": then {before}, now {now.shown}" if before and now.shown else ""
-            raise SourceChanged(f"item {done} of page {token!r} was done and is another one now{shown}", _ADVICE)
+            raise SourceChanged(f"item {done} of page {token!r} was done and has changed{shown}", _ADVICE)
 
     def keep_of(self, item: Any) -> Keep:
         """Choose how to keep items like this one."""
@@ -124,8 +124,8 @@ class _Pages(BaseReader):
         """Return the page of the last item, its number there, and its fingerprint."""
         token, done = cursor
         if done == 0:
-            # A token that counts pages or items says nothing of the data: the page before is asked for again. Any
-            # other is taken for a place in the data.
+            # A token that counts pages or items does not identify data: the previous page is requested again. Any
+            # other token is taken as a place in the data.
             if not _counts(token) or codec.dumps(token) not in self._before:
                 return None
             token, done = self._before[codec.dumps(token)]
@@ -158,9 +158,9 @@ def _place(cursor: Any) -> tuple[Any, int]:
 def pages(function: Callable[[Any], Page]) -> Source:
     """Return the items of an API that gives them in pages.
 
-    A task that resumes asks for the page again in which it was, and leaves out as many items as it has done, if the
-    last of them is still the same one.  Between two pages it continues with the next token; where that is a number,
-    of a page or of an item, it first asks for the page before and compares its last item.
+    A task that resumes requests the current page again, and skips the items that it has done, if the last of them is
+    still the same.  Between two pages it continues with the next token; if that is a number, of a page or of an item,
+    it first requests the previous page and compares its last item.
 
     Args:
         function: from the token of a page, None for the first, to a tuple of its items and the token of the next,
@@ -189,15 +189,15 @@ class _Keys(BaseReader):
         except TypeError as exc:
             raise InvalidStepError(f"the keys of the mapping have no order to resume in: {exc}") from exc
         if None in self._keys:
-            raise InvalidStepError("the mapping has the key None, which would be taken for the beginning")
+            raise InvalidStepError("the mapping has the key None, which stands for the beginning")
 
     def read(self, cursor: Any) -> Pairs:
-        """See Source."""
+        """See :class:`Source`."""
         rest = self._keys[self._place(cursor) :]
         return zip(rest, rest, strict=True)
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Keys done, and in all."""
+        """Return the number of keys done, and of all."""
         return self._place(cursor), len(self._keys)
 
     def _place(self, cursor: Any) -> int:
@@ -215,7 +215,7 @@ def keys(mapping: Mapping[Any, Any]) -> Source:
     Keys that are removed or added meanwhile do no harm; those added before the place reached are not visited.
 
     Args:
-        mapping: whose keys can be compared with each other, and saved.
+        mapping: its keys must be comparable with each other, and of types that can be saved.
 
     >>> list(keys({"b": 1, "a": 2}).read(None))
     [('a', 'a'), ('b', 'b')]

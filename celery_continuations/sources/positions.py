@@ -25,13 +25,13 @@ __all__ = ["AUTO", "Identify", "Positions", "Prints"]
 
 Identify = Callable[[Any], Any]
 
-#: Tell items apart by what they are; see :mod:`celery_continuations.sources.fingerprint`.
+#: Distinguish items by their identity or value; see :mod:`celery_continuations.sources.fingerprint`.
 AUTO: Any = object()
 
-# Items that are looked through for the one that was done last, to say where it is now.
+# How many items are searched for the last one that was done, to report where it is now.
 _LOOKED_THROUGH = 100_000
 
-# Items that are looked at for their classes, to choose how to keep them.
+# How many items are checked for their classes, to choose how to keep them.
 _LOOKED_AT = 1000
 
 
@@ -39,7 +39,7 @@ class Prints:
     """Takes the fingerprints of the items of one loop.
 
     Args:
-        identity: what tells an item from others, as a function of it; None to tell none; :data:`AUTO`.
+        identity: a function from an item to its identity; None for no check; :data:`AUTO`.
 
     Attributes:
         keep: how the items are kept until their fingerprint is taken.
@@ -60,25 +60,25 @@ class Prints:
         return Print(print_of(value).digest, None if text is None else f"id {text}")
 
     def again(self, item: Any, digest: str) -> Print:
-        """Return the fingerprint of an item that may be the one of which this digest was taken."""
+        """Return the fingerprint of an item, to be compared with this digest."""
         return print_again(item, digest) if self.identity is AUTO else self.of(item)
 
     def keep_of(self, item: Any, by_position: bool = False, is_mixed: bool = False) -> Keep:
-        """Choose how to keep items like this one, or, where they are mixed, items of any class."""
+        """Choose how to keep items like this one, or, if they are mixed, items of any class."""
         keep = Keep(make=self.of) if is_mixed and self.identity is AUTO else self._choose(item)
         self.keep = keep._replace(by_position=by_position)
         return self.keep
 
     def _choose(self, item: Any) -> Keep:
         if self.identity is None:
-            return Keep(same=True)  # nothing is looked at: the cheapest
+            return Keep(same=True)  # no check: the cheapest
         if self.identity is not AUTO:
             return Keep(make=self.of)
         if is_immutable(item):
             return Keep(same=True)
         found = identity_of(item)
         if found is not None:
-            # "id" comes before the other names: an item that has it as well as another one is known by it.
+            # "id" comes before the other names: it identifies an item that has several of them.
             if type(item) is dict and found.of == "id":
                 return Keep(exact=dict, by_id=type(item["id"]), make=_identity_or_print)
             return Keep(make=_identity_or_print)
@@ -110,8 +110,8 @@ def _identity_or_print(item: Any) -> Any:
 class Positions:
     """A sequence, range or iterable, by position.
 
-    A save keeps how many items there were, and the fingerprint of the last one that was done, which a resumption
-    compares with the item that is there.
+    A save keeps the number of items, and the fingerprint of the last one that was done.  A resumption compares it with
+    the item at that position.
 
     >>> list(Positions("a b c".split(), "letters").read(1))
     [('b', 2), ('c', 3)]
@@ -135,7 +135,7 @@ class Positions:
         return self._prints.identity is not None
 
     def identify(self, identity: Identify | None) -> None:
-        """Tell items apart by what this function returns, or not at all."""
+        """Distinguish items by the return value of this function; with None switch the check off."""
         self._prints = Prints(identity)
 
     def read(self, cursor: Any) -> Pairs:
@@ -151,7 +151,7 @@ class Positions:
         """
         if kind not in (None, "position"):
             if kind.startswith("key ") and self._total == 0:
-                return iter(())  # a list of model instances was read by key, and the last of them is gone
+                return iter(())  # a list of model instances was read by key, and all of them are gone
             raise OtherKind(str(kind), "position")
         start = 0 if cursor is None else cursor
         if type(start) is not int or start < 0:
@@ -187,7 +187,7 @@ class Positions:
         return self._prints.taken(kept)
 
     def mark(self, cursor: Any, kept: Any) -> Any:
-        """Return the length and the fingerprint, with what may be shown of it."""
+        """Return the length and the fingerprint, with the id that may be shown."""
         if not self.checks:
             return None
         return [self._total, *self.taken(cursor, kept)]
@@ -196,7 +196,7 @@ class Positions:
         length, digest, before = mark if mark is not None else (None, None, None)
         if item is _END:
             found = self._total if self._total is not None else f"fewer than {done:,}"
-            raise SourceChanged(f"{done:,} items of this loop were done, and it has {found} now", self._advice(None))
+            raise SourceChanged(f"{done:,} items of this loop were done, but it has {found} now", self._advice(None))
         if isinstance(self._items, range):
             if digest not in (None, _print_of_range(self._items).digest):
                 raise SourceChanged(
@@ -208,8 +208,8 @@ class Positions:
         if digest is None:
             if length is not None and self._total is not None and self._total < length:
                 raise SourceChanged(
-                    f"it had {length:,} items when {done:,} of them were done, and has {self._total:,} now; which are "
-                    "gone cannot be told, for its items have nothing to tell them apart",
+                    f"it had {length:,} items when {done:,} of them were done, and has {self._total:,} now; its "
+                    "items have no identity that would show which ones are gone",
                     self._advice(item),
                 )
             return
@@ -218,7 +218,7 @@ class Positions:
             raise SourceChanged(self._difference(done, length, Print(digest, before), now), self._advice(item))
 
     def _difference(self, done: int, length: int | None, before: Print, now: Print) -> str:
-        text = f"item {done:,} of this loop was done and is another one now"
+        text = f"item {done:,} of this loop was done and has changed"
         if before.shown and now.shown:
             text += f": then {before.shown}, now {now.shown}"
         known = [self._place_of(before)]
@@ -242,7 +242,7 @@ class Positions:
         lines = {
             f"self.iterate({step!r}, {model}.objects.filter(...))": "a queryset or a select: read by key",
             f"self.iterate({step!r}, keyed(rows, key='id'))": "rows in ascending order of a unique key",
-            f"self.iterate({step!r}, rows, identity=lambda row: row['sku'])": "the same item, only looking different",
+            f"self.iterate({step!r}, rows, identity=lambda row: row['sku'])": "the same item with other values",
         }
         width = max(map(len, lines))
         return "A loop by position needs the same items in each execution. Write one of\n" + "\n".join(
@@ -252,12 +252,12 @@ class Positions:
     # -- how much
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Items done, and in all where they can be counted."""
+        """Return the number of items done, and of all if it is known."""
         done = 0 if cursor is None else cursor
         return (done if type(done) is int else None), self._total
 
     def count(self) -> int:
-        """Return the number of items, which an iterable does not tell.
+        """Refuse to count the items.
 
         Raises:
             InvalidStepError: always: a length is known without counting.

@@ -1,4 +1,4 @@
-"""What would run a query again in each execution, and read its rows by position: read by key instead, or refused."""
+"""Iterables that would run a query in each execution and read its rows by position: read by key, or refused."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from celery_continuations.sources.positions import Positions
 __all__ = ["REFUSED", "refusing", "requeried"]
 
 _SELECT = "iterate over select_rows(session, select), which reads by key"
-_RESULT = f"it is the result of a query, which has another one each time it runs; {_SELECT}"
-_UNORDERED = f"it yields what it holds, in no order; {_SELECT}"
+_RESULT = f"it is the result of a query, which may differ each time it runs; {_SELECT}"
+_UNORDERED = f"it yields its objects in no order; {_SELECT}"
 _COLUMNS = (
     "a DataFrame yields the names of its columns; iterate over frame.itertuples(), or over "
     "keyed(frame.to_dict('records'), key=...)"
@@ -25,7 +25,7 @@ _COLUMNS = (
 #: Classes by their dotted names, and what to write instead of iterating over one.
 REFUSED = {
     "django.db.models.query.RawQuerySet": (
-        "the rows of raw() are the result of a query, which has another one each time it runs; iterate over a "
+        "the rows of raw() are the result of a query, which may differ each time it runs; iterate over a "
         "queryset, as Model.objects.filter(...), or over keyed_pages(fetch, key='id') with the SQL in fetch"
     ),
     "django.core.paginator.Paginator": (
@@ -37,7 +37,7 @@ REFUSED = {
     "sqlalchemy.engine.result.Result": _RESULT,
     "sqlalchemy.engine.result.FilterResult": _RESULT,
     "flask_sqlalchemy.pagination.Pagination": (
-        f"it is one page of a query, which has another one each time it runs; {_SELECT}, with batch= for lists of rows"
+        f"it is one page of a query, which may differ each time it runs; {_SELECT}, with batch= for lists of rows"
     ),
     "pandas.core.frame.DataFrame": _COLUMNS,
     "pandas.DataFrame": _COLUMNS,
@@ -48,7 +48,7 @@ REFUSED = {
 }
 
 
-# Their methods yield rows that are in memory, and run no query.
+# Their methods yield rows that are in memory, without a query.
 _FRAMES = frozenset(name for name in REFUSED if name.partition(".")[0] in ("pandas", "polars"))
 
 
@@ -65,7 +65,7 @@ def requeried(value: Any) -> Any:
     """Return a reader for a generator that reads a query, or None for anything else.
 
     Raises:
-        InvalidStepError: for one that cannot be read by key.
+        InvalidStepError: for a query that cannot be read by key.
     """
     owner = _owner(value)
     if owner is None:
@@ -80,7 +80,7 @@ def requeried(value: Any) -> Any:
 
 
 def _owner(value: Any) -> Any:
-    """Return the object of which a generator is a method."""
+    """Return the object whose method made a generator."""
     if not isinstance(value, GeneratorType) or value.gi_frame is None:
         return None
     owner = value.gi_frame.f_locals.get("self")
@@ -89,9 +89,9 @@ def _owner(value: Any) -> Any:
 
 
 class _QuerySetIterator(BaseReader):
-    """What ``queryset.iterator()`` returned: the queryset by key, in chunks of the size that was given.
+    """The result of ``queryset.iterator()``: the queryset by key, in chunks of its ``chunk_size``.
 
-    A cursor that version 0.1 saved is a position, and read as one.
+    A cursor that version 0.1 saved is a position, and is read as one.
     """
 
     uses = 2  # version 0.1 would read a key as a position
@@ -101,7 +101,7 @@ class _QuerySetIterator(BaseReader):
 
         if inspect.getgeneratorstate(generator) != inspect.GEN_CREATED:
             raise InvalidStepError(
-                "cannot iterate over queryset.iterator() that has been read from already; pass the queryset itself"
+                "cannot iterate over a queryset.iterator() that has been read from; pass the queryset itself"
             )
         chunk = generator.gi_frame.f_locals.get("chunk_size")
         self._by_key = query_rows(queryset, chunk=chunk or 2000)
@@ -110,7 +110,7 @@ class _QuerySetIterator(BaseReader):
 
     @property
     def kind(self) -> str | None:  # type: ignore[override]
-        """That of the queryset."""
+        """The kind of the queryset."""
         return str(self._reader.kind)
 
     def read(self, cursor: Any) -> Pairs:
@@ -128,15 +128,15 @@ class _QuerySetIterator(BaseReader):
         return pairs
 
     def keep_of(self, item: Any) -> Any:
-        """Choose as the reader does that is used."""
+        """Keep what the current reader keeps."""
         return self._reader.keep_of(item)
 
     def taken(self, cursor: Any, kept: Any) -> Any:
-        """Take what the reader takes that is used."""
+        """Return the fingerprint that the current reader takes."""
         return self._reader.taken(cursor, kept)
 
     def mark(self, cursor: Any, kept: Any) -> Any:
-        """Save what the reader saves that is used."""
+        """Save the mark of the current reader."""
         return self._reader.mark(cursor, kept)
 
     def count(self) -> int:

@@ -23,24 +23,24 @@ _factory: Callable[[], Any] | None = None
 
 
 def sessions(factory: Callable[[], Any]) -> None:
-    """Tell where the session of a select comes from that is passed to ``iterate`` as it is.
+    """Set the function that opens sessions for selects that are passed to ``iterate`` directly.
 
     Args:
         factory: a sessionmaker, a scoped_session, or another function that returns a session.  A session is opened
-            for each loop and closed at its end; that of a scoped_session stays open.
+            for each loop and closed at its end; the session of a scoped_session stays open.
 
     >>> sessions(orm.sessionmaker(sa.create_engine("sqlite://")))
     """
     global _factory
     if not callable(factory):
         raise InvalidStepError(
-            f"sessions takes a function that returns a session, as sessionmaker(engine), not a {type(factory).__name__}"
+            f"sessions takes a function that returns a session, e.g. sessionmaker(...), not a {type(factory).__name__}"
         )
     _factory = factory
 
 
 def from_select(select: Any) -> KeyedSource:
-    """Return the rows of a select, with a session as told by :func:`sessions`, or of a Query with its own.
+    """Return the rows of a select, with a session of :func:`sessions`, or of a Query with its own.
 
     Raises:
         InvalidStepError: see :func:`select_rows`, and when no session is known.
@@ -51,8 +51,8 @@ def from_select(select: Any) -> KeyedSource:
     factory = _factory
     if factory is None:
         raise InvalidStepError(
-            "a select has no session of its own: write select_rows(session, select), or tell once where sessions "
-            "come from, with celery_continuations.sources.sqlalchemy.sessions(factory)"
+            "a select has no session of its own: write select_rows(session, select), or name once the function that "
+            "opens sessions: celery_continuations.sources.sqlalchemy.sessions(factory)"
         )
     if isinstance(factory, orm.scoped_session):
         return select_rows(factory, select)
@@ -62,14 +62,14 @@ def from_select(select: Any) -> KeyedSource:
 def select_rows(session: Any, select: Any, *, chunk: int = 1000) -> KeyedSource:
     """Return the rows of a select by key: the primary key, or the unique key that it is ordered by.
 
-    Rows are those of ``session.scalars(select)`` where one thing is selected, else those of
-    ``session.execute(select)``.  What expires, as at a commit, is read again with the next chunk, and chunks
-    become as long as it takes until the next commit.
+    Rows are those of ``session.scalars(select)`` if it selects one thing, else those of ``session.execute(select)``.
+    Rows that expire, as at a commit, are read again with the next chunk, and the size of the chunks adapts to the
+    commits.
 
     Args:
         session: a session, a scoped_session, or a connection.
         select: of entities or columns, or a Query.
-        chunk: rows to a query.
+        chunk: rows per query.
 
     Raises:
         InvalidStepError: for a select that cannot be read by key, with the reason and what to write.
@@ -103,14 +103,14 @@ class _SelectRows(KeyedSource):
         _refuse(select, has_entities_only=len(self._entities) == self._count)
         self._opened = opened
         self.key = _key(select)
-        # A Query gives a single column as a row.
+        # A Query returns a single column as a row.
         self._is_single = self._count == 1 and not (is_query and not self._entities)
         keys = [column.column.label(f"_key_{number}") for number, column in enumerate(self.key)]
         order = [column.column.desc() if column.descending else column.column.asc() for column in self.key]
         self._select = select.add_columns(*keys).order_by(None).order_by(*order)
 
     def read(self, cursor: Any) -> Pairs:
-        """See Source."""
+        """See :class:`Source`."""
         if cursor is not None:
             self.check(cursor)
         return self._pairs(cursor)
@@ -124,10 +124,10 @@ class _SelectRows(KeyedSource):
     def _pairs(self, cursor: Any) -> Pairs:
         with self._opened() as session:
             if self._entities and isinstance(session, sa.Connection):
-                raise InvalidStepError("a connection knows no entities: use a session, or select from their tables")
+                raise InvalidStepError("a connection cannot load entities: use a session, or select from their tables")
             size = self.chunk
             while True:
-                # One row more than is asked for: its key could be that of the last one.
+                # One row more than the chunk: it could share the key of the last one.
                 items, keys = self._fetch(session, cursor, size + 1)
                 if not keys:
                     return
@@ -135,7 +135,7 @@ class _SelectRows(KeyedSource):
                 del items[size:]
                 done = 0
                 for item, key in zip(items, keys, strict=True):
-                    # It would cost a query of its own, and may be gone: read it with the next chunk.
+                    # Loading it would cost a query of its own, and it may be gone: read it with the next chunk.
                     if done and self._is_stale(item):
                         break
                     yield item, key
@@ -152,7 +152,7 @@ class _SelectRows(KeyedSource):
         # yield_per would leave the result open while the task commits.
         result = session.execute(select.limit(limit), execution_options={"yield_per": None})
         if len(self._entities) == self._count:
-            result = result.unique()  # as joined eager loading of collections needs it
+            result = result.unique()  # joined eager loading of collections requires it
         count, columns = self._count, range(self._count + len(self.key))
         if self._is_single and len(self.key) == 1:
             rows = result.all()
@@ -179,7 +179,7 @@ class _SelectRows(KeyedSource):
         return False
 
 
-# Where a comparison of rows enters an index with all of its columns.
+# Databases that use all columns of an index for a comparison of rows.
 _COMPARING_ROWS = frozenset(("postgresql", "sqlite"))
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -202,30 +202,30 @@ def _is_entity(described: Any) -> bool:
 def _check_select(select: Any) -> None:
     if not isinstance(select, sa.Select):
         raise InvalidStepError(
-            f"select_rows takes a select, not a {type(select).__name__}; where that is a union, combine conditions "
+            f"select_rows takes a select, not a {type(select).__name__}; if that is a union, combine conditions "
             "with or_() in one select, or loop over one after the other"
         )
 
 
 def _refuse(select: Any, has_entities_only: bool) -> None:
-    """Raise for what cannot be cut into chunks by a condition on the key."""
+    """Refuse a select that cannot be cut into chunks by a condition on the key."""
     problem = None
-    # SQLAlchemy has no public way to look into these.
+    # SQLAlchemy has no public names for these.
     if select._limit_clause is not None or select._offset_clause is not None or select._fetch_clause is not None:
-        problem = "it has a limit or offset, as chunks have themselves: leave the loop after so many rows instead"
+        problem = "it has a limit or offset, and so have its chunks: end the loop with break instead"
     elif select._group_by_clauses or select._having_criteria:
-        problem = "its rows are groups, which have no key: iterate over what they are groups of"
+        problem = "its rows are groups, which have no key: iterate over the rows of the groups"
     elif select._distinct and (select._distinct_on or not has_entities_only):
         problem = "distinct rows of columns have no key: select entities"
     elif any(map(_looks_at_other_rows, select.selected_columns)):
-        problem = "an aggregate or window function depends on other rows, and a chunk lacks them"
+        problem = "an aggregate or window function depends on other rows, which a chunk lacks"
     if problem is not None:
         raise InvalidStepError(f"a select cannot be read by key: {problem}")
 
 
 def _looks_at_other_rows(element: Any) -> bool:
     if isinstance(element, (sa.ScalarSelect, sa.SelectBase)):
-        return False  # at those of its own only
+        return False  # only at rows of its own
     if isinstance(element, sa.Over) or (
         isinstance(element, sa.sql.functions.FunctionElement) and _is_aggregate(element)
     ):
@@ -253,7 +253,7 @@ def _key(select: Any) -> list[Column]:
     key = [_ordered(clause) for clause in select._order_by_clauses]
     if not key:
         if not unique_keys:
-            raise InvalidStepError("a select cannot be read by key: what it selects from has no primary key")
+            raise InvalidStepError("a select cannot be read by key: its table has no primary key")
         return [_named(column, False) for column in unique_keys[0]]
     columns = {column.column for column in key}
     if not any(columns.issuperset(unique) for unique in unique_keys):
@@ -291,7 +291,7 @@ def _order_error(key: list[Column], problem: str) -> InvalidStepError:
 
 
 def _unique_keys(select: Any) -> list[list[Any]]:
-    """Return the unique keys of what is selected first; the primary key, where there is one, comes first."""
+    """Return the unique keys of the first entity or table; its primary key, if it has one, comes first."""
     entity = next((one["entity"] for one in select.column_descriptions if one.get("entity") is not None), None)
     if entity is not None:
         mapper = sa.inspect(entity).mapper
@@ -314,7 +314,7 @@ def _unique_keys(select: Any) -> list[list[Any]]:
 
 
 def _keys_of(table: Any) -> list[list[Any]]:
-    """Return the sets of columns of which no two rows have the same values."""
+    """Return the sets of columns that are unique."""
     unique = [one for one in table.constraints if isinstance(one, sa.UniqueConstraint)]
     partial_or_not = [one for one in table.indexes if one.unique]
     whole = [one for one in partial_or_not if not any(name.endswith("_where") for name in one.dialect_kwargs)]

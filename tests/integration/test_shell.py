@@ -32,7 +32,7 @@ def test_the_life_of_a_task(on_redis: Cluster, shell: Shell, show: Callable[[str
         assert "\x1b[" in text
         assert "running" in text
         shell.piped(*words)
-    assert shell.piped("pause", task) == f"{task}: is to pause at its next checkpoint\n"
+    assert shell.piped("pause", task) == f"{task}: will pause at its next checkpoint\n"
     await_condition(lambda: "paused" in shell.piped("list"), "the task is paused")
     worker.process.terminate()
     worker.process.wait()
@@ -62,7 +62,7 @@ def test_changes_on_lines_and_a_cancel(on_redis: Cluster, shell: Shell) -> None:
     assert len({line["done"] for line in seen}) > 1
     other = on_redis.send("rows", 1000, 0.03).id
     on_redis.trace.await_items(80)
-    assert "to cancel" in shell.piped("cancel", other, "nobody", "--yes")
+    assert "will cancel" in shell.piped("cancel", other, "nobody", "--yes")
     await_condition(lambda: "cancelled" in shell.piped("list", "--all"), "the task is cancelled")
 
 

@@ -754,9 +754,9 @@ class Violation(AssertionError):
 
 
 INFORMATIVE = re.compile(
-    r"was done and is another one now|items of (this loop|page .*) were done, and it has|had [\d,]+ items|"
+    r"was done and has changed|items of (this loop|page .*) were done, but it has|had [\d,]+ items|"
     r"has another start or step|was replaced:|was truncated:|has changed:|is followed by|"
-    r"is another one now|is gone|outer"
+    r"is gone|outer"
 )
 
 

@@ -115,7 +115,7 @@ def test_celerys_report_hides_the_secret() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     app = make_app(continuation_max_resumption=5)
     app.task(base=ContinuableTask, bind=True, name="any")(body)
-    with pytest.raises(ImproperlyConfigured, match="continuation_max_resumption is not a setting .* known are: contin"):
+    with pytest.raises(ImproperlyConfigured, match="unknown setting continuation_max_resumption; known are: contin"):
         app.finalize()
 
 
@@ -123,18 +123,16 @@ def test_an_unknown_setting_is_refused() -> None:
 def test_an_attribute_of_a_task_that_is_no_setting_is_refused(name: str) -> None:
     app = make_app()
     app.task(base=ContinuableTask, bind=True, name="any", **{name: "x"})(body)
-    with pytest.raises(
-        ImproperlyConfigured, match=f"{name} is not a setting of .* of a task, as any has it; known are"
-    ):
+    with pytest.raises(ImproperlyConfigured, match=f"unknown setting {name} of a task, as any has it; known are"):
         app.finalize()
 
 
 def test_a_path_that_leads_nowhere_is_named() -> None:
     with pytest.raises(
-        ImproperlyConfigured, match="continuation_should_interrupt = 'no.such' leads nowhere: No module"
+        ImproperlyConfigured, match="continuation_should_interrupt = 'no.such' cannot be imported: No module"
     ):
         conf.predicate("no.such")
-    with pytest.raises(ImproperlyConfigured, match="leads nowhere: module 'os' has no attribute 'such'"):
+    with pytest.raises(ImproperlyConfigured, match="cannot be imported: module 'os' has no attribute 'such'"):
         conf.predicate("os.such")
 
 

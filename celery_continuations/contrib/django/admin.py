@@ -1,4 +1,4 @@
-"""A list of the tasks that have a record, to look at."""
+"""A read-only list of the tasks that have a record."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["RecordAdmin"]
 
 @admin.register(RecordRow)
 class RecordAdmin(admin.ModelAdmin):
-    """Where each task is; of a record that cannot be read, its id and why."""
+    """The place of each task; for a record that cannot be read, its id and the error."""
 
     list_display = ("task_id", "task", "status", "generation", "step", "progress", "due_at")
-    fields = list_display  # and not the message and the snapshot, which have the task's arguments and values
+    fields = list_display  # without message and snapshot, which have the task's arguments and values
     search_fields = ("task_id",)
     ordering = ("-id",)
 
@@ -39,7 +39,7 @@ class RecordAdmin(admin.ModelAdmin):
         return False
 
     def task(self, row: RecordRow) -> str:
-        """The task's name, where its message was kept."""
+        """The task's name, if its message was saved."""
         try:
             return str(SavedMessage.loads(row.message).task) if row.message else ""
         except ContinuationError as exc:
@@ -66,7 +66,7 @@ class RecordAdmin(admin.ModelAdmin):
         return snapshot.current[0] if snapshot.current else ""
 
     def progress(self, row: RecordRow) -> str:
-        """How far that step is."""
+        """The progress of that step."""
         try:
             progress = Progress(None, *_snapshot(row).progress)
         except ContinuationError:
@@ -77,7 +77,7 @@ class RecordAdmin(admin.ModelAdmin):
 
     @admin.display(description="due", ordering="due")
     def due_at(self, row: RecordRow) -> datetime | None:
-        """When something is to be done next."""
+        """When the next action is due."""
         return None if row.due is None else datetime.fromtimestamp(row.due, timezone.utc)
 
 

@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class ContinuationsConfig(AppConfig):
-    """What ``INSTALLED_APPS`` names."""
+    """The app for ``INSTALLED_APPS``."""
 
     name = "celery_continuations.contrib.django"
     label = "celery_continuations"

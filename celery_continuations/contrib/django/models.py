@@ -10,7 +10,7 @@ _LONGEST = 255
 
 
 class RecordRow(models.Model):
-    """A record; ``worker`` is null unless it owns the record, the times are null for never."""
+    """A record; ``worker`` is null for one without an owner, a time is null for never."""
 
     namespace = models.CharField(max_length=_LONGEST)
     task_id = models.CharField(max_length=_LONGEST)
@@ -24,7 +24,7 @@ class RecordRow(models.Model):
     inbox = models.TextField(null=True)
 
     class Meta:
-        """One row for each task; the few that are due, owned or expire are found by an index."""
+        """One row for each task; indexes find the few that are due, owned or expire."""
 
         db_table = "celery_continuations_record"
         verbose_name = "continuation"

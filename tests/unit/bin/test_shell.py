@@ -188,7 +188,7 @@ def test_errors_and_losses_are_shown(run: Any, put: Any) -> None:
 def test_one_that_is_not_there_does_not_stop_the_others(run: Any, put: Any) -> None:
     put("there")
     found = run("show", "nowhere", "there", code=1)
-    assert found.stderr == "nowhere: there is no record of it\n"
+    assert found.stderr == "nowhere: it has no record\n"
     assert "proj.rows" in found.stdout
 
 
@@ -219,7 +219,7 @@ def test_a_task_is_paused_resumed_and_cancelled(run: Any, run_json: Any, worker:
 
 def test_a_running_task_is_asked(run: Any, put: Any) -> None:
     put("a")
-    assert run("cancel", "a").stdout == "a: is to cancel at its next checkpoint\n"
+    assert run("cancel", "a").stdout == "a: will cancel at its next checkpoint\n"
 
 
 def test_a_payload_is_delivered(run: Any, worker: Any, task: Any) -> None:
@@ -232,7 +232,7 @@ def test_a_payload_is_delivered(run: Any, worker: Any, task: Any) -> None:
 
 
 def test_what_is_no_json_is_not_delivered(run: Any) -> None:
-    assert "this is no JSON" in run("deliver", "a", "approval", "yes", code=2).stderr
+    assert "this is not JSON" in run("deliver", "a", "approval", "yes", code=2).stderr
 
 
 def test_a_failed_task_is_retried_from_a_step(run: Any, worker: Any, task: Any) -> None:
@@ -268,7 +268,7 @@ def test_a_broker_that_is_away_is_one_line(run: Any, put: Any, monkeypatch: Any)
     put("a", Status.PAUSED)
     monkeypatch.setattr("celery_continuations.control.publish_saved", refuse)
     said = run("resume", "a", code=1).stderr
-    assert "a worker has to publish it: refused" in said
+    assert "a worker will publish it: refused" in said
     assert said.count("\n") == 1
 
 
@@ -299,7 +299,7 @@ def test_a_task_is_found_in_the_store_of_its_own(
 def test_without_a_store_it_is_said(run: Any) -> None:
     app = make_app()
     app.conf.continuation_store = "message"
-    assert "no store keeps records" in run("list", app=app, code=1).stderr
+    assert "no configured store keeps records" in run("list", app=app, code=1).stderr
 
 
 # -- watch

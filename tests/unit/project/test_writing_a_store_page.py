@@ -85,9 +85,9 @@ def test_a_task_is_kept_in_a_store_of_ones_own(
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("shop.stores.nothing", "leads nowhere: module 'shop.stores' has no attribute 'nothing'"),
+        ("shop.stores.nothing", "cannot be imported: module 'shop.stores' has no attribute 'nothing'"),
         ("shop.stores.no_store", "returned 'any', which is no celery_continuations.stores.Store"),
-        ("shop.nothing.open_store", "leads nowhere: No module named 'shop.nothing'"),
+        ("shop.nothing.open_store", "cannot be imported: No module named 'shop.nothing'"),
     ],
 )
 def test_a_path_that_leads_to_no_store(module: Any, setting: str, problem: str) -> None:

@@ -286,7 +286,7 @@ def test_a_split_step_without_a_version(deploy: Deploy, misfits: Any) -> None:
     ],
 )
 def test_renamings_that_are_refused(deploy: Deploy, renamed: dict[str, str]) -> None:
-    with pytest.raises(Exception, match="no new name may be an old one, or stand twice"):
+    with pytest.raises(Exception, match="no new name may be an old one, or appear twice"):
         _ = deploy.install(deploy.steps("c"), renamed_steps=renamed).continuation_renamed_steps
         deploy.app.finalize()
 

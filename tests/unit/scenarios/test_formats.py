@@ -85,7 +85,7 @@ def test_a_list_of_0_1_that_has_become_shorter_than_what_is_done(loop: Any, monk
     monkeypatch.setitem(SOURCES, "list", lambda: ITEMS[:2])
     run = resume(made, SAMPLES["list"])
     assert run.state == "FAILURE"
-    assert "3 items of this loop were done, and it has 2 now" in str(run.error)
+    assert "3 items of this loop were done, but it has 2 now" in str(run.error)
 
 
 def test_a_block_and_a_wait_of_0_1_go_on(task: Any) -> None:

@@ -387,26 +387,26 @@ def without_advice(text: str) -> str:
         (
             rows_with(7, 8, 9, 10),
             rows_with(7, 9, 10),
-            "item 2 of this loop was done and is another one now: then id 8, now id 9 (id 8 is not among them now; "
+            "item 2 of this loop was done and has changed: then id 8, now id 9 (id 8 is not among them now; "
             "4 items then, 3 now)",
         ),
         (
             rows_with(7, 8, 9),
             rows_with(5, 7, 8, 9),
-            "item 2 of this loop was done and is another one now: then id 8, now id 7 (id 8 is item 3 now; 3 items "
+            "item 2 of this loop was done and has changed: then id 8, now id 7 (id 8 is item 3 now; 3 items "
             "then, 4 now)",
         ),
         (
             [10, 20, 30],
             [10, 30],
-            "item 2 of this loop was done and is another one now: then 20, now 30 (20 is not among them now; 3 items "
+            "item 2 of this loop was done and has changed: then 20, now 30 (20 is not among them now; 3 items "
             "then, 2 now)",
         ),
-        ([10, 20, 30], [10], "2 items of this loop were done, and it has 1 now"),
+        ([10, 20, 30], [10], "2 items of this loop were done, but it has 1 now"),
         (
             ["a", "b", "c"],
             ["b", "a", "c"],
-            "item 2 of this loop was done and is another one now (it is item 1 now; 3 items then, 3 now)",
+            "item 2 of this loop was done and has changed (it is item 1 now; 3 items then, 3 now)",
         ),
         (
             range(0, 10, 2),
@@ -417,19 +417,19 @@ def without_advice(text: str) -> str:
         (
             lambda: iter([1, 2, 3]),
             lambda: iter([1]),
-            "2 items of this loop were done, and it has fewer than 2 now",
+            "2 items of this loop were done, but it has fewer than 2 now",
         ),
         (
             [author(Row(uid)) for uid in (4, 2, 3)],
             [author(Row(uid)) for uid in (4, 3)],
-            "item 2 of this loop was done and is another one now: then id 2, now id 3 (id 2 is not among them now; 3 "
+            "item 2 of this loop was done and has changed: then id 2, now id 3 (id 2 is not among them now; 3 "
             "items then, 2 now)",
         ),
         (
             [object(), object(), object(), object()],
             [object(), object(), object()],
-            "it had 4 items when 2 of them were done, and has 3 now; which are gone cannot be told, for its items have "
-            "nothing to tell them apart",
+            "it had 4 items when 2 of them were done, and has 3 now; its items have no identity that would show which "
+            "ones are gone",
         ),
     ],
     ids=["one gone", "one more", "ints", "shorter", "texts", "range", "generator", "instances", "objects"],
@@ -447,9 +447,9 @@ def test_what_the_error_advises() -> None:
         "A loop by position needs the same items in each execution. Write one of",
         "    self.iterate('loop', Model.objects.filter(...)) # a queryset or a select: read by key",
         "    self.iterate('loop', keyed(rows, key='id')) # rows in ascending order of a unique key",
-        "    self.iterate('loop', rows, identity=lambda row: row['sku']) # the same item, only looking different",
-        "Then: celery -A proj continuations retry some-id --step loop (again from its beginning), or retry some-id "
-        "--accept-source (on from its place in the source as it is now).",
+        "    self.iterate('loop', rows, identity=lambda row: row['sku']) # the same item with other values",
+        "Then: celery -A proj continuations retry some-id --step loop (from its beginning), or retry some-id "
+        "--accept-source (from its place in the source as it is now).",
     ]
     assert len({line.index("#") for line in lines_of_error if "#" in line}) == 1, "the comments are under each other"
     assert "self.iterate('loop', Author.objects.filter(...))" in changed(
@@ -550,9 +550,7 @@ def test_an_identity_that_is_none(wrong: Any) -> None:
 
 def test_identity_is_for_loops_by_position() -> None:
     error = Executions().loop(keyed([{"id": 1}], key="id"), identity=lambda row: row["id"])
-    assert str(error) == (
-        "step 'loop' was given identity=, which is for loops by position; this one is by key id, and needs none"
-    )
+    assert str(error) == ("step 'loop' was given identity=, which is for loops by position; this loop is by key id")
     assert Executions().loop(keyed([{"id": 1}], key="id"), identity=None) == [{"id": 1}]
 
 
@@ -673,16 +671,16 @@ def test_rows_that_are_not_in_the_order_of_their_key() -> None:
     error = Executions().loop(keyed([{"id": 3}, {"id": 1}], key="id"))
     assert str(error) == (
         "rows are not in ascending order of a unique key: row 2 has 1 after 3 ({'id': 3} and {'id': 1}); sort them by "
-        "it, or give a key that no two rows share"
+        "this key, or pass a key that is unique"
     )
     assert "row 2 has 3 after 3" in str(Executions().loop(keyed([{"id": 3}, {"id": 3}], key="id")))
 
 
 def test_rows_that_come_again_after_their_key() -> None:
     with_the_last_one = Executions().loop(keyed_pages(lambda last: [(last or 0,), ((last or 0) + 1,)], key=0))
-    assert "has the key 1 of the row before it" in str(with_the_last_one)
+    assert "has the key 1 of the previous row" in str(with_the_last_one)
     always_the_same = Executions().loop(keyed_pages(lambda last: [("a",), ("b",)], key=0))
-    assert "the row ('b',) has the key 'b', after which it was asked for" in str(always_the_same)
+    assert "the row ('b',) has the key 'b', after which rows were requested" in str(always_the_same)
 
 
 def test_pages_by_key_that_come_in_no_order() -> None:
@@ -690,7 +688,7 @@ def test_pages_by_key_that_come_in_no_order() -> None:
         return [{"id": key} for key in (5, 2, 7, 1) if key != last]
 
     found = Executions().loop(keyed_pages(fetch, key="id"))
-    assert "the row {'id': 7} has the key 7 after 2, against the order of the rows before" in str(found)
+    assert "the row {'id': 7} has the key 7 after 2, against the order of the previous rows" in str(found)
 
 
 def test_pages_by_key_whose_order_has_changed() -> None:
@@ -719,7 +717,7 @@ def test_what_comes_after_a_long_text_counts() -> None:
     mails = [{"body": "x" * 5000, "to": name} for name in ("ann", "bob", "cyd", "dan", "eve")]
     executions = Executions()
     assert len(executions.loop(mails, 3)) == 3
-    assert "is another one now" in str(executions.loop(mails[1:]))
+    assert "was done and has changed" in str(executions.loop(mails[1:]))
 
 
 def test_items_after_some_that_have_no_fingerprint() -> None:
@@ -729,7 +727,7 @@ def test_items_after_some_that_have_no_fingerprint() -> None:
 
     executions = Executions()
     assert len(executions.loop([Row(ident) for ident in (None, None, 1, 2, 3, 4)], 4)) == 4
-    assert "is another one now" in str(executions.loop([Row(ident) for ident in (None, None, 2, 3, 4, 5)]))
+    assert "was done and has changed" in str(executions.loop([Row(ident) for ident in (None, None, 2, 3, 4, 5)]))
 
 
 @pytest.mark.parametrize("change", ["replaced", "sorted"])
@@ -798,7 +796,7 @@ def test_what_was_made_with_positions_is_compared_too() -> None:
     assert isinstance(executions.loop(positions.Positions([1, 3])), SourceChangedError)
     executions = Executions()
     executions.loop(nested([1, 2], lambda one: [5, 6]), 3)
-    assert "the outer item in which it was is another one now: then 2, now 3" in str(
+    assert "the outer item at its place has changed: then 2, now 3" in str(
         executions.loop(nested([1, 3], lambda one: [5, 6]))
     )
 

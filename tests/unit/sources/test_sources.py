@@ -424,7 +424,9 @@ def test_queries_are_recognised_by_name(monkeypatch: Any) -> None:
     ("items", "shown"), [("one", "'o'"), ([["a", 1]], r"\['a', 1\]"), ([("a", 1, 2)], r"\('a', 1")]
 )
 def test_what_has_a_method_read_and_yields_no_pairs(task: Any, items: Any, shown: str) -> None:
-    with pytest.raises(InvalidStepError, match=rf"step 'loop' has a source that yields {shown}.*, and not \(item, cur"):
+    with pytest.raises(
+        InvalidStepError, match=rf"step 'loop' has a source that yields {shown}.*, instead of \(item, cur"
+    ):
         task(loop(Yields(items), []))()
 
 
@@ -591,8 +593,8 @@ def test_a_total_in_other_units_than_the_source_counts_in_is_not_taken(worker: A
     [
         (lambda: batched(["ab"], 0), "the size of a batch must be an int of 1 or more, not 0"),
         (lambda: batched({1, 2}, 2), "a source cannot iterate over a set"),
-        (lambda: nested([1]), "nested takes a source and one function or more"),
-        (lambda: nested([1], [2]), r"nested was given \[2\] for an inner source"),
+        (lambda: nested([1]), "nested takes a source, and one or more functions"),
+        (lambda: nested([1], [2]), r"nested was given \[2\] as an inner source"),
         (lambda: read(nested([1], lambda one: {2})), "a source cannot iterate over a set"),
         (lambda: throttled([1], True, 5), "the condition True, which is not callable"),
         (lambda: throttled([1], lambda: True, -1), "backoff = -1 is not allowed"),

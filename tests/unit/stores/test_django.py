@@ -76,7 +76,7 @@ def test_a_worker_s_lease_goes_in_one_statement_and_only_if_it_owns_nothing(djan
 def test_wrong_settings_of_django_are_refused(name: str, value: int) -> None:
     app = Celery(set_as_current=False)
     app.config_from_object(SimpleNamespace(**{f"CELERY_{name}": value}), namespace="CELERY")
-    with pytest.raises(ImproperlyConfigured, match=f"(?i){name} "):
+    with pytest.raises(ImproperlyConfigured, match=rf"(?i){name}\b"):
         conf.validate(app)
 
 
