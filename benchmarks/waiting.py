@@ -16,7 +16,7 @@ __all__ = ["measure"]
 TARGET = 0.02
 WAITING = 1_000
 
-# Less than the keeper's tick, so that each tick sweeps: else chance would decide how many sweeps a window has.
+# Less than a tick of maintenance, so that each tick sweeps: else chance would decide how many sweeps a window has.
 INTERVAL = 0.2
 CONF = {"continuation_sweep_interval": INTERVAL, "continuation_lease": 8}
 

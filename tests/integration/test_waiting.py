@@ -412,7 +412,7 @@ def restart(server: LocalProcess, ready: str) -> None:
 
 
 def test_an_idle_worker_asks_its_store_no_more_when_many_tasks_wait(make_cluster: Any, redis_server: Any) -> None:
-    # With less than the keeper's tick each tick sweeps, and chance has no part in it.
+    # With less than a tick of maintenance each tick sweeps, and chance has no part in it.
     conf = {**SOON, "continuation_sweep_interval": 0.2, "continuation_store": redis_url(redis_server, 2)}
     cluster = make_cluster(**redis_conf(redis_server), **conf)
     cluster.worker("-c", "1")

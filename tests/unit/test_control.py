@@ -141,13 +141,13 @@ def test_a_process_that_dies_before_it_has_claimed_leaves_its_message_to_celery(
     result = loop.apply_async()
     result.deliver("approval", "yes")
     sweeper = Sweeper(app, store, new_worker(), lambda task_id: True)
-    keeper = SimpleNamespace(sweeper_of=lambda store: sweeper)
+    maintenance = SimpleNamespace(sweeper_of=lambda store: sweeper)
     delivery = worker.deliver_nothing()
     lost = Request(
         delivery.message, on_ack=delivery.on_ack, on_reject=delivery.on_reject, app=app, task=loop, hostname="unit@test"
     )
-    lost._keeper = keeper
-    assert not lost._goes_on()
+    lost._maintenance = maintenance
+    assert not lost._recovered()
     assert (delivery.end, worker.queued()) == (None, 0)
 
 
