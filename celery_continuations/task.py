@@ -1,18 +1,18 @@
-"""Where the core meets Celery.  :class:`Interrupt` is caught here, once.
+"""The boundary between the core and Celery.  Only here :class:`Interrupt` is caught.
 
-Three methods of every class below :class:`AppTask` are wrapped when the class is made, the
-user's own overrides included, because each has a place that must not be lost by an override:
+Three methods of every subclass of :class:`AppTask`, including users' overrides, are wrapped when the class is made, so
+that an override cannot move them:
 
 ``__call__``
-    the boundary: it lies outside every override, so that an interruption is handed over after a
-    user's own context (an application, a tenant) has been left
+    the boundary: it is outside every override, so that the hand-over happens after a user's own context (an
+    application, a tenant) has been left
 ``run``
-    lies inside of ``autoretry_for``, so that a task which has got on resumes before that is asked
+    is inside ``autoretry_for``, so that a task that has made progress resumes before Celery retries it
 ``on_retry``
-    Celery calls it when the state RETRY is stored, and only then may the message go out
+    is called by Celery once the state RETRY is stored; only then may the message be published
 
-Nothing of a run is kept on the task, which is one shared instance for each process: it is
-kept on the request, of which each thread and greenlet has its own.
+The state of a run is not kept on the task, which is one shared instance in each process, but on the request, of which
+each thread and greenlet has its own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _prepared: WeakSet[Celery] = WeakSet()
 
 
 def _wrap(cls: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
-    """Lay ``wrapper`` around the method that ``cls`` has, its own or inherited, unless that is done."""
+    """Wrap the method of ``cls``, its own or inherited, in ``wrapper``, unless that is done already."""
     found = inspect.getattr_static(cls, name)
     function = found.__func__ if isinstance(found, staticmethod) else found
     if found is inspect.getattr_static(Task, name) and name == "run":
@@ -86,7 +86,7 @@ def _wrap(cls: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
 
 
 def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Around ``__call__``: where an interruption becomes a hand-over."""
+    """Wrap ``__call__``: turn an interruption into a hand-over."""
     request = task.request_stack.top
     if request is not None and execution_of(request) is not None:
         return call(*args, **kwargs)
@@ -115,14 +115,14 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 
 def _checked(task: Any, value: Any) -> Any:
-    """Return ``value``, or refuse it where it shows that the task's body never ran."""
+    """Return ``value``, or refuse it if it shows that the task's body never ran."""
     if task.claims_at_start:
         refusals.refuse_unrun(task, value)
     return value
 
 
 def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Around ``run``: the task's own code."""
+    """Wrap ``run``: the task's own code."""
     request = task.request_stack.top
     if request is None:
         task.push_request(args=args, kwargs=kwargs)
@@ -151,7 +151,7 @@ def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 
 def _after_retry(task: Any, on_retry: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Around ``on_retry``: the state is stored, the message may go out."""
+    """Wrap ``on_retry``: the state is stored, so the message may be published."""
     execution = execution_of(task.request_stack.top)
     if isinstance(execution, Execution):
         execution.publish()
@@ -164,8 +164,8 @@ class AppTask(Task):  # type: ignore[misc]
     >>> from celery import Celery
     >>> app = Celery("proj", task_cls="celery_continuations:AppTask")
 
-    A task that uses no step is as it would be without this class, and keeps the app's own
-    delivery settings; it claims at its first step.
+    A task without steps behaves as without this class, and keeps the app's own delivery settings.  A task claims at its
+    first step.
     """
 
     abstract = True
@@ -175,27 +175,27 @@ class AppTask(Task):  # type: ignore[misc]
     #: Claim when the task starts, not at its first step.
     claims_at_start = False
 
-    # -- what a task's author uses
+    # -- for the author of a task
 
     def step(self, name: str, func: Callable[..., Any] | None = None, /, *args: Any, **kwargs: Any) -> Any:
         """Run a part of the task once.
 
-        Call form, ``self.step(name, func, *args, **kwargs)``: calls ``func`` and returns its
-        value; once the step is complete, returns the remembered value without calling.
+        Call form, ``self.step(name, func, *args, **kwargs)``: calls ``func`` and returns its value; once the step is
+        complete, returns the remembered value without calling.
 
-        Block form, ``for step in self.step(name, start=None, isolated=False):``: the body
-        runs once, and not at all when the step is complete.  With ``transaction=`` each move of the
-        cursor, and the end of the body, is committed together with the work before it, see :meth:`iterate`.
+        Block form, ``for step in self.step(name, start=None, isolated=False):``: the body runs once, and not at all if
+        the step is complete.  With ``transaction=`` each move of the cursor, and the end of the body, is committed
+        together with the work before it; see :meth:`iterate`.
 
         Args:
-            name: of the step, a name of its own in this task.
+            name: the name of the step, unique in this task.
             func: what to call; without it this is the block form.
             start: where the cursor starts (block form).
-            isolated: run the step in an execution of its own (block form).
+            isolated: run the step in its own execution (block form).
             transaction: see :meth:`iterate` (block form).
 
         Raises:
-            InvalidStepError: when the step must not come here.
+            InvalidStepError: when the step is not allowed at this place.
             UnserializableValueError: when the value of ``func`` cannot be saved.
 
         >>> from celery import Celery
@@ -237,33 +237,33 @@ class AppTask(Task):  # type: ignore[misc]
         """Loop over ``source``, with a checkpoint after each item.
 
         Args:
-            name: of the step.
-            source: a sequence, range or iterable; a source; a path (its CSV rows where it ends in ``.csv``, its
-                JSON values where it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading
-                (its lines, from its beginning); what else is known to :func:`sources.register`; or a function that
-                returns one of these and is called only if the step is still to be done.  What has no key to find its
-                place by is read by position: a resumption leaves out as many items as were done, and compares the last
-                of them with what was saved of it.
+            name: the name of the step.
+            source: a sequence, range or iterable; a source; a path (its CSV rows if it ends in ``.csv``, its JSON
+                values if it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading (its
+                lines, from its beginning); any type registered with :func:`sources.register`; or a function that
+                returns one of these and is called only if the step is not complete.  A source without a key is read
+                by position: a resumption skips as many items as were done, and compares the last of them with what was
+                saved of it.
             start: where to start; for positions an int.
-            isolated: run the step in an execution of its own.
-            batch: yield lists of up to so many items.
-            total: number of items, for progress, where the source does not tell; ``"count"`` to have a queryset or
-                select counted once.
-            on_error: how many items may fail that are tried within ``with rows.attempt():``, see
-                :meth:`Iteration.attempt`; they are put aside, for ``rows.failed``.
+            isolated: run the step in its own execution.
+            batch: yield lists of up to this many items.
+            total: number of items, for progress, if the source does not know it; ``"count"`` counts a queryset or
+                select once.
+            on_error: how many items may fail inside ``with rows.attempt():``; see :meth:`Iteration.attempt`.  They are
+                listed in ``rows.failed``.
             transaction: a SQLAlchemy Session, or the alias of a Django database, e.g. ``"default"``, of the database
-                that is also ``continuation_store``: what the body does in it is committed after each item, together
-                with the cursor, so that each item takes effect exactly once.  The body must not commit.  What is
-                left by break or an error is rolled back.
-            identity: for items read by position: a function of an item that returns what tells it from others, where
-                items look different in each execution; None to compare nothing.  Without it that is the key of a model
-                instance, the ``id`` of an item, or all of it.
+                that is also ``continuation_store``: the body's work in it is committed after each item, together with
+                the cursor, so that each item takes effect exactly once.  The body must not commit.  Work that ends in
+                a break or an error is rolled back.
+            identity: for items read by position that look different in each execution: a function that returns an
+                item's identity; None to compare nothing.  By default the identity is the key of a model instance, the
+                ``id`` of an item, or all of it.
 
         Returns:
             An iterable, to be used once, with ``cursor``, ``total``, ``resumed`` and ``failed``.
 
         Raises:
-            InvalidStepError: when the step must not come here, or the source is a set or a string.
+            InvalidStepError: when the step is not allowed at this place, or the source is a set or a string.
             SourceChangedError: when a resumption finds that the source is not what it was.
 
         >>> from celery import Celery
@@ -293,30 +293,30 @@ class AppTask(Task):  # type: ignore[misc]
         return run.declare(Iteration(run, name, opened, start, isolated, on_error, unit))
 
     def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
-        """Wait until a value is delivered under ``name``, see :meth:`ContinuableAsyncResult.deliver`.
+        """Wait until a value is delivered under ``name``; see :meth:`ContinuableAsyncResult.deliver`.
 
-        The task holds no worker and no message meanwhile.
+        Meanwhile the task occupies no worker and no message.
 
         Args:
-            name: of the wait, which is a step.
-            timeout: seconds or a timedelta, from the first call on; None to wait forever.
-            default: what to return when nothing comes in time.
+            name: the name of the wait, which is a step.
+            timeout: seconds or a timedelta, from the first call; None to wait forever.
+            default: what to return on timeout.
 
         Returns:
             The payload.
 
         Raises:
-            WaitTimeout: when nothing comes in time and there is no default.
-            StoreError: where the store cannot keep a wait (``"message"``).
+            WaitTimeout: on timeout, if there is no default.
+            StoreError: when the store cannot keep a wait (``"message"``).
 
         >>> from celery import Celery
         >>> from celery_continuations.testing import delivered
         >>> app = Celery(set_as_current=False)
         >>> @app.task(base=ContinuableTask, bind=True)
         ... def publish(self):
-        ...     return self.wait_for("approval", timeout=3600, default="nobody")
+        ...     return self.wait_for("approval", timeout=3600, default="no one")
         >>> publish()
-        'nobody'
+        'no one'
         >>> with delivered(approval="ann"):
         ...     publish()
         'ann'
@@ -325,11 +325,11 @@ class AppTask(Task):  # type: ignore[misc]
         return waits.wait_for(run, waiter, name, timeout, default)
 
     def sleep(self, name: str, until: float | timedelta | datetime) -> None:
-        """Go on at a moment, which is fixed at the first call.
+        """Continue at a moment, which the first call fixes.
 
         Args:
-            name: of the step.
-            until: seconds or a timedelta from now, or a datetime; a naive one is of the app's timezone.
+            name: the name of the step.
+            until: seconds or a timedelta from now, or a datetime; a naive one is in the app's timezone.
 
         Raises:
             StoreError: see :meth:`wait_for`.
@@ -344,27 +344,27 @@ class AppTask(Task):  # type: ignore[misc]
         every: float | timedelta,
         timeout: float | timedelta | None = None,
     ) -> Any:
-        """Ask ``predicate()`` again and again, and give the worker back in between.
+        """Call ``predicate()`` until it returns a true value, and free the worker in between.
 
         Args:
-            name: of the step.
-            predicate: asked until what it returns is true.
-            every: seconds or a timedelta between two questions; a worker's sweep, each
-                ``continuation_sweep_interval``, is what ends a pause, so shorter ones are not kept.
-            timeout: seconds or a timedelta, from the first call on.
+            name: the name of the step.
+            predicate: called until it returns a true value.
+            every: seconds or a timedelta between two calls; only a worker's sweep, every
+                ``continuation_sweep_interval``, resumes the task, so shorter times have no effect.
+            timeout: seconds or a timedelta, from the first call.
 
         Returns:
-            What the predicate has returned.
+            The value of the predicate.
 
         Raises:
-            WaitTimeout: when it did not come true in time; in a direct call, when it is not true at once.
+            WaitTimeout: when it was not true in time; in a direct call, when it is not true immediately.
             StoreError: see :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
         return waits.wait_until(run, waiter, name, predicate, every, timeout)
 
     def resume_in(self, delay: float | timedelta) -> NoReturn:
-        """Inside a step: leave now, and come back after ``delay`` at the same cursor.  No retry is counted.
+        """Inside a step: free the worker, and resume after ``delay`` at the same cursor.  No retry is counted.
 
         Args:
             delay: seconds or a timedelta.
@@ -376,20 +376,20 @@ class AppTask(Task):  # type: ignore[misc]
         waits.resume_in(*self._waits("resume_in"), delay)
 
     def wait_for_results(self, name: str, signatures: Any) -> Any:
-        """Start other tasks, give the worker back, and go on when all of them have ended.
+        """Start other tasks, free the worker, and continue when all of them have ended.
 
-        They are started at least once: their ids are saved first, so that a task which is killed just then
-        starts the same ones again.  They need a result backend.
+        They are started at least once: their ids are saved first, so that a task killed at this moment starts the same
+        ones again.  They need a result backend.
 
         Args:
-            name: of the step.
+            name: the name of the step.
             signatures: a signature, a group, or a list of signatures; the same ones in each execution.
 
         Returns:
             The result of the signature; of a group or a list, the results in order.
 
         Raises:
-            Exception: what a child has raised.
+            Exception: the error of a child.
             StoreError: see :meth:`wait_for`.
 
         >>> from celery import Celery
@@ -407,15 +407,15 @@ class AppTask(Task):  # type: ignore[misc]
         return waits.wait_for_results(run, waiter, name, signatures, self)
 
     def checkpoint(self) -> None:
-        """A place where the task may stop, outside or inside a step."""
+        """Make a checkpoint: the task may stop here, outside or inside a step."""
         self._run("checkpoint").checkpoint()
 
     @property
     def saved(self) -> Saved:
-        """A dict kept across executions, for what several steps need.
+        """A dict kept across executions, for values that several steps need.
 
         Raises:
-            UnserializableValueError: at assignment, for a value that would not come back equal.
+            UnserializableValueError: on assigning a value that would not be restored as equal.
         """
         return self._run("saved").snapshot.saved
 
@@ -423,8 +423,8 @@ class AppTask(Task):  # type: ignore[misc]
         """Return an address at which an external service delivers what this task waits for.
 
         Args:
-            name: of what the task waits for.
-            expires: seconds, or a timedelta, from now on; without it ``continuation_callback_expires``.
+            name: the name of the wait.
+            expires: seconds, or a timedelta, from now; by default ``continuation_callback_expires``.
 
         Raises:
             ImproperlyConfigured: when ``continuation_callback_url`` or ``continuation_callback_secret`` is not set.
@@ -471,14 +471,14 @@ class AppTask(Task):  # type: ignore[misc]
         check_name(name)
         return self._run(name), execution_of(self.request_stack.top).waiter
 
-    # -- what Celery uses
+    # -- for Celery
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the task directly: straight through, with no worker, no store, no interruption."""
+        """Call the task directly: without worker, store and interruptions."""
         request = self.request_stack.top
         execution = execution_of(request)
         if execution is not None and execution.in_body:
-            # The task calls itself. Celery would give the call this same request, or a copy of it.
+            # The task calls itself. Celery would use this same request for the call, or a copy of it.
             self.push_request(args=args, kwargs=kwargs, called_directly=True, **{ATTRIBUTE: None})
             try:
                 return self.run(*args, **kwargs)
@@ -489,7 +489,7 @@ class AppTask(Task):  # type: ignore[misc]
         following = super().__call__
         if following.__func__ is not Task.__call__:
             return following(*args, **kwargs)
-        return self.run(*args, **kwargs)  # Task's own would push a request without the message's data
+        return self.run(*args, **kwargs)  # Task.__call__ would push a request without the message's data
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -503,7 +503,7 @@ class AppTask(Task):  # type: ignore[misc]
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
-        """See Celery's Task; checks the settings, and lets the app's workers hear when they are stopped."""
+        """Bind the class to the app, check its settings, and add the bootstep to the app's workers."""
         bound: Celery = super().bind(app)
         if app not in _prepared:
             conf.validate(app)
@@ -514,7 +514,7 @@ class AppTask(Task):  # type: ignore[misc]
         return bound
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult:  # noqa: N802
-        """See Celery's Task; the result also tells the progress."""
+        """Return a result that also reports the progress."""
         return ContinuableAsyncResult(
             task_id, backend=self.backend, app=self.app, store=conf.setting(self, "store"), **kwargs
         )
@@ -529,12 +529,12 @@ class AppTask(Task):  # type: ignore[misc]
         *rest: Any,
         **options: Any,
     ) -> Any:
-        """Apply the task here, as Task does; within a rehearsal with the arguments as a message has them."""
+        """Apply the task in this process; within a rehearsal, with the arguments as a message carries them."""
         args, kwargs = rehearsed_arguments(self, task_id, args, kwargs)
         return super().apply(args, kwargs, link, link_error, task_id, *rest, **options)
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Any:
-        """See Celery's Task; for ``self.retry()`` in a run, what keeps the run's progress."""
+        """Return a signature that keeps the run's progress in ``self.retry()``."""
         signature = super().signature_from_request(*args, **kwargs)
         execution = execution_of(self.request_stack.top)
         if not isinstance(execution, Execution) or execution.run is None:
@@ -542,7 +542,7 @@ class AppTask(Task):  # type: ignore[misc]
         return _RetryMessage(execution, signature, *args, **kwargs)
 
     def replace(self, sig: Any) -> Any:
-        """See Celery's Task; the task that comes in place of this one starts afresh."""
+        """Replace this task; the new one starts without its progress."""
         execution = execution_of(self.request_stack.top)
         if isinstance(execution, Execution):
             execution.refuse_if_changed()
@@ -551,7 +551,7 @@ class AppTask(Task):  # type: ignore[misc]
 
 
 class ContinuableTask(AppTask):
-    """A Celery task that stops when its worker does, and goes on elsewhere.
+    """A Celery task that stops with its worker and continues on another one.
 
     >>> from celery import Celery
     >>> app = Celery(set_as_current=False)
@@ -571,7 +571,7 @@ class ContinuableTask(AppTask):
 
 
 class _RetryMessage:
-    """Stands in for the signature that ``Task.retry`` would send: the boundary publishes instead."""
+    """Replace the signature that ``Task.retry`` would send: the boundary publishes instead."""
 
     def __init__(
         self,
@@ -588,7 +588,7 @@ class _RetryMessage:
         self._options = {**options, "args": args, "kwargs": kwargs, "queue": queue}
 
     def apply_async(self) -> None:
-        """Called by ``Task.retry`` in place of sending."""
+        """Keep the options; ``Task.retry`` calls this to send."""
         self._execution.retry_options = {k: v for k, v in self._options.items() if v is not None}
 
 

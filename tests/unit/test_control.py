@@ -396,7 +396,7 @@ def test_a_failed_task_goes_on_from_a_step_named(worker: Any, failing: Any) -> N
 def test_a_step_that_was_never_begun(worker: Any, failing: Any) -> None:
     result = failing.apply_async()
     worker.drain()
-    with pytest.raises(DeliveryError, match="has no step 'three' that was begun; its steps are: 'one', 'two'"):
+    with pytest.raises(DeliveryError, match="has not begun a step 'three'; its steps are: 'one', 'two'"):
         result.retry("three")
     assert result.state == states.FAILURE, "nothing was changed"
 
@@ -475,7 +475,7 @@ def test_a_broker_that_is_away_leaves_it_to_a_sweep(
 
 def test_a_snapshot_goes_back_by_its_steps() -> None:
     snapshot = Snapshot(current=("three", 7))
-    assert commands._go_back("id", snapshot, None) == ["three"]
+    assert commands._rewind("id", snapshot, None) == ["three"]
     assert snapshot.current == ("three", 7)
 
 
