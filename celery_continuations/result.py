@@ -97,7 +97,7 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
 
     @property
     def status_of_record(self) -> str | None:
-        """The status of the task's record, e.g. ``"waiting"`` or ``"paused"``; None if there is no record."""
+        """The status of the task's record, e.g. ``"waiting"`` or ``"paused"``; None without a record."""
         record = self.record()
         return record.fence.status.value if record else None
 

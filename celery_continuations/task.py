@@ -306,7 +306,7 @@ class AppTask(Task):  # type: ignore[misc]
             The payload.
 
         Raises:
-            WaitTimeout: on timeout, if there is no default.
+            WaitTimeout: on timeout, without a default.
             StoreError: when the store cannot keep a wait (``"message"``).
 
         >>> from celery import Celery

@@ -44,7 +44,7 @@ class Waiter(Protocol):
     """What a wait needs of the execution that it is part of.
 
     Attributes:
-        is_direct: whether there is no worker to free.
+        is_direct: whether the task runs without a worker.
     """
 
     is_direct: bool

@@ -120,7 +120,7 @@ class Over:
         raise InvalidStepError(f"step {self._name!r} is complete; its loop continued after it", self._name)
 
     def is_of_item(self, step: Step, error: Exception) -> bool:
-        """Return False: there is no current item."""
+        """Return False: a completed loop has no current item."""
         return False
 
     def refuse(self, error: InvalidStepError | SourceChangedError) -> NoReturn:

@@ -118,10 +118,10 @@ class DirectExecution:
         run.attention = True
 
     def join(self, run: Run) -> None:
-        """No-op: there is no store."""
+        """No-op: direct calls have no store."""
 
     def save(self, run: Run) -> None:
-        """Raise for what could not be saved; there is no store."""
+        """Raise for what could not be saved, without saving it."""
         snapshot_text(run, conf.setting(self.task, "max_snapshot"))
         if run.unit is not None:
             run.unit.begin()
@@ -148,7 +148,7 @@ class DirectExecution:
         return Outcome.of_value(payloads[name], f"the payload of {name!r}") if name in payloads else TIMED_OUT
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
-        """Refuse: a direct call has no worker to give back, and no other worker could continue.
+        """Refuse: a direct call has no worker to free, and no other worker could continue it.
 
         Raises:
             InvalidStepError: always.
@@ -158,7 +158,7 @@ class DirectExecution:
         )
 
     def keep(self) -> None:
-        """No-op: there is no store."""
+        """No-op: direct calls have no store."""
 
     def back_off(self, run: Run, seconds: float) -> NoReturn:
         """Refuse; see :meth:`leave`."""

@@ -97,7 +97,7 @@ def _sees_all() -> bool:
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
-    """Return state and start time, in clock ticks since boot (proc_pid_stat(5)), or None if there is no process."""
+    """Return state and start time, in clock ticks since boot (proc_pid_stat(5)), or None without a process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # a command's name may contain spaces and brackets

@@ -216,7 +216,7 @@ def retry(store: Store, task_id: str, step: str | None = None, accept_source: bo
 
 def _reopened(record: Record | None, task_id: str, step: str | None, accept_source: bool) -> Update:
     if record is None or record.fence.status != Status.FAILED or not record.message:
-        status = "there is no record of it" if record is None else f"it is {record.fence.status}"
+        status = "it has no record" if record is None else f"it is {record.fence.status}"
         raise DeliveryError(task_id, f"only a failed task can be retried; {status}")
     snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
     dropped = _rewind(task_id, snapshot, step)
@@ -251,7 +251,7 @@ def _accept_source(task_id: str, snapshot: Snapshot) -> None:
     """Make the failed loop resume without checking its source."""
     if snapshot.current is None or snapshot.current[1] is None or snapshot.kind in NO_LOOPS:
         where = "it has no current step" if snapshot.current is None else f"step {snapshot.current[0]!r} has none"
-        raise DeliveryError(task_id, f"there is no source to accept: {where}; only a loop that was begun has one")
+        raise DeliveryError(task_id, f"no source to accept: {where}; only a loop that was begun has one")
     snapshot.mark = ACCEPTED
 
 

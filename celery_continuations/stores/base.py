@@ -307,7 +307,7 @@ class Store(abc.ABC):
 
         Args:
             task_id: the task of the record.
-            expected: the expected token; None to write only if there is no record.
+            expected: the expected token; None to write only a new record.
             update: what to write.
 
         Returns:

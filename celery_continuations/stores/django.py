@@ -211,7 +211,7 @@ class DjangoStore(Store):
         return self._living().filter(task_id=_checked("a task id", task_id))
 
     def _add(self, task_id: str, values: dict[str, Any]) -> bool:
-        """Write if there is no record, or only an expired one."""
+        """Insert a record; if the task has one, replace it only if it has expired."""
         row = {"namespace": self._namespace, "task_id": _checked("a task id", task_id)}
         if self._insert(self._rows(), {**row, **values}):
             return True

@@ -53,7 +53,7 @@ class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.task_revoked.connect(self._on_revoked, weak=False)
 
     def start(self, worker: Any) -> None:
-        """Start maintenance and handle SIGHUP: Celery's handlers are in place.  Warn where there is no store."""
+        """Start maintenance and handle SIGHUP: Celery's handlers are in place.  Warn if the app has no store."""
         if conf.app_setting(worker.app, "store") == "auto":
             problem = without_store(worker.app)
             if problem is not None:

@@ -403,7 +403,7 @@ def test_a_step_that_was_never_begun(worker: Any, failing: Any) -> None:
 
 def test_only_a_failed_task_is_retried(worker: Any, failing: Any) -> None:
     result = failing.apply_async()
-    with pytest.raises(DeliveryError, match="only a failed task can be retried; there is no record of it"):
+    with pytest.raises(DeliveryError, match="only a failed task can be retried; it has no record"):
         result.retry()
     failing.is_broken = False
     worker.drain()

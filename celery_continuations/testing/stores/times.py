@@ -51,7 +51,7 @@ class Times(Suite):
         assert self.store.scan(limit=2).due == expected[:2]
 
     def test_what_is_written_again_or_removed_is_no_longer_due(self) -> None:
-        """A record that is written, taken or removed is no longer due."""
+        """A record that is written, taken or removed stops being due."""
         fence = Fence(1, Status.QUEUED)
         for task_id in ("swapped", "taken", "removed", "later", "stays"):
             self.store.compare_and_swap(task_id, None, Update(fence, due_in=0))

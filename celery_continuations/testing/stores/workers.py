@@ -76,7 +76,7 @@ class Workers(Suite):
             for number in range(3):
                 task_id, owner = f"{worker}{number}", f"{worker}/{number}/a"
                 self.store.compare_and_swap(task_id, None, Update(Fence(1, Status.RUNNING, owner)))
-        self.store.compare_and_swap("free", None, Update(Fence(1, Status.QUEUED, "nobody")))
+        self.store.compare_and_swap("free", None, Update(Fence(1, Status.QUEUED, "other")))
         found = {lease.worker: lease.left for lease in self.store.scan().leases}
         assert sorted(found) == ["another", "listed", "unlisted"]
         assert found["unlisted"] <= 0
