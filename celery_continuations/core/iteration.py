@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
 from celery_continuations.core import codec
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.core.step import Begun, Checkpoints, Step, Unit
+from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import InvalidStepError
 
 __all__ = [
@@ -181,7 +182,7 @@ class Opened(NamedTuple):
     total: int | str | None = None
 
 
-class Iteration(Step):
+class Iteration(Step[Any], Generic[Item_co]):
     """A step that is a loop: iterate over it once, for items or batches of items.
 
     Attributes:
@@ -277,7 +278,7 @@ class Iteration(Step):
         """Items put aside, in this execution and before: the cursor where each begins, and its error."""
         return [(codec.decode(cursor, f"a cursor of step {self.name!r}"), text) for cursor, text in self.aside]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Item_co]:  # type: ignore[override]
         run = self.run
         if not run.enter(self):
             return

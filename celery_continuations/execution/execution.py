@@ -133,7 +133,7 @@ class Execution:
 
     is_direct = False
 
-    def __init__(self, task: Task, request: Any, body: Body | None = None) -> None:
+    def __init__(self, task: Task[..., object], request: Any, body: Body | None = None) -> None:
         self.task = task
         self.request = request
         self.in_body = False
@@ -817,7 +817,8 @@ class Execution:
             options["countdown"] = conf.setting(self.task, "resume_error_countdown")
         self._leave(interrupt.reason, options)
         self._interrupted = shown = _shown(run.current, interrupt.reason)
-        retry: BaseException = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
+        countdown: Any = options.get("countdown") or 0
+        retry: BaseException = Retry(str(shown), exc=shown, when=countdown)
         retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
         return retry
 

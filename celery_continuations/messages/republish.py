@@ -74,7 +74,7 @@ _IN_BODY = ("args", "kwargs", "callbacks", "errbacks", "chain", "chord")
 
 
 def republish(
-    task: Task, request: Any, *, generation: int, snapshot: str | None, body: Body, options: dict[str, Any]
+    task: Task[..., object], request: Any, *, generation: int, snapshot: str | None, body: Body, options: dict[str, Any]
 ) -> None:
     """Publish the task of ``request`` again, with its arguments, callbacks and chain as they were sent.
 
@@ -113,7 +113,7 @@ def republish(
         )
 
 
-def keepable(task: Task, request: Any, *, body: Body, options: dict[str, Any]) -> str:
+def keepable(task: Task[..., object], request: Any, *, body: Body, options: dict[str, Any]) -> str:
     """Return the message that :func:`republish` would send, as a text that :class:`Publisher` can publish.
 
     The body is the received one, byte for byte, unless ``options`` redefine it or it carries a snapshot, which is
@@ -135,7 +135,7 @@ def keepable(task: Task, request: Any, *, body: Body, options: dict[str, Any]) -
         "chord": body.in_chord,
         "began": time.time(),
     }
-    return str(json.dumps(whole))  # type: ignore[no-untyped-call]
+    return str(json.dumps(whole))
 
 
 class Publisher:
@@ -261,7 +261,7 @@ def is_in_chord(text: str) -> bool:
 
 def _parsed(text: str) -> Any:
     try:
-        message = json.loads(text)  # type: ignore[no-untyped-call]
+        message = json.loads(text)
         for key in ("task", "route", "headers", "properties", "sending", "content", "body"):
             message[key]
     except (ValueError, TypeError, KeyError) as exc:
@@ -270,12 +270,12 @@ def _parsed(text: str) -> Any:
 
 
 def _message(
-    task: Task, request: Any, body: Body, options: dict[str, Any], started: bool
+    task: Task[..., object], request: Any, body: Body, options: dict[str, Any], started: bool
 ) -> tuple[Any, Body, dict[str, Any]]:
     """Return Celery's task message, to be given a body; that body; and the properties to send it with."""
     options = {_RENAMED.get(name, name): value for name, value in options.items()}
     for name in _RENAMED.values():
-        options[name] = maybe_list(options.get(name))  # type: ignore[no-untyped-call]
+        options[name] = maybe_list(options.get(name))
     changes, serializer = _parts(options, _IN_BODY), options.get("serializer")
     if changes or serializer not in (None, body.serializer):
         body = body.changed(changes, serializer)
@@ -308,7 +308,7 @@ def _parts(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
-def _fields(task: Task, request: Any) -> dict[str, Any]:
+def _fields(task: Task[..., object], request: Any) -> dict[str, Any]:
     """What ``create_task_message`` takes, all but ``expires``, which a started task has met."""
     time_limit, soft_time_limit = request.timelimit or (None, None)
     return {
@@ -370,7 +370,7 @@ def _destination(app: Celery, route: dict[str, Any]) -> dict[str, Any]:
         # The default exchange goes by the queue's name; our own Queue keeps Celery from taking the
         # route of a declared one of that name, which is declared all the same.
         return {
-            "queue": Queue(key, Exchange(""), routing_key=key),  # type: ignore[no-untyped-call]
+            "queue": Queue(key, Exchange(""), routing_key=key),
             "declare": [queue for queue in queues if queue.name == key],
         }
     return {

@@ -17,12 +17,15 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, chain, compress, repeat
 from pathlib import Path, PurePath
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, overload
 
 from celery_continuations.core.iteration import NOTHING, Keep, Pairs, SourceChanged
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import BaseReader, register
+from celery_continuations.sources.base import BaseReader, Source, register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["csv_rows", "json_lines", "lines"]
 
@@ -251,7 +254,7 @@ class _JsonLines(FileSource):
 class _CsvRows(FileSource):
     kind = "bytes of CSV rows"
 
-    def __init__(self, file: Any, encoding: str, header: bool, options: dict[str, Any]) -> None:
+    def __init__(self, file: Any, encoding: str, header: bool, options: CsvOptions) -> None:
         super().__init__(file, encoding)
         self._header = header
         self._options = options
@@ -339,7 +342,30 @@ def _named(names: list[str], row: list[str]) -> dict[str | None, Any]:
     return named
 
 
-def lines(file: Any, encoding: str = "utf-8") -> FileSource:
+class _Named(Protocol):
+    @property
+    def name(self) -> Any: ...
+
+
+#: A path, or an open file, which is opened again by its name.
+File: TypeAlias = str | os.PathLike[str] | _Named
+
+
+class CsvOptions(TypedDict, total=False):
+    """See :func:`csv.reader`."""
+
+    dialect: str | csv.Dialect | type[csv.Dialect]
+    delimiter: str
+    quotechar: str | None
+    escapechar: str | None
+    doublequote: bool
+    skipinitialspace: bool
+    lineterminator: str
+    quoting: Literal[0, 1, 2, 3]
+    strict: bool
+
+
+def lines(file: File, encoding: str = "utf-8") -> Source[str]:
     r"""Return the lines of a text file, without their ends, which are ``\n`` or ``\r\n``.
 
     Args:
@@ -356,7 +382,17 @@ def lines(file: Any, encoding: str = "utf-8") -> FileSource:
     return _Lines(file, encoding)
 
 
-def csv_rows(file: Any, encoding: str = "utf-8", *, header: bool = True, **options: Any) -> FileSource:
+@overload
+def csv_rows(
+    file: File, encoding: str = "utf-8", *, header: Literal[True] = True, **options: Unpack[CsvOptions]
+) -> Source[dict[str | Any, str | Any]]: ...
+@overload
+def csv_rows(
+    file: File, encoding: str = "utf-8", *, header: Literal[False], **options: Unpack[CsvOptions]
+) -> Source[list[str]]: ...
+@overload
+def csv_rows(file: File, encoding: str = "utf-8", *, header: bool, **options: Unpack[CsvOptions]) -> Source[Any]: ...
+def csv_rows(file: File, encoding: str = "utf-8", *, header: bool = True, **options: Unpack[CsvOptions]) -> Source[Any]:
     r"""Return the rows of a CSV file; quoted fields may have line feeds in them, and empty lines are left out.
 
     Args:
@@ -376,7 +412,7 @@ def csv_rows(file: Any, encoding: str = "utf-8", *, header: bool = True, **optio
     return _CsvRows(file, encoding, header, options)
 
 
-def json_lines(file: Any, encoding: str = "utf-8") -> FileSource:
+def json_lines(file: File, encoding: str = "utf-8") -> Source[Any]:
     r"""Return the values of a file that has one as JSON in each line; empty lines are left out.
 
     Args:
@@ -405,7 +441,7 @@ def _path_of(file: Any) -> Path:
     return Path(path)
 
 
-def _of_path(path: Any) -> FileSource:
+def _of_path(path: Any) -> Source[Any]:
     suffix = _path_of(path).suffix.lower()
     if suffix == ".csv":
         return csv_rows(path)
@@ -414,7 +450,7 @@ def _of_path(path: Any) -> FileSource:
     return lines(path)
 
 
-def _of_open_file(file: io.TextIOWrapper) -> FileSource:
+def _of_open_file(file: io.TextIOWrapper) -> Source[str]:
     path = _path_of(file)
     problem, mend = None, "pass lines(path), csv_rows(path) or json_lines(path)"
     if not isinstance(getattr(file.buffer, "raw", None), io.FileIO):
@@ -437,11 +473,11 @@ def _is_at_beginning(file: io.TextIOWrapper) -> bool:
         return False
 
 
-def _of_temporary_file(file: Any) -> FileSource:
+def _of_temporary_file(file: Any) -> Source[str]:
     return _of_open_file(file.file) if isinstance(file.file, io.TextIOWrapper) else _of_other_file(file.file)
 
 
-def _of_other_file(file: Any) -> FileSource:
+def _of_other_file(file: Any) -> Source[Any]:
     raise InvalidStepError(
         f"a {type(file).__name__} is not a text file with a path; pass lines(path), csv_rows(path) or "
         "json_lines(path), or a list of what is in it"

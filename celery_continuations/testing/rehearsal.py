@@ -21,6 +21,7 @@ from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Outcome, Saved, Snapshot, Waiting
 from celery_continuations.core.step import Step
+from celery_continuations.core.typevars import P
 from celery_continuations.exceptions import DeliveryError, InvalidStepError
 from celery_continuations.execution import direct
 from celery_continuations.execution.execution import Execution
@@ -345,7 +346,7 @@ class _Execution(Execution):
     # -- leaving
 
     def finish(self, value: Any) -> None:
-        if isinstance(value, Retry) and isinstance(value.sig, _RetryMessage):
+        if isinstance(value, Retry) and isinstance(_signature_of(value), _RetryMessage):
             raise value  # retry(throw=False)
         if self.run is not None:
             self._guided("end")
@@ -356,9 +357,10 @@ class _Execution(Execution):
             self._rehearsal.lost()
             killed: BaseException = Ignore("killed")
             return killed
-        if isinstance(error, Retry) and isinstance(error.sig, _RetryMessage):
-            error.sig.apply_async()
-            error.sig = None  # or Celery would apply it
+        signature = _signature_of(error)
+        if isinstance(signature, _RetryMessage):
+            signature.apply_async()
+            vars(error)["sig"] = None  # or Celery would apply it
         try:
             instead = super().left_by(error)
         except Exception as exc:
@@ -394,7 +396,7 @@ class _Execution(Execution):
         self._rehearsal.guide.moment(self, self.run, what)
 
 
-def rehearse(task: Any, /, *args: Any, **kwargs: Any) -> Rehearsal:
+def rehearse(task: AppTask[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Rehearsal:
     """Run the first execution of a task: to its end, or to where it waits or leaves.
 
     Args:
@@ -457,6 +459,10 @@ def within(run: Rehearsal) -> Iterator[None]:
         yield
     finally:
         direct.rehearsing.reset(token)
+
+
+def _signature_of(error: BaseException) -> Any:
+    return error.sig if isinstance(error, Retry) else None  # type: ignore[attr-defined]
 
 
 def _message(task: Any, args: Any, kwargs: Any) -> Body:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import LOST, Snapshot
 from celery_continuations.execution.execution import STOPPING
+from celery_continuations.task import AppTask
 from celery_continuations.testing.differences import are_same, differences
 from celery_continuations.testing.fault_plan import Guide
 from celery_continuations.testing.rehearsal import Rehearsal, run_until_done
@@ -30,7 +31,7 @@ _TIMES, _MORE = 10, 100
 
 
 def assert_resumable(
-    task: Any,
+    task: AppTask[..., Any],
     *args: Any,
     kwargs: dict[str, Any] | None = None,
     check: Callable[[], Any] | None = None,
@@ -38,7 +39,7 @@ def assert_resumable(
     kills: bool = True,
     pairs: int = 100,
     only: str | None = None,
-    upgrade_from: Any = None,
+    upgrade_from: AppTask[..., Any] | None = None,
     expected: Any = _SAME,
 ) -> None:
     """Run a task undisturbed, then once for each place at which it may be stopped, and compare the outcomes.
