@@ -21,7 +21,8 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Literal, NoReturn, TypeVar
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Protocol, TypeVar, overload
 from weakref import WeakSet
 
 from celery import Celery, Task
@@ -35,6 +36,7 @@ from celery_continuations.core.order import check_name
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Saved
 from celery_continuations.core.step import Step
+from celery_continuations.core.typevars import P, R_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution.direct import (
     ATTRIBUTE,
@@ -44,16 +46,30 @@ from celery_continuations.execution.direct import (
     rehearsed_arguments,
 )
 from celery_continuations.execution.execution import Execution
+from celery_continuations.generic import GenericTask
 from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.sources import opener
-from celery_continuations.sources.base import AUTO
+from celery_continuations.sources.base import AUTO, Sources
 from celery_continuations.transactions import unit_of
 from celery_continuations.waits import RAISE, tell_parent
 from celery_continuations.worker.bootstep import Hearing
 
+if TYPE_CHECKING:
+    from celery import Signature, group
+
 __all__ = ["AppTask", "ContinuableTask"]
 
 T = TypeVar("T")
+V = TypeVar("V")
+C = TypeVar("C")
+Q = ParamSpec("Q")
+
+
+class Select(Protocol):
+    """A select of SQLAlchemy's."""
+
+    def get_final_froms(self) -> Any: ...
+
 
 _BLOCK_OPTIONS = ("start", "isolated", "transaction")
 
@@ -158,7 +174,7 @@ def _after_retry(task: Any, on_retry: Callable[..., Any], args: tuple[Any, ...],
     return on_retry(*args, **kwargs)
 
 
-class AppTask(Task):  # type: ignore[misc]
+class AppTask(GenericTask[P, R_co]):
     """A Celery task that may have steps.  For a whole app:
 
     >>> from celery import Celery
@@ -177,6 +193,16 @@ class AppTask(Task):  # type: ignore[misc]
 
     # -- what a task's author uses
 
+    @overload
+    def step(self, name: str, func: Callable[Q, V], /, *args: Q.args, **kwargs: Q.kwargs) -> V: ...
+    @overload
+    def step(self, name: str, /, *, start: None = None, isolated: bool = False, transaction: Any = None) -> Step: ...
+    @overload  # pyright would take ("a", 1) for a cursor that never changes
+    def step(
+        self, name: str, /, *, start: tuple[T, V], isolated: bool = False, transaction: Any = None
+    ) -> Step[tuple[T, V]]: ...
+    @overload
+    def step(self, name: str, /, *, start: C, isolated: bool = False, transaction: Any = None) -> Step[C]: ...
     def step(self, name: str, func: Callable[..., Any] | None = None, /, *args: Any, **kwargs: Any) -> Any:
         """Run a part of the task once.
 
@@ -221,10 +247,52 @@ class AppTask(Task):  # type: ignore[misc]
             )
         return run.call(name, func, args, kwargs)
 
+    @overload
     def iterate(
         self,
         name: str,
-        source: Iterable[T] | Callable[[], Iterable[T]] | Any,
+        source: Sources[T],
+        *,
+        start: Any = None,
+        isolated: bool = False,
+        batch: None = None,
+        total: int | Literal["count"] | None = None,
+        on_error: int | None = None,
+        transaction: Any = None,
+        identity: Callable[[T], Any] | None = AUTO,
+    ) -> Iteration[T]: ...
+    @overload
+    def iterate(
+        self,
+        name: str,
+        source: Sources[T],
+        *,
+        start: Any = None,
+        isolated: bool = False,
+        batch: int,
+        total: int | Literal["count"] | None = None,
+        on_error: int | None = None,
+        transaction: Any = None,
+        identity: Callable[[T], Any] | None = AUTO,
+    ) -> Iteration[list[T]]: ...
+    @overload
+    def iterate(
+        self,
+        name: str,
+        source: PathLike[str] | Select,
+        *,
+        start: Any = None,
+        isolated: bool = False,
+        batch: int | None = None,
+        total: int | Literal["count"] | None = None,
+        on_error: int | None = None,
+        transaction: Any = None,
+        identity: Callable[[Any], Any] | None = AUTO,
+    ) -> Iteration: ...
+    def iterate(
+        self,
+        name: str,
+        source: Any,
         *,
         start: Any = None,
         isolated: bool = False,
@@ -340,10 +408,10 @@ class AppTask(Task):  # type: ignore[misc]
     def wait_until(
         self,
         name: str,
-        predicate: Callable[[], Any],
+        predicate: Callable[[], V | None],
         every: float | timedelta,
         timeout: float | timedelta | None = None,
-    ) -> Any:
+    ) -> V:
         """Ask ``predicate()`` again and again, and give the worker back in between.
 
         Args:
@@ -361,7 +429,8 @@ class AppTask(Task):  # type: ignore[misc]
             StoreError: see :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
-        return waits.wait_until(run, waiter, name, predicate, every, timeout)
+        value: V = waits.wait_until(run, waiter, name, predicate, every, timeout)
+        return value
 
     def resume_in(self, delay: float | timedelta) -> NoReturn:
         """Inside a step: leave now, and come back after ``delay`` at the same cursor.  No retry is counted.
@@ -375,6 +444,12 @@ class AppTask(Task):  # type: ignore[misc]
         """
         waits.resume_in(*self._waits("resume_in"), delay)
 
+    @overload
+    def wait_for_results(self, name: str, signatures: group) -> list[Any]: ...
+    @overload
+    def wait_for_results(self, name: str, signatures: Signature[V]) -> V: ...
+    @overload
+    def wait_for_results(self, name: str, signatures: Iterable[Signature[V]]) -> list[V]: ...
     def wait_for_results(self, name: str, signatures: Any) -> Any:
         """Start other tasks, give the worker back, and go on when all of them have ended.
 
@@ -473,22 +548,24 @@ class AppTask(Task):  # type: ignore[misc]
 
     # -- what Celery uses
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the task directly: straight through, with no worker, no store, no interruption."""
         request = self.request_stack.top
         execution = execution_of(request)
         if execution is not None and execution.in_body:
             # The task calls itself. Celery would give the call this same request, or a copy of it.
-            self.push_request(args=args, kwargs=kwargs, called_directly=True, **{ATTRIBUTE: None})
+            push_request: Any = self.push_request  # celery-types gives it the task's own parameters
+            push_request(args=args, kwargs=kwargs, called_directly=True, **{ATTRIBUTE: None})
             try:
                 return self.run(*args, **kwargs)
             finally:
                 self.pop_request()
         if request is None or request.called_directly:
             return super().__call__(*args, **kwargs)
-        following = super().__call__
+        following: Any = super().__call__
         if following.__func__ is not Task.__call__:
-            return following(*args, **kwargs)
+            value: R_co = following(*args, **kwargs)
+            return value
         return self.run(*args, **kwargs)  # Task's own would push a request without the message's data
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -513,7 +590,7 @@ class AppTask(Task):  # type: ignore[misc]
         conf.validate(app, cls)
         return bound
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult:  # noqa: N802
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult[R_co]:  # noqa: N802
         """See Celery's Task; the result also tells the progress."""
         return ContinuableAsyncResult(
             task_id, backend=self.backend, app=self.app, store=conf.setting(self, "store"), **kwargs
@@ -550,7 +627,7 @@ class AppTask(Task):  # type: ignore[misc]
         return super().replace(sig)
 
 
-class ContinuableTask(AppTask):
+class ContinuableTask(AppTask[P, R_co]):
     """A Celery task that stops when its worker does, and goes on elsewhere.
 
     >>> from celery import Celery
