@@ -114,7 +114,10 @@ def _saving(run: Run, what: str) -> str:
     step = run.current
     if step is not None:
         return f"the moment before a save in step {step.name!r}"
-    return f"the moment before the completion of step {next(reversed(run.snapshot.completed))!r} was saved"
+    last = next(reversed(run.snapshot.completed), None)
+    if last is None:
+        return "the moment before a save"
+    return f"the moment before the completion of step {last!r} was saved"
 
 
 def plans(places: list[Place], kills: bool, pairs: int) -> Iterator[Plan]:

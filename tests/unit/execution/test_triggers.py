@@ -14,7 +14,11 @@ from celery_continuations.process import stop_flag as flags
 from tests.support.watched import await_, make_run
 
 
-@pytest.mark.parametrize("due", [{}, {"save_every": 0.0}, {"runtime": 0.0}, {"predicate": lambda: None}], ids=str)
+@pytest.mark.parametrize(
+    "due",
+    [{}, {"save_every": 0.0}, {"runtime": 0.0}, {"predicate": lambda: None}],
+    ids=lambda due: next(iter(due), "flag"),
+)
 def test_the_watcher_raises_attention_when_something_is_due(due: dict[str, Any], monkeypatch: Any) -> None:
     flag = flags.new_flag("watched@test")
     monkeypatch.delenv("CELERY_CONTINUATIONS_FLAG")
