@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery import states
 from celery.exceptions import Ignore, Retry
 
+from celery_continuations.boundary import RetryMessage
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
@@ -27,7 +28,6 @@ from celery_continuations.execution.waiting import Waiter
 from celery_continuations.messages.body import Body
 from celery_continuations.protocol.owned import OwnedRecord
 from celery_continuations.stores import Fence, Status
-from celery_continuations.task import _RetryMessage
 from celery_continuations.testing.fault_plan import Killed
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class RehearsedExecution(Execution):
     # -- what the boundary asks
 
     def finish(self, value: Any) -> None:
-        if isinstance(value, Retry) and isinstance(_signature_of(value), _RetryMessage):
+        if isinstance(value, Retry) and isinstance(_signature_of(value), RetryMessage):
             raise value  # retry(throw=False)
         if self.run is not None:
             self.disturb("end")
@@ -101,7 +101,7 @@ class RehearsedExecution(Execution):
             killed: BaseException = Ignore("killed")
             return killed
         signature = _signature_of(error)
-        if isinstance(signature, _RetryMessage):
+        if isinstance(signature, RetryMessage):
             signature.apply_async()
             vars(error)["sig"] = None  # or Celery would apply it
         try:
