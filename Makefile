@@ -24,7 +24,7 @@ help:
 	@echo "make integration  the tests on real workers and brokers, with kills, freezes and a little chaos"
 	@echo "make explore      every crash point of larger tasks: long"
 	@echo "make chaos        SECONDS=60 SEED=7 BROKER=redis: workers stopped, killed and frozen at random"
-	@echo "make lint         ruff, mypy --strict, import directions, spelling"
+	@echo "make lint         ruff, mypy --strict, import directions, spelling, types of code that uses the package"
 	@echo "make lines        the unit tests on every Python and Celery of tox.ini that can be made here"
 	@echo "make docs         the documentation, as HTML in docs/_build"
 	@echo "make signatures   writes the signatures of the code into docs/reference"
@@ -66,6 +66,7 @@ lint: $(VENV)/.lint
 	$(BIN)/codespell
 	$(BIN)/python tests/prose.py
 	$(BIN)/mypy
+	$(BIN)/python tests/typing/check.py
 	$(BIN)/lint-imports
 
 lines: $(VENV)/.lines servers

@@ -3,51 +3,75 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_continuations.control import deliver
+    from celery_continuations.decorator import continuable
+    from celery_continuations.exceptions import (
+        CallbackError,
+        CheckpointError,
+        ContinuationError,
+        CrashLoopError,
+        DeliveryError,
+        ErrorBudgetError,
+        Interrupt,
+        Interrupted,
+        InvalidStepError,
+        RememberedError,
+        ResumeLimitError,
+        SnapshotTooLargeError,
+        SourceChangedError,
+        StoreError,
+        UnadvanceableCursorError,
+        UnserializableValueError,
+        WaitTimeout,
+    )
+    from celery_continuations.result import ContinuableAsyncResult
+    from celery_continuations.task import AppTask, ContinuableTask
 
 __version__ = "0.2.0"
 
-# Public names are imported when they are first used (PEP 562), so that the core
-# can be used, and a pytest plug-in loaded, without importing Celery.
-_MODULES = {
-    "exceptions": (
-        "CallbackError",
-        "CheckpointError",
-        "ContinuationError",
-        "CrashLoopError",
-        "DeliveryError",
-        "ErrorBudgetError",
-        "Interrupt",
-        "Interrupted",
-        "InvalidStepError",
-        "RememberedError",
-        "ResumeLimitError",
-        "SnapshotTooLargeError",
-        "SourceChangedError",
-        "StoreError",
-        "UnadvanceableCursorError",
-        "UnserializableValueError",
-        "WaitTimeout",
-    ),
-    "task": ("AppTask", "ContinuableTask"),
-    "decorator": ("continuable",),
-    "result": ("ContinuableAsyncResult",),
-    "control": ("deliver",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
 __all__ = [
+    "AppTask",
+    "CallbackError",
+    "CheckpointError",
+    "ContinuableAsyncResult",
+    "ContinuableTask",
+    "ContinuationError",
+    "CrashLoopError",
+    "DeliveryError",
+    "ErrorBudgetError",
+    "Interrupt",
+    "Interrupted",
+    "InvalidStepError",
+    "RememberedError",
+    "ResumeLimitError",
+    "SnapshotTooLargeError",
+    "SourceChangedError",
+    "StoreError",
+    "UnadvanceableCursorError",
+    "UnserializableValueError",
+    "WaitTimeout",
     "__version__",
-    *_HOME,
+    "continuable",
+    "deliver",
 ]
 
+# Public names are imported when they are first used (PEP 562), so that the core
+# can be used, and a pytest plug-in loaded, without importing Celery.  Type checkers
+# see the imports above: with this function they would take any name for a public one.
+if not TYPE_CHECKING:
+    # Each of them imports those before it.
+    _MODULES = ("exceptions", "control", "result", "task", "decorator")
 
-def __getattr__(name: str) -> Any:
-    try:
-        module = _HOME[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            for module in _MODULES:
+                found = vars(import_module(f"{__name__}.{module}"))
+                if name in found:
+                    return found[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from celery.exceptions import TaskPredicate, WorkerLostError
 from celery.local import PromiseProxy, Proxy
-from kombu.serialization import registry
+from kombu.serialization import registry  # type: ignore[attr-defined]
 
 __all__ = [
     "FinishedTask",
@@ -108,7 +108,7 @@ def heard_late(result: Any) -> bool:
 
 def in_pool_child() -> bool:
     """Whether this process is a child of a prefork pool.  Why: Celery has no public test for it."""
-    return bool(current_process()._name != "MainProcess")
+    return bool(current_process()._name != "MainProcess")  # type: ignore[attr-defined]
 
 
 def pool_pids(worker: Any) -> list[int]:
@@ -118,7 +118,8 @@ def pool_pids(worker: Any) -> list[int]:
     10 seconds if its broker has no event loop.
     """
     pool = getattr(getattr(worker, "pool", None), "_pool", None)
-    return [process.pid for process in list(getattr(pool, "_pool", None) or ()) if isinstance(process, BaseProcess)]
+    processes = [one for one in list(getattr(pool, "_pool", None) or ()) if isinstance(one, BaseProcess)]
+    return [process.pid for process in processes if process.pid is not None]
 
 
 def keeps_results(backend: Any) -> bool:
@@ -210,7 +211,7 @@ def app_of_unbound(cls: type[Any]) -> Any:
     return made["app"] if "_decorated" in made and isinstance(made["run"], staticmethod) else None
 
 
-class FinishedTask(Proxy):  # type: ignore[misc]
+class FinishedTask(Proxy):  # type: ignore[type-arg]
     """A shared task that raises when ``@app.task`` or ``@shared_task`` is put above it.
 
     Why: Celery would take it for a function, and use or replace the task depending on names.  It reads ``__name__`` and
@@ -238,9 +239,10 @@ def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:
 
     Why: evaluating the promise earlier would finalize the app's configuration at import time.
     """
-    if type(task) is PromiseProxy:
+    kind = type(task)
+    if kind is PromiseProxy:
         task.__then__(lambda: func(task._get_current_object()))
-    elif type(task) is Proxy:
+    elif kind is Proxy:
 
         def on_finalize(app: Any) -> None:
             app.on_after_finalize.connect(lambda **_: func(app.tasks[task.name]), weak=False)
@@ -262,6 +264,6 @@ def rewrap_autoretry(task: Any) -> None:
 def on_every_app(when_finalizing: Callable[[Any], None], when_finalized: Callable[[Any], None]) -> None:
     """Call a function with every app, including future ones.  Why: shared tasks have no other hook."""
     _state.connect_on_app_finalize(when_finalizing)
-    for app in _state._get_active_apps():
+    for app in _state._get_active_apps():  # type: ignore[attr-defined]
         if app.finalized:
             when_finalized(app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -178,7 +178,7 @@ _OF_THE_TASK = ("version", "renamed_steps")
 RESUME_OPTIONS = frozenset(("queue", "exchange", "routing_key", "priority", "countdown"))
 
 
-def setting(task: Task, name: str) -> Any:
+def setting(task: Task[..., object], name: str) -> Any:
     """Return a setting of ``task``: its own attribute, else the app's, else the default.
 
     It is read at each call, so that a change takes effect at the next execution.
@@ -219,7 +219,7 @@ def seconds(value: Any) -> Any:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
+def validate(app: Celery, task: Task[..., object] | type[Task[..., object]] | None = None) -> None:
     """Refuse bad settings of the app, or of one task.
 
     Raises:
@@ -232,7 +232,8 @@ def validate(app: Celery, task: Task | type[Task] | None = None) -> None:
         value = app.conf.get(full, one.default) if task is None else getattr(task, full, one.default)
         # a function as class attribute becomes a method, which is still callable
         _check(full, value, one, "" if task is None else f" of task {task.name}")
-    names, known, where = app.conf, {name: one for name, one in SETTINGS.items() if name not in _OF_THE_TASK}, ""
+    names: Iterable[str] = app.conf
+    known, where = {name: one for name, one in SETTINGS.items() if name not in _OF_THE_TASK}, ""
     if task is not None:
         names, known, where = dir(task), _of_tasks(), f" of a task, as {task.name} has it"
     # In Django's settings they are CELERY_CONTINUATION_….

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from celery import Task, current_app, states
+from celery import Task, states
+from celery.app import app_or_default
 from celery.app.task import Context
 from kombu.exceptions import ContentDisallowed, DecodeError
 
@@ -61,7 +62,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
     if type(name) is not str or not name:
         raise InvalidStepError(f"a wait's name must be a non-empty str, not {name!r}", found=name)
     outcome = Outcome.of_value(payload, f"the payload for {name!r}")
-    app = app or current_app._get_current_object()
+    app = app_or_default(app)
     record = commands.deliver(
         _store(app, store),
         task_id,
@@ -78,7 +79,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
 
 def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None = None) -> None:
     """End a task's wait for the result of the task ``key``.  Raises as :func:`deliver`."""
-    app = app or current_app._get_current_object()
+    app = app_or_default(app)
     _publish(app, commands.wake(_store(app, store), task_id, key))
 
 
@@ -91,7 +92,7 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
         DeliveryError: when the task is over.
         StoreError: when the store cannot be reached, or keeps nothing.
     """
-    app = app or current_app._get_current_object()
+    app = app_or_default(app)
     commands.pause(_store(app, store), task_id, ended=_ended(app, task_id))
     _log(task_id, "paused", "pause requested")
 
@@ -102,7 +103,7 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
     Raises:
         kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task later.
     """
-    app = app or current_app._get_current_object()
+    app = app_or_default(app)
     record = commands.resume(_store(app, store), task_id, ended=_ended(app, task_id))
     _log(task_id, "unpaused", "resumed")
     _publish(app, record)
@@ -118,7 +119,7 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
         DeliveryError: when the task is over.  Cancelling twice is not an error.
         StoreError: when the store cannot be reached, or keeps nothing.
     """
-    app = app or current_app._get_current_object()
+    app = app_or_default(app)
     opened = _store(app, store)
     record = opened.read(task_id)
     kept_for = conf.tombstone_seconds(app)
@@ -172,7 +173,7 @@ def retry(
         StoreError: when the store cannot be reached, or keeps nothing.
         kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task later.
     """
-    app = app or current_app._get_current_object()
+    app = app_or_default(app)
     opened = _store(app, store)
     commands.check_retry(opened, task_id, step, accept_source)
     # Before the record is reopened: an execution asks the result backend whether the task has ended.

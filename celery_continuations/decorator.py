@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from celery import Task, shared_task
 from celery.local import Proxy
@@ -12,6 +14,55 @@ from celery_continuations import celery_internals, conf, refusals
 from celery_continuations.task import ContinuableTask
 
 __all__ = ["continuable"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S", bound=ContinuableTask)
+
+
+class MadeTask(Protocol[P, R_co]):
+    """What ``@app.task`` makes; Celery's own class is Any to type checkers that have no types of Celery."""
+
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Run the task's body."""
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Send the task."""
+
+
+class Continuable(Protocol):
+    """What ``@continuable`` is, once it has settings."""
+
+    @overload
+    def __call__(self, target: Callable[Concatenate[S, P], R], /) -> ContinuableTask[P, R]: ...
+    @overload
+    def __call__(self, target: MadeTask[P, R], /) -> ContinuableTask[P, R]: ...
+
+
+@overload
+def continuable(target: Callable[Concatenate[S, P], R], /) -> ContinuableTask[P, R]: ...
+@overload
+def continuable(target: MadeTask[P, R], /) -> ContinuableTask[P, R]: ...
+@overload
+def continuable(
+    *,
+    store: str = ...,
+    checkpoint_interval: float = ...,
+    max_runtime: float | timedelta | Literal["auto"] | None = ...,
+    should_interrupt: Callable[[ContinuableTask], Any] | str | None = ...,
+    max_resumptions: int | None = ...,
+    resume_options: Mapping[str, Any] = ...,
+    resume_errors_after_advancing: bool = ...,
+    resume_error_countdown: float = ...,
+    max_snapshot: int = ...,
+    max_crashes: int = ...,
+    change_grace: float | timedelta = ...,
+    on_change: Literal["fail", "restart"] = ...,
+    version: int = ...,
+    renamed_steps: Mapping[str, str | None] = ...,
+    keep_failed: float | timedelta = ...,
+) -> Continuable: ...
 
 
 def continuable(target: Any = None, /, **settings: Any) -> Any:
@@ -55,8 +106,8 @@ def _continuable(target: Any, attributes: dict[str, Any]) -> Any:
         raise TypeError(f"@continuable takes a function or a Celery task, not {target!r}")
     if not issubclass(kind, (Proxy, Task)):
         refusals.refuse_lazy_function(target)
-        task = shared_task(base=ContinuableTask, bind=True, **attributes)(target)
-        return celery_internals.FinishedTask(task._get_current_object)
+        decorate: Any = shared_task(base=ContinuableTask, bind=True, **attributes)
+        return celery_internals.FinishedTask(decorate(target)._get_current_object)
     options = celery_internals.promised_options(target)
     if options is not None and not options.get("bind"):
         raise TypeError(_UNBOUND.format(options.get("name") or "this task"))
@@ -70,7 +121,7 @@ _UNBOUND = (
 )
 
 
-def _convert(task: Task, options: dict[str, Any] | None, attributes: dict[str, Any]) -> None:
+def _convert(task: Any, options: dict[str, Any] | None, attributes: dict[str, Any]) -> None:
     """Make ContinuableTask a base of the task's own class, which Celery made for this one task."""
     cls = type(task)
     if isinstance(inspect.getattr_static(cls, "run"), staticmethod):
@@ -85,7 +136,7 @@ def _convert(task: Task, options: dict[str, Any] | None, attributes: dict[str, A
     type(task).bind(task.app)
 
 
-def _delivery(task: Task, options: dict[str, Any] | None) -> dict[str, Any]:
+def _delivery(task: Task[..., object], options: dict[str, Any] | None) -> dict[str, Any]:
     """Return the delivery settings that the task itself sets; ContinuableTask's apply otherwise."""
     names = ("acks_late", "reject_on_worker_lost")
     if options is not None:

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from celery import states
 from celery.result import AsyncResult
 
 from celery_continuations import celery_internals, conf, control
 from celery_continuations.core.progress import Progress
 from celery_continuations.core.snapshot import Snapshot, Waiting
+from celery_continuations.core.typevars import R_co
 from celery_continuations.stores import Record, Status, open_store
+
+if TYPE_CHECKING:
+    from typing import Generic
+
+    from celery import Celery
+    from celery.result import ResultBase
+
+    class GenericResult(AsyncResult[R_co], Generic[R_co]):
+        """See :class:`celery.result.AsyncResult`."""
+
+else:
+
+    class GenericResult(AsyncResult):
+        """See :class:`celery.result.AsyncResult`, which cannot be subscripted before Celery 5.7."""
+
+        def __class_getitem__(cls, types):
+            return cls
+
 
 __all__ = ["ContinuableAsyncResult", "Progress"]
 
 
-class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
+class ContinuableAsyncResult(GenericResult[R_co]):
     """An AsyncResult that also reports what the task's store knows.
 
     Each property reads the store again, and raises StoreError when the store cannot be reached.
@@ -24,11 +44,20 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
     Args:
         id: the task's id.
         store: the task's setting ``continuation_store``; by default the app's.
-        args, kwargs: passed to AsyncResult.
+        backend, task_name, app, parent: see AsyncResult.
     """
 
-    def __init__(self, id: str, *args: Any, store: str | None = None, **kwargs: Any) -> None:  # noqa: A002
-        super().__init__(id, *args, **kwargs)
+    def __init__(
+        self,
+        id: str,  # noqa: A002
+        backend: Any = None,
+        task_name: str | None = None,
+        app: Celery | None = None,
+        parent: ResultBase | None = None,
+        *,
+        store: str | None = None,
+    ) -> None:
+        super().__init__(id, backend, task_name, app, parent)
         self._store = store
 
     def get(
@@ -39,8 +68,12 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
         no_ack: bool = True,
         follow_parents: bool = True,
         callback: Callable[[str, Any], Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        on_message: Callable[..., Any] | None = None,
+        on_interval: Callable[..., Any] | None = None,
+        disable_sync_subtasks: bool = True,
+        EXCEPTION_STATES: frozenset[str] = states.EXCEPTION_STATES,  # noqa: N803
+        PROPAGATE_STATES: frozenset[str] = states.PROPAGATE_STATES,  # noqa: N803
+    ) -> R_co:
         """Wait for the task's end and return its value, like AsyncResult.
 
         For a failed task that any process has retried by :meth:`retry`, wait for the new end: the old one may still
@@ -50,7 +83,18 @@ class ContinuableAsyncResult(AsyncResult):  # type: ignore[misc]
         while True:
             left = None if until is None else max(0.0, until - monotonic())
             try:
-                value = super().get(left, propagate, interval, no_ack, follow_parents, **kwargs)
+                value = super().get(
+                    left,
+                    propagate,
+                    interval,
+                    no_ack,
+                    follow_parents,
+                    on_message=on_message,
+                    on_interval=on_interval,
+                    disable_sync_subtasks=disable_sync_subtasks,
+                    EXCEPTION_STATES=EXCEPTION_STATES,
+                    PROPAGATE_STATES=PROPAGATE_STATES,
+                )
             except Exception:
                 if not celery_internals.heard_late(self):
                     raise

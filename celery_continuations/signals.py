@@ -30,11 +30,11 @@ __all__ = [
     "task_resumed",
 ]
 
-step_started = Signal(name="step_started", providing_args={"task_id", "step"})
-step_completed = Signal(name="step_completed", providing_args={"task_id", "step"})
-step_skipped = Signal(name="step_skipped", providing_args={"task_id", "step"})
-step_interrupted = Signal(name="step_interrupted", providing_args={"task_id", "step", "reason"})
-step_failed = Signal(name="step_failed", providing_args={"task_id", "step", "error"})
-task_interrupted = Signal(name="task_interrupted", providing_args={"task_id", "interrupt", "error"})
-task_recovered = Signal(name="task_recovered", providing_args={"task_id"})
-task_resumed = Signal(name="task_resumed", providing_args={"task_id", "continuation"})
+step_started = Signal(name="step_started", providing_args=["task_id", "step"])
+step_completed = Signal(name="step_completed", providing_args=["task_id", "step"])
+step_skipped = Signal(name="step_skipped", providing_args=["task_id", "step"])
+step_interrupted = Signal(name="step_interrupted", providing_args=["task_id", "step", "reason"])
+step_failed = Signal(name="step_failed", providing_args=["task_id", "step", "error"])
+task_interrupted = Signal(name="task_interrupted", providing_args=["task_id", "interrupt", "error"])
+task_recovered = Signal(name="task_recovered", providing_args=["task_id"])
+task_resumed = Signal(name="task_resumed", providing_args=["task_id", "continuation"])

@@ -1,59 +1,46 @@
-"""The boundary between the core and Celery.  Only here :class:`Interrupt` is caught.
-
-Three methods of every subclass of :class:`AppTask`, including users' overrides, are wrapped when the class is made, so
-that an override cannot move them:
-
-``__call__``
-    the boundary: it is outside every override, so that the hand-over happens after a user's own context (an
-    application, a tenant) has been left
-``run``
-    is inside ``autoretry_for``, so that a task that has made progress resumes before Celery retries it
-``on_retry``
-    is called by Celery once the state RETRY is stored; only then may the message be published
-
-The state of a run is not kept on the task, which is one shared instance in each process, but on the request, of which
-each thread and greenlet has its own.
-"""
+"""The base classes of tasks: what their authors use."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Literal, NoReturn, TypeVar
-from weakref import WeakSet
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
-from celery import Celery, Task
-from celery import signals as celery_signals
-
-from celery_continuations import celery_internals, conf, refusals, waits
-from celery_continuations.core import codec
+from celery_continuations import celery_internals, refusals, waits
+from celery_continuations.boundary import BoundaryTask
 from celery_continuations.core.continuation import Continuation
 from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.order import check_name
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Saved
 from celery_continuations.core.step import Step
+from celery_continuations.core.typevars import P, R_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.execution.direct import (
-    ATTRIBUTE,
-    DirectExecution,
     execution_of,
-    rehearsed,
-    rehearsed_arguments,
 )
-from celery_continuations.execution.execution import Execution
-from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.sources import opener
-from celery_continuations.sources.base import AUTO
+from celery_continuations.sources.base import AUTO, Sources
 from celery_continuations.transactions import unit_of
-from celery_continuations.waits import RAISE, tell_parent
-from celery_continuations.worker.bootstep import Hearing
+from celery_continuations.waits import RAISE
+
+if TYPE_CHECKING:
+    from celery import Signature, group
 
 __all__ = ["AppTask", "ContinuableTask"]
 
 T = TypeVar("T")
+V = TypeVar("V")
+C = TypeVar("C")
+Q = ParamSpec("Q")
+
+
+class Select(Protocol):
+    """A select of SQLAlchemy's."""
+
+    def get_final_froms(self) -> Any: ...
+
 
 _BLOCK_OPTIONS = ("start", "isolated", "transaction")
 
@@ -63,102 +50,8 @@ _PUBLIC = (
     "checkpoint", "saved", "continuation", "callback_url",
 )  # fmt: skip
 
-_prepared: WeakSet[Celery] = WeakSet()
 
-
-def _wrap(cls: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
-    """Wrap the method of ``cls``, its own or inherited, in ``wrapper``, unless that is done already."""
-    found = inspect.getattr_static(cls, name)
-    function = found.__func__ if isinstance(found, staticmethod) else found
-    if found is inspect.getattr_static(Task, name) and name == "run":
-        return
-    if getattr(function, "_continuation_wrapper", None) is wrapper:
-        return
-    if name == "run":
-        refusals.refuse_lazy_function(function)
-
-    @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return wrapper(self, found.__get__(self, type(self)), args, kwargs)
-
-    method._continuation_wrapper = wrapper  # type: ignore[attr-defined]
-    setattr(cls, name, method)
-
-
-def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Wrap ``__call__``: turn an interruption into a hand-over."""
-    request = task.request_stack.top
-    if request is not None and execution_of(request) is not None:
-        return call(*args, **kwargs)
-    if request is None or request.called_directly:
-        return _checked(task, call(*args, **kwargs))
-    execution = rehearsed(task, request) if request.is_eager else Execution(task, request)
-    if execution is None:
-        DirectExecution(task, request)
-        return _checked(task, call(*args, **kwargs))
-    try:
-        if task.claims_at_start or execution.resumed:
-            execution.begin()
-            if execution.returned_value is not None:
-                return codec.loads(execution.returned_value, "the return value")
-        value = call(*args, **kwargs)
-        execution.returned()
-        execution.finish(_checked(task, value))
-    except BaseException as error:
-        instead = execution.left_by(error)
-        if instead is error:
-            raise
-        raise instead from instead.__cause__
-    finally:
-        execution.close()
-    return value
-
-
-def _checked(task: Any, value: Any) -> Any:
-    """Return ``value``, or refuse it if it shows that the task's body never ran."""
-    if task.claims_at_start:
-        refusals.refuse_unrun(task, value)
-    return value
-
-
-def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Wrap ``run``: the task's own code."""
-    request = task.request_stack.top
-    if request is None:
-        task.push_request(args=args, kwargs=kwargs)
-        try:
-            return _body(task, run, args, kwargs)
-        finally:
-            task.pop_request()
-    execution = execution_of(request)
-    if execution is not None and execution.in_body:
-        return run(*args, **kwargs)
-    if execution is None:
-        execution = DirectExecution(task, request)
-    execution.in_body = True
-    execution.called_with = (args, kwargs)
-    try:
-        value = run(*args, **kwargs)
-    except Exception as error:
-        execution.failed(error)
-        raise
-    finally:
-        execution.in_body = False
-        execution.called_with = ((), {})
-    if isinstance(execution, DirectExecution):
-        execution.returned()
-    return value
-
-
-def _after_retry(task: Any, on_retry: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Wrap ``on_retry``: the state is stored, so the message may be published."""
-    execution = execution_of(task.request_stack.top)
-    if isinstance(execution, Execution):
-        execution.publish()
-    return on_retry(*args, **kwargs)
-
-
-class AppTask(Task):  # type: ignore[misc]
+class AppTask(BoundaryTask[P, R_co]):
     """A Celery task that may have steps.  For a whole app:
 
     >>> from celery import Celery
@@ -169,14 +62,19 @@ class AppTask(Task):  # type: ignore[misc]
     """
 
     abstract = True
-    Request = "celery_continuations.worker.requests:Request"
-    Strategy = "celery_continuations.worker.requests:strategy"
-
-    #: Claim when the task starts, not at its first step.
-    claims_at_start = False
 
     # -- for the author of a task
 
+    @overload
+    def step(self, name: str, func: Callable[Q, V], /, *args: Q.args, **kwargs: Q.kwargs) -> V: ...
+    @overload
+    def step(self, name: str, /, *, start: None = None, isolated: bool = False, transaction: Any = None) -> Step: ...
+    @overload  # pyright would take ("a", 1) for a cursor that never changes
+    def step(
+        self, name: str, /, *, start: tuple[T, V], isolated: bool = False, transaction: Any = None
+    ) -> Step[tuple[T, V]]: ...
+    @overload
+    def step(self, name: str, /, *, start: C, isolated: bool = False, transaction: Any = None) -> Step[C]: ...
     def step(self, name: str, func: Callable[..., Any] | None = None, /, *args: Any, **kwargs: Any) -> Any:
         """Run a part of the task once.
 
@@ -221,10 +119,52 @@ class AppTask(Task):  # type: ignore[misc]
             )
         return run.call(name, func, args, kwargs)
 
+    @overload
     def iterate(
         self,
         name: str,
-        source: Iterable[T] | Callable[[], Iterable[T]] | Any,
+        source: Sources[T],
+        *,
+        start: Any = None,
+        isolated: bool = False,
+        batch: None = None,
+        total: int | Literal["count"] | None = None,
+        on_error: int | None = None,
+        transaction: Any = None,
+        identity: Callable[[T], Any] | None = AUTO,
+    ) -> Iteration[T]: ...
+    @overload
+    def iterate(
+        self,
+        name: str,
+        source: Sources[T],
+        *,
+        start: Any = None,
+        isolated: bool = False,
+        batch: int,
+        total: int | Literal["count"] | None = None,
+        on_error: int | None = None,
+        transaction: Any = None,
+        identity: Callable[[T], Any] | None = AUTO,
+    ) -> Iteration[list[T]]: ...
+    @overload
+    def iterate(
+        self,
+        name: str,
+        source: PathLike[str] | Select,
+        *,
+        start: Any = None,
+        isolated: bool = False,
+        batch: int | None = None,
+        total: int | Literal["count"] | None = None,
+        on_error: int | None = None,
+        transaction: Any = None,
+        identity: Callable[[Any], Any] | None = AUTO,
+    ) -> Iteration: ...
+    def iterate(
+        self,
+        name: str,
+        source: Any,
         *,
         start: Any = None,
         isolated: bool = False,
@@ -340,10 +280,10 @@ class AppTask(Task):  # type: ignore[misc]
     def wait_until(
         self,
         name: str,
-        predicate: Callable[[], Any],
+        predicate: Callable[[], V | None],
         every: float | timedelta,
         timeout: float | timedelta | None = None,
-    ) -> Any:
+    ) -> V:
         """Call ``predicate()`` until it returns a true value, and free the worker in between.
 
         Args:
@@ -361,7 +301,8 @@ class AppTask(Task):  # type: ignore[misc]
             StoreError: see :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
-        return waits.wait_until(run, waiter, name, predicate, every, timeout)
+        value: V = waits.wait_until(run, waiter, name, predicate, every, timeout)
+        return value
 
     def resume_in(self, delay: float | timedelta) -> NoReturn:
         """Inside a step: free the worker, and resume after ``delay`` at the same cursor.  No retry is counted.
@@ -375,6 +316,12 @@ class AppTask(Task):  # type: ignore[misc]
         """
         waits.resume_in(*self._waits("resume_in"), delay)
 
+    @overload
+    def wait_for_results(self, name: str, signatures: group) -> list[Any]: ...
+    @overload
+    def wait_for_results(self, name: str, signatures: Signature[V]) -> V: ...
+    @overload
+    def wait_for_results(self, name: str, signatures: Iterable[Signature[V]]) -> list[V]: ...
     def wait_for_results(self, name: str, signatures: Any) -> Any:
         """Start other tasks, free the worker, and continue when all of them have ended.
 
@@ -471,86 +418,15 @@ class AppTask(Task):  # type: ignore[misc]
         check_name(name)
         return self._run(name), execution_of(self.request_stack.top).waiter
 
-    # -- for Celery
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the task directly: without worker, store and interruptions."""
-        request = self.request_stack.top
-        execution = execution_of(request)
-        if execution is not None and execution.in_body:
-            # The task calls itself. Celery would use this same request for the call, or a copy of it.
-            self.push_request(args=args, kwargs=kwargs, called_directly=True, **{ATTRIBUTE: None})
-            try:
-                return self.run(*args, **kwargs)
-            finally:
-                self.pop_request()
-        if request is None or request.called_directly:
-            return super().__call__(*args, **kwargs)
-        following = super().__call__
-        if following.__func__ is not Task.__call__:
-            return following(*args, **kwargs)
-        return self.run(*args, **kwargs)  # Task.__call__ would push a request without the message's data
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         app = celery_internals.app_of_unbound(cls)
         if app is not None and issubclass(cls, ContinuableTask):
             refusals.refuse_unbound(cls, app, ContinuableTask)
-        _wrap(cls, "__call__", _boundary)
-        _wrap(cls, "run", _body)
-        _wrap(cls, "on_retry", _after_retry)
         refusals.warn_of_overrides(cls, AppTask, _PUBLIC)
 
-    @classmethod
-    def bind(cls, app: Celery) -> Celery:
-        """Bind the class to the app, check its settings, and add the bootstep to the app's workers."""
-        bound: Celery = super().bind(app)
-        if app not in _prepared:
-            conf.validate(app)
-            app.steps["worker"].add(Hearing)
-            celery_signals.task_postrun.connect(tell_parent, dispatch_uid="celery_continuations.parents")
-            _prepared.add(app)
-        conf.validate(app, cls)
-        return bound
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult:  # noqa: N802
-        """Return a result that also reports the progress."""
-        return ContinuableAsyncResult(
-            task_id, backend=self.backend, app=self.app, store=conf.setting(self, "store"), **kwargs
-        )
-
-    def apply(
-        self,
-        args: Any = None,
-        kwargs: Any = None,
-        link: Any = None,
-        link_error: Any = None,
-        task_id: str | None = None,
-        *rest: Any,
-        **options: Any,
-    ) -> Any:
-        """Apply the task in this process; within a rehearsal, with the arguments as a message carries them."""
-        args, kwargs = rehearsed_arguments(self, task_id, args, kwargs)
-        return super().apply(args, kwargs, link, link_error, task_id, *rest, **options)
-
-    def signature_from_request(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a signature that keeps the run's progress in ``self.retry()``."""
-        signature = super().signature_from_request(*args, **kwargs)
-        execution = execution_of(self.request_stack.top)
-        if not isinstance(execution, Execution) or execution.run is None:
-            return signature
-        return _RetryMessage(execution, signature, *args, **kwargs)
-
-    def replace(self, sig: Any) -> Any:
-        """Replace this task; the new one starts without its progress."""
-        execution = execution_of(self.request_stack.top)
-        if isinstance(execution, Execution):
-            execution.refuse_if_changed()
-            execution.forget()
-        return super().replace(sig)
-
-
-class ContinuableTask(AppTask):
+class ContinuableTask(AppTask[P, R_co]):
     """A Celery task that stops with its worker and continues on another one.
 
     >>> from celery import Celery
@@ -568,28 +444,6 @@ class ContinuableTask(AppTask):
     acks_late = True
     reject_on_worker_lost = True
     claims_at_start = True
-
-
-class _RetryMessage:
-    """Replace the signature that ``Task.retry`` would send: the boundary publishes instead."""
-
-    def __init__(
-        self,
-        execution: Execution,
-        signature: Any,
-        request: Any = None,
-        args: Any = None,
-        kwargs: Any = None,
-        queue: str | None = None,
-        **options: Any,
-    ) -> None:
-        self.args, self.kwargs = signature.args, signature.kwargs
-        self._execution = execution
-        self._options = {**options, "args": args, "kwargs": kwargs, "queue": queue}
-
-    def apply_async(self) -> None:
-        """Keep the options; ``Task.retry`` calls this to send."""
-        self._execution.retry_options = {k: v for k, v in self._options.items() if v is not None}
 
 
 def _block_options(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def resume_in(run: Run, waiter: Waiter, delay: float | timedelta) -> NoReturn:
     waiter.leave(Waiting("time", waiter.now() + seconds), f"resuming in {seconds:g} s")
 
 
-def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, parent: Task) -> Any:
+def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, parent: Task[..., object]) -> Any:
     """See :meth:`AppTask.wait_for_results`."""
     children = _Children(name, signatures, parent)
 
@@ -159,7 +159,7 @@ def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, paren
 class _Children:
     """The tasks that another one waits for."""
 
-    def __init__(self, name: str, signatures: Any, parent: Task) -> None:
+    def __init__(self, name: str, signatures: Any, parent: Task[..., object]) -> None:
         self._name = name
         self._parent = parent
         self._app = parent.app

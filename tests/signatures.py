@@ -30,10 +30,9 @@ def rendered(block: str) -> str:
     Raises:
         AttributeError: when it names something that the code does not have.
     """
-    tree = ast.parse(block)
     modules: dict[str, str] = {}
     parts: list[str] = []
-    for node in tree.body:
+    for node in _once(ast.parse(block).body):
         if isinstance(node, ast.ImportFrom):
             modules.update({alias.name: str(node.module) for alias in node.names})
             parts.append(_import(node))
@@ -44,6 +43,14 @@ def rendered(block: str) -> str:
         else:
             raise AttributeError(f"a stub has imports, classes and functions, not {ast.unparse(node)}")
     return "\n".join(parts) + "\n"
+
+
+def _once(nodes: list[ast.stmt]) -> list[ast.stmt]:
+    """Return the nodes of a stub; of overloads the first."""
+    seen: dict[str, ast.stmt] = {}
+    for node in nodes:
+        seen.setdefault(getattr(node, "name", ast.unparse(node)), node)
+    return list(seen.values())
 
 
 def _import(node: ast.ImportFrom) -> str:
@@ -60,7 +67,7 @@ def _tree(value: Any) -> Any:
 def _class(cls: Any, shown: ast.ClassDef) -> str:
     bases = ", ".join(map(ast.unparse, _tree(cls).bases))
     head = f"class {cls.__name__}{f'({bases})' if bases else ''}:"
-    members = [_member(cls, _name_of(one)) for one in shown.body if not _is_ellipsis(one)]
+    members = [_member(cls, _name_of(one)) for one in _once(shown.body) if not _is_ellipsis(one)]
     return "\n".join([head, *(textwrap.indent(one, "    ") for one in members)]) if members else f"{head} ..."
 
 
@@ -80,16 +87,24 @@ def _member(cls: Any, name: str) -> str:
     """Return a method, a property or an annotated attribute of a class or of a class above it."""
     for base in cls.__mro__:
         if base.__module__.startswith("celery_continuations"):
-            for node in _tree(base).body:
-                if isinstance(node, ast.FunctionDef) and node.name == name:
-                    return _signature(node, indent=4)
+            body = _tree(base).body
+            if any(isinstance(node, ast.FunctionDef) and node.name == name for node in body):
+                return _signatures(body, name, indent=4)
+            for node in body:
                 if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
                     return f"{name}: {ast.unparse(node.annotation)}"
     raise AttributeError(f"{cls.__name__} has no {name}")
 
 
 def _function(function: Any) -> str:
-    return _signature(_tree(inspect.unwrap(function)))
+    found = inspect.unwrap(function)
+    return _signatures(ast.parse(inspect.getsource(inspect.getmodule(found))).body, found.__name__)
+
+
+def _signatures(body: list[ast.stmt], name: str, indent: int = 0) -> str:
+    """Return the signature of a function, or those of its overloads."""
+    found = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return "\n".join(_signature(node, indent) for node in (found[:-1] or found))
 
 
 def _signature(node: Any, indent: int = 0) -> str:

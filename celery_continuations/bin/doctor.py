@@ -223,7 +223,8 @@ def _redis(app: Celery, stores: list[Store]) -> Iterator[Finding]:
     try:
         with app.connection_for_write() as connection:
             if conf.driver_type(app) == "redis":
-                clients.append(("broker", connection.default_channel.client))
+                channel: Any = connection.default_channel
+                clients.append(("broker", channel.client))
             seen: set[str] = set()
             for what, client in clients:
                 yield from _redis_server(what, client, seen)

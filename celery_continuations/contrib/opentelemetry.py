@@ -12,10 +12,12 @@ Two headers of the message carry the contexts:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import Token
 from typing import Any
 
 from celery import signals as celery_signals
+from celery.utils.dispatch import Signal
 
 from celery_continuations import signals
 from celery_continuations.task import AppTask
@@ -37,7 +39,7 @@ PREVIOUS = "continuation_traceparent"
 _ATTRIBUTE = "_continuation_spans"
 
 _w3c = TraceContextTextMapPropagator()
-_connected: list[tuple[Any, Any]] = []
+_connected: list[tuple[Signal, Callable[..., Any]]] = []
 
 
 def instrument(tracer_provider: TracerProvider | None = None) -> None:
@@ -49,7 +51,7 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
     uninstrument()
     tracer = trace.get_tracer("celery_continuations", tracer_provider=tracer_provider)
     receivers = _Receivers(tracer)
-    pairs = [
+    pairs: list[tuple[Signal, Callable[..., Any]]] = [
         (celery_signals.before_task_publish, receivers.on_publish),
         (celery_signals.task_prerun, receivers.on_prerun),
         (celery_signals.task_failure, receivers.on_failure),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import misfit_of_loop
@@ -22,6 +22,7 @@ from celery_continuations.core.reader import (
 )
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.core.step import Begun, Step, StepsRun, Unit
+from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import ErrorBudgetError, InvalidStepError, SourceChangedError
 
 __all__ = ["Attempt", "Iteration"]
@@ -39,7 +40,7 @@ class _Taken(NamedTuple):
     print: Any
 
 
-class Iteration(Step):
+class Iteration(Step[Any], Generic[Item_co]):
     """A step that is a loop: iterate over it once, for items or batches of items.
 
     Attributes:
@@ -166,7 +167,7 @@ class Iteration(Step):
         if self.failed_items and self.failed_items[-1][0] == cursor:
             self.failed_items.pop()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Item_co]:  # type: ignore[override]
         run = self.run
         if not run.enter(self):
             return

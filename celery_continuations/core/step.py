@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol
 
 from celery_continuations.core import codec
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.typevars import Cursor
 from celery_continuations.exceptions import InvalidStepError, SourceChangedError, UnadvanceableCursorError
 
 __all__ = ["Begun", "Over", "Step", "StepsRun", "Unit", "key_of"]
@@ -131,7 +132,7 @@ class Over:
         """No-op: nothing more is saved of the loop."""
 
 
-class Step:
+class Step(Generic[Cursor]):
     """A named part of a task.  ``for step in self.step("name"):`` yields it once.
 
     Attributes:
@@ -171,7 +172,7 @@ class Step:
         self.kind = kind
         self.begun_as: str | None = None  # the name with which it began, if it was renamed since
         self.name = name
-        self.cursor = codec.copy(start, f"the start of step {name!r}")
+        self.cursor: Cursor = codec.copy(start, f"the start of step {name!r}")
         self.isolated = isolated
         self.resumed = False
         self.left = False
@@ -244,7 +245,7 @@ class Step:
         """Return what the next execution must know of this step."""
         return Begun(self.encoded_cursor(), self.kind, begun_as=self.begun_as)
 
-    def set(self, cursor: Any) -> None:
+    def set(self, cursor: Cursor) -> None:
         """Move the cursor: everything before it is done.  A checkpoint.
 
         Raises:
@@ -254,7 +255,8 @@ class Step:
         if kind is int or kind is str:
             self.cursor = cursor
         elif kind is tuple:
-            for part in cursor:
+            parts: Any = cursor
+            for part in parts:
                 if part.__class__ not in _COPY_FREE:
                     cursor = codec.copy(cursor, f"the cursor of step {self.name!r}")
                     break
@@ -264,13 +266,13 @@ class Step:
         if self.run.attention:
             self._moved()
 
-    def advance(self, from_: Any = None) -> None:
+    def advance(self, from_: Cursor | None = None) -> None:
         """Move the cursor to its successor, or to that of ``from_``.  A checkpoint.
 
         Raises:
             UnadvanceableCursorError: when the successor is unknown.
         """
-        cursor = self.cursor if from_ is None else from_
+        cursor: Any = self.cursor if from_ is None else from_
         kind = cursor.__class__
         if kind is int:
             self.cursor = cursor + 1
@@ -293,7 +295,7 @@ class Step:
         """Make a checkpoint: the task may stop here, at the current cursor."""
         self.run.checkpoint()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Step[Cursor]]:
         if not self.run.enter(self):
             return
         if self.unit is not None:

@@ -43,7 +43,7 @@ class Execution:
         checkpoints: the host of the run, once the task is claimed.
     """
 
-    def __init__(self, task: Task, request: Any, body: Body | None = None) -> None:
+    def __init__(self, task: Task[..., object], request: Any, body: Body | None = None) -> None:
         self.message = Message(task, request, body)
         self.phase: Phase = Unclaimed()
         self.in_body = False

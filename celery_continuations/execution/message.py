@@ -47,7 +47,7 @@ class Message:
         reporter: the execution's reporter.
     """
 
-    def __init__(self, task: Task, request: Any, body: Body | None = None) -> None:
+    def __init__(self, task: Task[..., object], request: Any, body: Body | None = None) -> None:
         self.task = task
         self.request = request
         self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}

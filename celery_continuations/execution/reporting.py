@@ -43,7 +43,7 @@ class Reporter:
         sends_as: the name of the worker, or None if it does not send task events.
     """
 
-    def __init__(self, task: Task, task_id: str, sends_as: str | None = None) -> None:
+    def __init__(self, task: Task[..., object], task_id: str, sends_as: str | None = None) -> None:
         self._task = task
         self._task_id = task_id
         self._sends_as = sends_as

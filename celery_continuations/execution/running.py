@@ -205,7 +205,8 @@ class Running:
             options["countdown"] = self._message.setting("resume_error_countdown")
         shown = _shown(self.run.current, interrupt.reason)
         self._leave(interrupt.reason, options, shown)
-        retry: BaseException = Retry(str(shown), exc=shown, when=options.get("countdown") or 0)
+        countdown: Any = options.get("countdown") or 0
+        retry: BaseException = Retry(str(shown), exc=shown, when=countdown)
         retry.__cause__ = self._error  # not the Interrupt, whose traceback is useless
         return retry
 

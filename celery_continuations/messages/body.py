@@ -80,8 +80,8 @@ class Body:
         data = self.data
         accept: Any = {self._content_type}
         if self._app is not None:
-            accept = prepare_accept_content(conf.celery_setting(self._app, "accept_content"))  # type: ignore[no-untyped-call]
-        args, kwargs, embed = loads(data, self._content_type, self._encoding, accept=accept)  # type: ignore[no-untyped-call]
+            accept = prepare_accept_content(conf.celery_setting(self._app, "accept_content"))
+        args, kwargs, embed = loads(data, self._content_type, self._encoding, accept=accept)  # type: ignore[arg-type]
         return args, kwargs, dict(embed or {})
 
     def changed(self, changes: Mapping[str, Any], serializer: str | None = None) -> Body:
@@ -125,7 +125,7 @@ def written(args: Any, kwargs: Any, embed: dict[str, Any], serializer: str) -> B
     Raises:
         kombu.exceptions.EncodeError: when it cannot be serialized.
     """
-    content_type, encoding, data = dumps((args, kwargs, embed), serializer=serializer)  # type: ignore[no-untyped-call]
+    content_type, encoding, data = dumps((args, kwargs, embed), serializer=serializer)
     return Body(data, content_type, encoding, None, in_chord=bool(embed.get("chord")))
 
 
@@ -135,7 +135,7 @@ def carried(content: list[str | None], text: str, app: Celery) -> Body:
     return Body(text if encoding == "utf-8" else base64.b64decode(text), content_type, encoding, app)
 
 
-def received(task: Task, request: Any, content_type: str | None) -> Body:
+def received(task: Task[..., object], request: Any, content_type: str | None) -> Body:
     """Return the body of a request's message.
 
     If the request does not carry the received body, serialize one now, before the task's own code runs: Celery decodes

@@ -51,7 +51,7 @@ _FIELDS = (
 
 
 def republish(
-    task: Task, request: Any, *, generation: int, snapshot: str | None, body: Body, options: dict[str, Any]
+    task: Task[..., object], request: Any, *, generation: int, snapshot: str | None, body: Body, options: dict[str, Any]
 ) -> None:
     """Publish the task of ``request`` again, with its arguments, callbacks and chain as they were sent.
 
@@ -89,7 +89,7 @@ def republish(
         )
 
 
-def saved_message(task: Task, request: Any, *, body: Body, options: dict[str, Any]) -> str:
+def saved_message(task: Task[..., object], request: Any, *, body: Body, options: dict[str, Any]) -> str:
     """Return the message that :func:`republish` would send, as the text of a :class:`SavedMessage`.
 
     The body is the received one, byte for byte, unless ``options`` redefine it or it carries a snapshot, which would be
@@ -114,12 +114,12 @@ def saved_message(task: Task, request: Any, *, body: Body, options: dict[str, An
 
 
 def _message(
-    task: Task, request: Any, body: Body, options: dict[str, Any], started: bool
+    task: Task[..., object], request: Any, body: Body, options: dict[str, Any], started: bool
 ) -> tuple[Any, Body, dict[str, Any]]:
     """Return Celery's task message without its body, the body, and the properties to send it with."""
     options = {_RENAMED.get(name, name): value for name, value in options.items()}
     for name in _RENAMED.values():
-        options[name] = maybe_list(options.get(name))  # type: ignore[no-untyped-call]
+        options[name] = maybe_list(options.get(name))
     changes, serializer = _parts(options, _IN_BODY), options.get("serializer")
     if changes or serializer not in (None, body.serializer):
         body = body.changed(changes, serializer)
@@ -139,7 +139,7 @@ def _parts(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
-def _fields(task: Task, request: Any) -> dict[str, Any]:
+def _fields(task: Task[..., object], request: Any) -> dict[str, Any]:
     """Return the arguments of ``create_task_message``, except ``expires``: a task that has started does not expire."""
     time_limit, soft_time_limit = request.timelimit or (None, None)
     return {

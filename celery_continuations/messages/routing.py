@@ -31,7 +31,7 @@ def destination(app: Celery, route: dict[str, Any]) -> dict[str, Any]:
         # The default exchange routes by queue name.  Our own Queue keeps Celery from using the route of a declared
         # queue of that name, which is still declared.
         return {
-            "queue": Queue(key, Exchange(""), routing_key=key),  # type: ignore[no-untyped-call]
+            "queue": Queue(key, Exchange(""), routing_key=key),
             "declare": [queue for queue in queues if queue.name == key],
         }
     return {

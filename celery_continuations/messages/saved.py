@@ -50,7 +50,7 @@ class SavedMessage:
             StoreError: when the text is not a message.
         """
         try:
-            message = json.loads(text)  # type: ignore[no-untyped-call]
+            message = json.loads(text)
             return cls(
                 message["task"],
                 message["route"],
@@ -78,7 +78,7 @@ class SavedMessage:
             "chord": self.in_chord,
             "began": self.began,
         }
-        return str(json.dumps(whole))  # type: ignore[no-untyped-call]
+        return str(json.dumps(whole))
 
     def body(self, app: Celery) -> Body:
         """Return its body."""

@@ -18,7 +18,7 @@ __all__ = ["ended", "needs_chord_count", "seconds_kept"]
 _STATUS_OF = {states.SUCCESS: Status.DONE, states.FAILURE: Status.FAILED, states.REVOKED: Status.CANCELLED}
 
 
-def ended(owner: Task | Celery, task_id: str, backend: Any) -> tuple[Status, float] | None:
+def ended(owner: Task[..., object] | Celery, task_id: str, backend: Any) -> tuple[Status, float] | None:
     """Ask the result backend whether a task has ended.
 
     Args:
@@ -50,10 +50,10 @@ def needs_chord_count(record: Record, in_chord: bool, backend: Any) -> bool:
     return in_chord and finished and celery_internals.counts_in_chords_once(backend)
 
 
-def seconds_kept(owner: Task | Celery, status: Status) -> float:
+def seconds_kept(owner: Task[..., object] | Celery, status: Status) -> float:
     """Return for how many seconds the record of an ended task is kept."""
-    app = owner if isinstance(owner, Celery) else owner.app
     if status != Status.FAILED:
-        return conf.tombstone_seconds(app)
-    keep = conf.app_setting(app, "keep_failed") if owner is app else conf.setting(owner, "keep_failed")
+        return conf.tombstone_seconds(owner if isinstance(owner, Celery) else owner.app)
+    name = "keep_failed"
+    keep = conf.app_setting(owner, name) if isinstance(owner, Celery) else conf.setting(owner, name)
     return float(conf.seconds(keep))

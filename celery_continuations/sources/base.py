@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, KeysView, Set
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Set
 from itertools import chain, islice
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from celery_continuations.core import codec
 from celery_continuations.core.reader import NOTHING, Counted, Keep, Opened, OtherKind, Pairs, Throttled
+from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import NONE
 from celery_continuations.sources.positions import AUTO, Positions
@@ -16,8 +17,10 @@ __all__ = [
     "AUTO",
     "BaseReader",
     "Batched",
+    "HasAll",
     "Pairs",
     "Source",
+    "Sources",
     "batches",
     "check_size",
     "opener",
@@ -29,7 +32,7 @@ __all__ = [
 
 
 @runtime_checkable
-class Source(Protocol):
+class Source(Protocol[Item_co]):
     """An iterable that can be read from any of its cursors on.
 
     Progress comes from ``source.progress(cursor)``, if it has this method, which returns how much is done and how much
@@ -39,8 +42,21 @@ class Source(Protocol):
     them; the default is the name of its class.
     """
 
-    def read(self, cursor: Any) -> Pairs:
+    def read(self, cursor: Any) -> Iterator[tuple[Item_co, Any]]:
         """Yield ``(item, cursor after this item)`` from ``cursor`` on; None is the beginning."""
+
+
+class HasAll(Protocol[Item_co]):
+    """A manager of Django's."""
+
+    def all(self) -> Iterable[Item_co]:
+        """Return its queryset."""
+
+
+T = TypeVar("T")
+
+#: What a loop over items of one type takes; see :meth:`AppTask.iterate`.
+Sources: TypeAlias = Iterable[T] | Source[T] | HasAll[T] | Callable[[], Iterable[T]] | Callable[[], Source[T]]
 
 
 class BaseReader:

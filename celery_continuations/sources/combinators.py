@@ -7,15 +7,19 @@ from datetime import timedelta
 from functools import cached_property
 from itertools import chain, islice
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 from celery_continuations.core.reader import Keep, Print, SourceChanged, Throttled
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import BaseReader, Batched, Pairs, Source, check_size, opening
+from celery_continuations.sources.base import BaseReader, Batched, Pairs, Source, Sources, check_size, opening
 from celery_continuations.sources.fingerprint import NONE, print_of
 
 __all__ = ["batched", "nested", "throttled"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
 class _Late:
@@ -41,7 +45,7 @@ class _Late:
         return getattr(self.reader, name)
 
 
-def batched(source: Any, n: int) -> Source:
+def batched(source: Sources[A], n: int) -> Source[list[A]]:
     """Return lists of up to ``n`` items.  ``iterate(..., batch=n)`` is the same; use this within other sources.
 
     Progress counts items, not batches.
@@ -215,7 +219,22 @@ def _place(cursor: Any) -> tuple[Any, Any, Any]:
     return cursor
 
 
-def nested(outer: Any, *inner: Callable[..., Any]) -> Source:
+@overload
+def nested(outer: Sources[A], inner: Callable[[A], Sources[B]], /) -> Source[tuple[A, B]]: ...
+@overload
+def nested(
+    outer: Sources[A], inner: Callable[[A], Sources[B]], second: Callable[[A, B], Sources[C]], /
+) -> Source[tuple[A, B, C]]: ...
+@overload
+def nested(
+    outer: Sources[Any],
+    inner: Callable[..., Any],
+    second: Callable[..., Any],
+    third: Callable[..., Any],
+    /,
+    *more: Callable[..., Any],
+) -> Source[tuple[Any, ...]]: ...
+def nested(outer: Any, *inner: Callable[..., Any]) -> Source[Any]:
     """Return the items of a source for each item of another, to any depth, as tuples.
 
     If the current outer item is gone when the task resumes, the loop continues with the next one, from its beginning.
@@ -318,7 +337,7 @@ class _Throttled(BaseReader):
         return int(self._late.reader.count())
 
 
-def throttled(source: Any, condition: Callable[[], Any], backoff: float | timedelta) -> Source:
+def throttled(source: Sources[A], condition: Callable[[], Any], backoff: float | timedelta) -> Source[A]:
     """Return the items of a source while a condition allows it.
 
     ``condition()`` is called before each item.  While it is true the source is not read, and the task leaves its

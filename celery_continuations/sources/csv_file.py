@@ -6,14 +6,28 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from itertools import chain, compress, repeat
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from celery_continuations.core.reader import Pairs, SourceChanged
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.sources.file_chunks import Chunk
 from celery_continuations.sources.file_source import ADVICE, FileSource
 
-__all__ = ["CsvRows"]
+__all__ = ["CsvOptions", "CsvRows"]
+
+
+class CsvOptions(TypedDict, total=False):
+    """See :func:`csv.reader`."""
+
+    dialect: str | csv.Dialect | type[csv.Dialect]
+    delimiter: str
+    quotechar: str | None
+    escapechar: str | None
+    doublequote: bool
+    skipinitialspace: bool
+    lineterminator: str
+    quoting: Literal[0, 1, 2, 3]
+    strict: bool
 
 
 class CsvRows(FileSource):
@@ -21,7 +35,7 @@ class CsvRows(FileSource):
 
     kind = "bytes of CSV rows"
 
-    def __init__(self, file: Any, encoding: str, header: bool, options: dict[str, Any]) -> None:
+    def __init__(self, file: Any, encoding: str, header: bool, options: CsvOptions) -> None:
         super().__init__(file, encoding)
         self._header = header
         self._options = options

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain, islice
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db.models import F, IntegerField, Manager, Q, QuerySet, UniqueConstraint
 from django.db.models.constants import LOOKUP_SEP
@@ -22,12 +22,15 @@ from django.db.models.query import (
 
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.sources.base import HasAll
 from celery_continuations.sources.keyed import Column, KeyedSource, after
 
 __all__ = ["query_rows"]
 
+Row = TypeVar("Row")
 
-def query_rows(query: Any, *, chunk: int = 2000) -> KeyedSource:
+
+def query_rows(query: Iterable[Row] | HasAll[Row], *, chunk: int = 2000) -> KeyedSource[Row]:
     """Return the rows of a queryset by key: the primary key, or the unique key that it is ordered by.
 
     The queryset itself is neither evaluated nor counted.
@@ -53,7 +56,7 @@ def query_rows(query: Any, *, chunk: int = 2000) -> KeyedSource:
     return _QueryRows(query, chunk)
 
 
-class _QueryRows(KeyedSource):
+class _QueryRows(KeyedSource[Any]):
     def __init__(self, query: Any, chunk: int) -> None:
         super().__init__(chunk)
         _refuse(query)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from itertools import chain, compress
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.base import register
-from celery_continuations.sources.csv_file import CsvRows
+from celery_continuations.sources.base import Source, register
+from celery_continuations.sources.csv_file import CsvOptions, CsvRows
 from celery_continuations.sources.file_chunks import Chunk
 from celery_continuations.sources.file_source import FileSource, path_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["csv_rows", "json_lines", "lines"]
 
@@ -44,7 +48,16 @@ class _JsonLines(FileSource):
             raise ValueError(f"{self.path} has a line that is not JSON: {line[:80]!r}: {exc}") from exc
 
 
-def lines(file: Any, encoding: str = "utf-8") -> FileSource:
+class _Named(Protocol):
+    @property
+    def name(self) -> Any: ...
+
+
+#: A path, or an open file, which is opened again by its name.
+File: TypeAlias = str | os.PathLike[str] | _Named
+
+
+def lines(file: File, encoding: str = "utf-8") -> Source[str]:
     r"""Return the lines of a text file, without their ends, which are ``\n`` or ``\r\n``.
 
     Args:
@@ -61,7 +74,17 @@ def lines(file: Any, encoding: str = "utf-8") -> FileSource:
     return _Lines(file, encoding)
 
 
-def csv_rows(file: Any, encoding: str = "utf-8", *, header: bool = True, **options: Any) -> FileSource:
+@overload
+def csv_rows(
+    file: File, encoding: str = "utf-8", *, header: Literal[True] = True, **options: Unpack[CsvOptions]
+) -> Source[dict[str | Any, str | Any]]: ...
+@overload
+def csv_rows(
+    file: File, encoding: str = "utf-8", *, header: Literal[False], **options: Unpack[CsvOptions]
+) -> Source[list[str]]: ...
+@overload
+def csv_rows(file: File, encoding: str = "utf-8", *, header: bool, **options: Unpack[CsvOptions]) -> Source[Any]: ...
+def csv_rows(file: File, encoding: str = "utf-8", *, header: bool = True, **options: Unpack[CsvOptions]) -> Source[Any]:
     r"""Return the rows of a CSV file; quoted fields may have line feeds in them, and empty lines are skipped.
 
     Args:
@@ -81,7 +104,7 @@ def csv_rows(file: Any, encoding: str = "utf-8", *, header: bool = True, **optio
     return CsvRows(file, encoding, header, options)
 
 
-def json_lines(file: Any, encoding: str = "utf-8") -> FileSource:
+def json_lines(file: File, encoding: str = "utf-8") -> Source[Any]:
     r"""Return the values of a file that has one as JSON in each line; empty lines are skipped.
 
     Args:
@@ -98,7 +121,7 @@ def json_lines(file: Any, encoding: str = "utf-8") -> FileSource:
     return _JsonLines(file, encoding)
 
 
-def _of_path(path: Any) -> FileSource:
+def _of_path(path: Any) -> Source[Any]:
     suffix = path_of(path).suffix.lower()
     if suffix == ".csv":
         return csv_rows(path)
@@ -107,7 +130,7 @@ def _of_path(path: Any) -> FileSource:
     return lines(path)
 
 
-def _of_open_file(file: io.TextIOWrapper) -> FileSource:
+def _of_open_file(file: io.TextIOWrapper) -> Source[str]:
     path = path_of(file)
     problem, remedy = None, "pass lines(path), csv_rows(path) or json_lines(path)"
     if not isinstance(getattr(file.buffer, "raw", None), io.FileIO):
@@ -131,11 +154,11 @@ def _is_at_beginning(file: io.TextIOWrapper) -> bool:
         return False
 
 
-def _of_temporary_file(file: Any) -> FileSource:
+def _of_temporary_file(file: Any) -> Source[str]:
     return _of_open_file(file.file) if isinstance(file.file, io.TextIOWrapper) else _of_other_file(file.file)
 
 
-def _of_other_file(file: Any) -> FileSource:
+def _of_other_file(file: Any) -> Source[Any]:
     raise InvalidStepError(
         f"a {type(file).__name__} is not a text file with a path; pass lines(path), csv_rows(path) or "
         "json_lines(path), or a list of its lines"

@@ -6,14 +6,14 @@ after it, so rows that are deleted or inserted meanwhile do not affect the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from itertools import chain, pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from celery_continuations.core.reader import Pairs
+from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader
 
@@ -30,7 +30,7 @@ class Column(NamedTuple):
     descending: bool
 
 
-class KeyedSource(BaseReader):
+class KeyedSource(BaseReader, Generic[Item_co]):
     """A queryset or a select that is read by key, in chunks.
 
     Args:
@@ -45,7 +45,7 @@ class KeyedSource(BaseReader):
             raise InvalidStepError(f"chunk must be an int of 1 or more, not {chunk!r}")
         self.chunk = chunk
 
-    def read(self, cursor: Any) -> Pairs:
+    def read(self, cursor: Any) -> Iterator[tuple[Item_co, Any]]:
         """See :class:`Source`."""
         raise NotImplementedError
 

@@ -83,7 +83,11 @@ class _Keyed(BaseReader):
         return None, self._total
 
 
-def keyed(rows: Any, key: Any, descending: bool = False) -> Source:
+def keyed(
+    rows: Iterable[Row] | Callable[[], Iterable[Row]],
+    key: str | int | Callable[[Row], Any],
+    descending: bool = False,
+) -> Source[Row]:
     """Return rows in strictly ascending order of a unique key, resuming after the last key that is done.
 
     Rows that are deleted or inserted between two executions do no harm; those inserted before the place reached are
@@ -183,7 +187,7 @@ class _KeyedPages(BaseReader):
 _ORDERED = (int, float, Decimal, date)
 
 
-def keyed_pages(fetch: Callable[[Key | None], Iterable[Row]], *, key: Any) -> Source:
+def keyed_pages(fetch: Callable[[Key | None], Iterable[Row]], *, key: str | int | Callable[[Row], Key]) -> Source[Row]:
     """Return rows from a function that fetches the rows after a key, until it returns none.
 
     For databases without an ORM, and for APIs that page by the last id.  No cursor stays open between two calls.

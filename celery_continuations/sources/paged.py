@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from celery_continuations.core import codec
 from celery_continuations.core.reader import Keep, Print, SourceChanged
@@ -17,6 +17,10 @@ from celery_continuations.sources.positions import Prints
 __all__ = ["keys", "pages"]
 
 Page = tuple[Iterable[Any], Any]
+
+Item = TypeVar("Item")
+Token = TypeVar("Token")
+Key = TypeVar("Key")
 
 
 # How many pages' numbers of items are kept, for the marks of cursors between two pages.
@@ -155,7 +159,7 @@ def _place(cursor: Any) -> tuple[Any, int]:
     return cursor
 
 
-def pages(function: Callable[[Any], Page]) -> Source:
+def pages(function: Callable[[Token | None], tuple[Iterable[Item], Token | None]]) -> Source[Item]:
     """Return the items of an API that gives them in pages.
 
     A task that resumes requests the current page again, and skips the items that it has done, if the last of them is
@@ -209,7 +213,7 @@ class _Keys(BaseReader):
             raise InvalidStepError(f"the keys of the mapping have no order with {cursor!r}: {exc}") from exc
 
 
-def keys(mapping: Mapping[Any, Any]) -> Source:
+def keys(mapping: Mapping[Key, Any]) -> Source[Key]:
     """Return the keys of a mapping in their order, resuming after the last one that is done.
 
     Keys that are removed or added meanwhile do no harm; those added before the place reached are not visited.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -17,7 +17,14 @@ from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, KeyedSource, after, following
 
+if TYPE_CHECKING:
+    from sqlalchemy.sql.selectable import TypedReturnsRows
+
 __all__ = ["from_select", "select_rows", "sessions"]
+
+Item = TypeVar("Item")
+
+Opened: TypeAlias = orm.Session | orm.scoped_session[Any] | sa.Connection
 
 _factory: Callable[[], Any] | None = None
 
@@ -39,7 +46,7 @@ def sessions(factory: Callable[[], Any]) -> None:
     _factory = factory
 
 
-def from_select(select: Any) -> KeyedSource:
+def from_select(select: Any) -> KeyedSource[Any]:
     """Return the rows of a select, with a session of :func:`sessions`, or of a Query with its own.
 
     Raises:
@@ -59,7 +66,15 @@ def from_select(select: Any) -> KeyedSource:
     return _SelectRows(factory, select, 1000)
 
 
-def select_rows(session: Any, select: Any, *, chunk: int = 1000) -> KeyedSource:
+@overload
+def select_rows(session: Opened, select: TypedReturnsRows[tuple[Item]], *, chunk: int = 1000) -> KeyedSource[Item]: ...
+@overload
+def select_rows(session: Opened, select: TypedReturnsRows[Item], *, chunk: int = 1000) -> KeyedSource[Item]: ...
+@overload
+def select_rows(session: Opened, select: orm.Query[Item], *, chunk: int = 1000) -> KeyedSource[Item]: ...
+@overload
+def select_rows(session: Opened, select: Any, *, chunk: int = 1000) -> KeyedSource[Any]: ...
+def select_rows(session: Opened, select: Any, *, chunk: int = 1000) -> KeyedSource[Any]:
     """Return the rows of a select by key: the primary key, or the unique key that it is ordered by.
 
     Rows are those of ``session.scalars(select)`` if it selects one thing, else those of ``session.execute(select)``.
@@ -90,7 +105,7 @@ def select_rows(session: Any, select: Any, *, chunk: int = 1000) -> KeyedSource:
     return _SelectRows(lambda: nullcontext(session), select, chunk)
 
 
-class _SelectRows(KeyedSource):
+class _SelectRows(KeyedSource[Any]):
     def __init__(self, opened: Callable[[], AbstractContextManager[Any]], select: Any, chunk: int) -> None:
         super().__init__(chunk)
         is_query = isinstance(select, orm.Query)

@@ -177,7 +177,8 @@ def _in_memory(url: str) -> bool:
 
 
 def _backend(app: Celery, url: str) -> Any:
-    backend, url = by_url(url, app.loader)
+    found: Any = by_url(url, app.loader)
+    backend, url = found
     return backend(app=app, url=url)
 
 

@@ -12,6 +12,7 @@ from celery_continuations.core.order import check_name
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.execution.triggers import STOPPING
+from celery_continuations.task import AppTask
 from celery_continuations.testing.fault_plan import FaultPlan
 from celery_continuations.testing.rehearsal import Rehearsal, resume_when_due, within
 
@@ -22,7 +23,7 @@ ANY: Any = object()
 
 
 @contextmanager
-def interrupt_during_step(task: Any, name: str, cursor: Any = ANY) -> Iterator[Rehearsal]:
+def interrupt_during_step(task: AppTask[..., Any] | Rehearsal, name: str, cursor: Any = ANY) -> Iterator[Rehearsal]:
     """Interrupt a task at a checkpoint inside a step, like a worker that is stopped there.
 
     Args:
@@ -60,7 +61,7 @@ def interrupt_during_step(task: Any, name: str, cursor: Any = ANY) -> Iterator[R
 
 
 @contextmanager
-def interrupt_after_step(task: Any, name: str) -> Iterator[Rehearsal]:
+def interrupt_after_step(task: AppTask[..., Any] | Rehearsal, name: str) -> Iterator[Rehearsal]:
     """Interrupt a task at the checkpoint after a step, which is before the next one.
 
     There is none after the last step.  Arguments and the rest are those of :func:`interrupt_during_step`.
@@ -143,7 +144,7 @@ class _After(_Place):
 
 
 @contextmanager
-def _interrupting(target: Any, place: _During | _After) -> Iterator[Rehearsal]:
+def _interrupting(target: AppTask[..., Any] | Rehearsal, place: _During | _After) -> Iterator[Rehearsal]:
     run = target if isinstance(target, Rehearsal) else Rehearsal(target)
     begun, before, run.faults = run.begun, run.faults, place
     try:

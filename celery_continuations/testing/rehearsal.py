@@ -19,6 +19,7 @@ from celery_continuations.core.evolution import adapt
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import Saved, Snapshot, Waiting
+from celery_continuations.core.typevars import P
 from celery_continuations.exceptions import DeliveryError
 from celery_continuations.execution import direct
 from celery_continuations.execution.execution import Execution
@@ -263,7 +264,7 @@ class Rehearsal:
         return f"<Rehearsal of {self.task.name}: {self.state}{where}>"
 
 
-def rehearse(task: Any, /, *args: Any, **kwargs: Any) -> Rehearsal:
+def rehearse(task: AppTask[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Rehearsal:
     """Run the first execution of a task: to its end, or until it waits or is interrupted.
 
     Args:

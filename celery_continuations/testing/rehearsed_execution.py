@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery import states
 from celery.exceptions import Ignore, Retry
 
+from celery_continuations.boundary import RetryMessage
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
@@ -27,7 +28,6 @@ from celery_continuations.execution.waiting import Waiter
 from celery_continuations.messages.body import Body
 from celery_continuations.protocol.owned import OwnedRecord
 from celery_continuations.stores import Fence, Status
-from celery_continuations.task import _RetryMessage
 from celery_continuations.testing.fault_plan import Killed
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class RehearsedExecution(Execution):
     # -- what the boundary asks
 
     def finish(self, value: Any) -> None:
-        if isinstance(value, Retry) and isinstance(value.sig, _RetryMessage):
+        if isinstance(value, Retry) and isinstance(_signature_of(value), RetryMessage):
             raise value  # retry(throw=False)
         if self.run is not None:
             self.disturb("end")
@@ -100,9 +100,10 @@ class RehearsedExecution(Execution):
             self._rehearsal.lost()
             killed: BaseException = Ignore("killed")
             return killed
-        if isinstance(error, Retry) and isinstance(error.sig, _RetryMessage):
-            error.sig.apply_async()
-            error.sig = None  # or Celery would apply it
+        signature = _signature_of(error)
+        if isinstance(signature, RetryMessage):
+            signature.apply_async()
+            vars(error)["sig"] = None  # or Celery would apply it
         try:
             instead = super().left_by(error)
         except Exception as exc:
@@ -253,3 +254,7 @@ class _Silent(Reporter):
 def _release(error: BaseException) -> None:
     """Close what the ended execution has open, like its process would: its error refers to its sources."""
     traceback.clear_frames(error.__traceback__)
+
+
+def _signature_of(error: BaseException) -> Any:
+    return error.sig if isinstance(error, Retry) else None  # type: ignore[attr-defined]

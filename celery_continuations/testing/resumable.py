@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from celery_continuations.task import AppTask
 from celery_continuations.testing.differences import are_same, differences
 from celery_continuations.testing.rehearsal import Rehearsal, run_until_done
 from celery_continuations.testing.trials import INTERRUPT, KILL, Place, Plan, Trial, parse, plans, short
@@ -45,7 +46,7 @@ _TIMES, _MORE = 10, 100
 
 
 def assert_resumable(
-    task: Any,
+    task: AppTask[..., Any],
     *args: Any,
     kwargs: dict[str, Any] | None = None,
     check: Callable[[], Any] | None = None,
@@ -53,7 +54,7 @@ def assert_resumable(
     kills: bool = True,
     pairs: int = 100,
     only: str | None = None,
-    upgrade_from: Any = None,
+    upgrade_from: AppTask[..., Any] | None = None,
     expected: Any = _SAME,
 ) -> None:
     """Run a task undisturbed, then once for each place at which it may be stopped, and compare the outcomes.

@@ -33,11 +33,11 @@ __all__ = ["Hearing"]
 logger = logging.getLogger(__name__)
 
 
-class Hearing(bootsteps.StartStopStep):  # type: ignore[misc]
+class Hearing(bootsteps.StartStopStep):
     """Raise the worker's stop flag, and start and stop its maintenance."""
 
     name = "Continuations"
-    requires = {"celery.worker.components:Pool"}
+    requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)

@@ -31,7 +31,7 @@ __all__ = ["Request", "decide", "strategy"]
 logger = logging.getLogger("celery_continuations")
 
 
-class Request(CeleryRequest):  # type: ignore[misc]
+class Request(CeleryRequest):
     """Pass the pool process the stop flag, the message's body and serializer, and whether to send events."""
 
     def __init__(self, message: Any, **kwargs: Any) -> None:
@@ -44,9 +44,9 @@ class Request(CeleryRequest):  # type: ignore[misc]
             "content_type": message.content_type,
             "sends_as": self.hostname if self.task.send_events and events.are_wanted(self.eventer) else None,
         }
-        if not self._decoded:
+        if not self._decoded:  # type: ignore[attr-defined]
             # The same object that Celery also sends to the pool process: pickle writes it once.
-            body = (self._body, self._content_type, self._content_encoding)
+            body = (self._body, self._content_type, self._content_encoding)  # type: ignore[attr-defined]
             self.request_dict["properties"] = {**self.request_dict["properties"], BODY: body}
 
     # -- what the main process decides

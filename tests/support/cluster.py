@@ -94,7 +94,6 @@ class Cluster:
         if "Redis" in type(self.client.backend).__name__:
             self.client.backend.result_consumer.stop()
             self.client.backend.client.connection_pool.disconnect()
-        self.client.pool.force_close_all(close_pool=False)  # another client of this broker gets the same pool
         for store in stores_of(self.client):
             store.close()
         self.client.close()

@@ -14,6 +14,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import (
     AppTask,
+    ContinuableAsyncResult,
     ContinuableTask,
     InvalidStepError,
     UnadvanceableCursorError,
@@ -35,6 +36,18 @@ def test_base_class(app: Celery) -> None:
     made = app.task(base=ContinuableTask, bind=True, name="squares")(squares)
     assert (made.acks_late, made.reject_on_worker_lost) == (True, True)
     assert made(3) == [0, 1, 4]
+
+
+def test_the_classes_take_type_arguments(app: Celery) -> None:
+    class Squares(ContinuableTask[[int], list[int]]):
+        name = "class of squares"
+
+        def run(self, count: int) -> list[int]:
+            return squares(self, count)
+
+    assert app.register_task(Squares())(3) == [0, 1, 4]
+    assert app.task(base=AppTask[..., list[int]], bind=True, name="squares")(squares)(3) == [0, 1, 4]
+    assert ContinuableAsyncResult[int]("7f3a", app=app, store="memory").steps == ()
 
 
 def test_a_task_may_override_its_delivery_settings(app: Celery) -> None:

@@ -286,6 +286,10 @@ PROOFS: dict[tuple[str, str], Example] = {
     ("docs/writing-tasks.md", "count_letters"): Example((["ann", "bobby"],), "", check=lambda names: "what it returns"),
     ("docs/writing-tasks.md", "import_in_batches"): Example((["ann", "bob", "eve"],), "done"),
     ("docs/writing-tasks.md", "report_price"): Example(("ann",), "done"),
+    ("docs/writing-tasks.md", "longest_name"): Example((["ann", "bobby"],), "", check=lambda names: "what it returns"),
+    ("docs/writing-tasks.md", "total_length"): Example(
+        (["ann", "bobby", "eve"],), "", check=lambda names: "what it returns"
+    ),
     ("docs/callbacks.md", "fulfil"): Example((1,), "asked"),
     ("docs/testing.md", "import_users"): Example((["ann@example.org", "bob@example.org"],), "users"),
     ("docs/testing.md", "invoice"): Example(

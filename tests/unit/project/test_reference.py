@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import celery_continuations
-from celery_continuations import signals, sources, task, testing
+from celery_continuations import conf, signals, sources, task, testing
 from tests.signatures import REFERENCE, blocks, rendered
 
 SHOWN = [
@@ -40,6 +40,12 @@ def test_every_public_name_is_there(module: Any) -> None:
     assert set(module.__all__) - {"__version__"} <= set(defined())
 
 
+def test_the_decorator_takes_each_setting_of_a_task() -> None:
+    stub = rendered("from celery_continuations import continuable\n\ndef continuable(): ...\n")
+    last: Any = ast.parse(stub).body[-1]
+    assert {one.arg for one in last.args.kwonlyargs} == set(conf._of_tasks())
+
+
 def test_what_a_task_is_written_with_is_there() -> None:
     assert set(task._PUBLIC) <= set(defined()["AppTask"])
 
@@ -52,6 +58,6 @@ def test_the_signals_and_their_arguments() -> None:
 
 def test_a_signature_that_is_wrong_is_noticed() -> None:
     stub = "from celery_continuations.sources import keys\n\ndef keys(): ...\n"
-    assert rendered(stub).splitlines()[-1] == "def keys(mapping: Mapping[Any, Any]) -> Source: ..."
+    assert rendered(stub).splitlines()[-1] == "def keys(mapping: Mapping[Key, Any]) -> Source[Key]: ..."
     with pytest.raises(AttributeError):
         rendered(stub.replace("keys", "no_such_thing"))
