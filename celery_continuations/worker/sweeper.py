@@ -236,6 +236,9 @@ class Sweeper:
         if record.message is None:
             raise StoreError("record", f"task {task_id} has no saved message to publish")
         publishing.publish(record.message, record.fence.generation)
+        self._report_action(task_id, action, text)
+
+    def _report_action(self, task_id: str, action: str, text: str) -> None:
         self._report(Report(task_id, action, text))
 
     def _attempt(self, act: Callable[..., None], task_id: str, *args: Any) -> None:
@@ -246,5 +249,4 @@ class Sweeper:
         except (StoreError, UnserializableValueError, InvalidStepError) as exc:  # the last: of a later release
             if task_id not in self._reported:
                 self._reported.add(task_id)
-                text = f"cannot be recovered; its record is unchanged: {exc}"
-                self._report(Report(task_id, "recovery_failed", text))
+                self._report_action(task_id, "recovery_failed", f"cannot be recovered; its record is unchanged: {exc}")

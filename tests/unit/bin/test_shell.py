@@ -246,7 +246,7 @@ def test_a_failed_task_is_retried_from_a_step(run: Any, worker: Any, task: Any) 
 
     result = task(body, continuation_resume_errors_after_advancing=False).delay()
     worker.drain()
-    assert "has no step 'x'" in run("retry", result.id, "--step", "x", code=1).stderr
+    assert "has not begun a step 'x'" in run("retry", result.id, "--step", "x", code=1).stderr
     run("retry", result.id, "--step", "first")
     worker.drain()
     assert (result.get(), done) == ("end", ["first", "first"])

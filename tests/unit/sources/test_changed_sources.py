@@ -1016,7 +1016,7 @@ def test_that_items_cannot_be_told_apart_is_logged_once(worker: Any, task: Any, 
     worker.drain()
     found = [one for one in caplog.records if getattr(one, "action", "") == "source_unchecked"]
     assert len(found) == 1
-    assert "give iterate identity=" in found[0].getMessage()
+    assert "pass iterate identity=" in found[0].getMessage()
 
 
 # -- how much is done

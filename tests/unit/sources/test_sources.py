@@ -245,7 +245,7 @@ def test_a_throttled_source_in_a_direct_call(task: Any) -> None:
     seen: list[Any] = []
     task(loop(throttled(["ab"], lambda: False, 5), seen))()
     assert seen == ["ab"]
-    with pytest.raises(InvalidStepError, match="throttled for 5 s: not in a task that was called directly"):
+    with pytest.raises(InvalidStepError, match="throttled for 5 s: not possible in a task called directly"):
         task(loop(throttled(["ab"], lambda: True, 5), seen))()
 
 
