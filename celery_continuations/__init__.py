@@ -1,4 +1,4 @@
-"""Long Celery tasks that stop when they are told to, and go on where they were."""
+"""Long-running Celery tasks that stop cleanly on shutdown and resume where they left off."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""Where the core meets Celery.  :class:`Interrupt` is caught here, once.
+"""The boundary between the core and Celery.  Only here :class:`Interrupt` is caught.
 
-Three methods of every class below :class:`BoundaryTask` are wrapped when the class is made, the
-user's own overrides included, because each has a place that must not be lost by an override:
+Three methods of every subclass of :class:`BoundaryTask`, including users' overrides, are wrapped when the class is
+made, so that an override cannot move them:
 
 ``__call__``
-    the boundary: it lies outside every override, so that an interruption is handed over after a
-    user's own context (an application, a tenant) has been left
+    the boundary: it is outside every override, so that the hand-over happens after a user's own context (an
+    application, a tenant) has been left
 ``run``
-    lies inside of ``autoretry_for``, so that a task which has advanced resumes before that is asked
+    is inside ``autoretry_for``, so that a task that has made progress resumes before Celery retries it
 ``on_retry``
-    Celery calls it when the state RETRY is stored, and only then may the message go out
+    is called by Celery once the state RETRY is stored; only then may the message be published
 
-Nothing of a run is kept on the task, which is one shared instance for each process: it is
-kept on the request, of which each thread and greenlet has its own.
+The state of a run is not kept on the task, which is one shared instance in each process, but on the request, of which
+each thread and greenlet has its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _prepared: WeakSet[Celery] = WeakSet()
 
 
 def _wrap(cls: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
-    """Lay ``wrapper`` around the method that ``cls`` has, its own or inherited, unless that is done."""
+    """Wrap the method of ``cls``, its own or inherited, in ``wrapper``, unless that is done already."""
     found = inspect.getattr_static(cls, name)
     function = found.__func__ if isinstance(found, staticmethod) else found
     if found is inspect.getattr_static(Task, name) and name == "run":
@@ -67,7 +67,7 @@ def _wrap(cls: type[Any], name: str, wrapper: Callable[..., Any]) -> None:
 
 
 def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Around ``__call__``: where an interruption becomes a hand-over."""
+    """Wrap ``__call__``: turn an interruption into a hand-over."""
     request = task.request_stack.top
     if request is not None and execution_of(request) is not None:
         return call(*args, **kwargs)
@@ -96,14 +96,14 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 
 def _checked(task: Any, value: Any) -> Any:
-    """Return ``value``, or refuse it where it shows that the task's body never ran."""
+    """Return ``value``, or refuse it if it shows that the task's body never ran."""
     if task.claims_at_start:
         refusals.refuse_unrun(task, value)
     return value
 
 
 def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Around ``run``: the task's own code."""
+    """Wrap ``run``: the task's own code."""
     request = task.request_stack.top
     if request is None:
         task.push_request(args=args, kwargs=kwargs)
@@ -132,7 +132,7 @@ def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 
 def _after_retry(task: Any, on_retry: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Around ``on_retry``: the state is stored, the message may go out."""
+    """Wrap ``on_retry``: the state is stored, so the message may be published."""
     execution = execution_of(task.request_stack.top)
     if isinstance(execution, Execution):
         execution.publish()
@@ -140,7 +140,7 @@ def _after_retry(task: Any, on_retry: Callable[..., Any], args: tuple[Any, ...],
 
 
 class BoundaryTask(GenericTask[P, R_co]):
-    """What Celery asks of a task."""
+    """The part of a task that Celery calls."""
 
     abstract = True
     Request = "celery_continuations.worker.requests:Request"
@@ -150,11 +150,11 @@ class BoundaryTask(GenericTask[P, R_co]):
     claims_at_start = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Call the task directly: straight through, with no worker, no store, no interruption."""
+        """Call the task directly: without worker, store and interruptions."""
         request = self.request_stack.top
         execution = execution_of(request)
         if execution is not None and execution.in_body:
-            # The task calls itself. Celery would give the call this same request, or a copy of it.
+            # The task calls itself. Celery would use this same request for the call, or a copy of it.
             push_request: Any = self.push_request  # celery-types gives it the task's own parameters
             push_request(args=args, kwargs=kwargs, called_directly=True, **{ATTRIBUTE: None})
             try:
@@ -167,7 +167,7 @@ class BoundaryTask(GenericTask[P, R_co]):
         if following.__func__ is not Task.__call__:
             value: R_co = following(*args, **kwargs)
             return value
-        return self.run(*args, **kwargs)  # Task's own would push a request without the message's data
+        return self.run(*args, **kwargs)  # Task.__call__ would push a request without the message's data
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -177,7 +177,7 @@ class BoundaryTask(GenericTask[P, R_co]):
 
     @classmethod
     def bind(cls, app: Celery) -> Celery:
-        """See Celery's Task; checks the settings, and lets the app's workers hear when they are stopped."""
+        """Bind the class to the app, check its settings, and add the bootstep to the app's workers."""
         bound: Celery = super().bind(app)
         if app not in _prepared:
             conf.validate(app)
@@ -188,7 +188,7 @@ class BoundaryTask(GenericTask[P, R_co]):
         return bound
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult[R_co]:  # noqa: N802
-        """See Celery's Task; the result also tells the progress."""
+        """Return a result that also reports the progress."""
         return ContinuableAsyncResult(
             task_id, backend=self.backend, app=self.app, store=conf.setting(self, "store"), **kwargs
         )
@@ -203,12 +203,12 @@ class BoundaryTask(GenericTask[P, R_co]):
         *rest: Any,
         **options: Any,
     ) -> Any:
-        """Apply the task here, as Task does; within a rehearsal with the arguments as a message has them."""
+        """Apply the task in this process; within a rehearsal, with the arguments as a message carries them."""
         args, kwargs = rehearsed_arguments(self, task_id, args, kwargs)
         return super().apply(args, kwargs, link, link_error, task_id, *rest, **options)
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Any:
-        """See Celery's Task; for ``self.retry()`` in a run, what keeps the run's progress."""
+        """Return a signature that keeps the run's progress in ``self.retry()``."""
         signature = super().signature_from_request(*args, **kwargs)
         execution = execution_of(self.request_stack.top)
         if not isinstance(execution, Execution) or execution.run is None:
@@ -216,7 +216,7 @@ class BoundaryTask(GenericTask[P, R_co]):
         return RetryMessage(execution, signature, *args, **kwargs)
 
     def replace(self, sig: Any) -> Any:
-        """See Celery's Task; the task that comes in place of this one starts afresh."""
+        """Replace this task; the new one starts without its progress."""
         execution = execution_of(self.request_stack.top)
         if isinstance(execution, Execution):
             execution.refuse_if_changed()
@@ -225,7 +225,7 @@ class BoundaryTask(GenericTask[P, R_co]):
 
 
 class RetryMessage:
-    """Stands in for the signature that ``Task.retry`` would send: the boundary publishes instead."""
+    """Replace the signature that ``Task.retry`` would send: the boundary publishes instead."""
 
     def __init__(
         self,
@@ -242,5 +242,5 @@ class RetryMessage:
         self._options = {**options, "args": args, "kwargs": kwargs, "queue": queue}
 
     def apply_async(self) -> None:
-        """Called by ``Task.retry`` in place of sending."""
+        """Keep the options; ``Task.retry`` calls this to send."""
         self._execution.retry_options = {k: v for k, v in self._options.items() if v is not None}

@@ -1,6 +1,6 @@
-"""Every touch of Celery, kombu and billiard that is not their public interface.
+"""All uses of Celery, kombu and billiard beyond their public interface.
 
-Each stands here with its reason; a test for each fails when it changes.
+Each is here with its reason, and has a test that fails when it changes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ __all__ = [
 def around_soft_shutdown(worker: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
     """Call ``before`` and ``after`` around the worker's ``wait_for_soft_shutdown``.
 
-    Why: it is the first thing that a cold shutdown calls (celery/apps/worker.py, on_cold_shutdown),
-    also when the timeout is 0, and the signal ``worker_shutting_down`` comes after the tasks are dead.
+    Why: a cold shutdown calls it first (celery/apps/worker.py, on_cold_shutdown), even if the timeout is 0, and sends
+    the signal ``worker_shutting_down`` only after the tasks are dead.
     """
     original = worker.wait_for_soft_shutdown
 
@@ -64,10 +64,10 @@ def around_soft_shutdown(worker: Any, before: Callable[[], None], after: Callabl
 
 
 def forget_consumer_cancellation(worker: Any) -> bool:
-    """On the solo pool keep a cold shutdown from raising inside the task; return whether it is solo.
+    """Keep a cold shutdown from raising inside the task on the solo pool; return whether the pool is solo.
 
-    Why: there the signal's handler runs on top of the task's own frame, and cancelling its request
-    ends in a NotImplementedError in the middle of the task's code.
+    Why: there the signal's handler runs on top of the task's own frame, and cancelling its request raises
+    NotImplementedError in the middle of the task's code.
     """
     from celery.concurrency import solo
 
@@ -83,20 +83,21 @@ _CANCELLATIONS = ("cancel_active_requests", "cancel_all_unacked_requests")
 
 
 def forget_cached(result: Any) -> None:
-    """Have a result ask its backend again.  Why: it keeps what it has seen of a task that has ended.
+    """Make a result ask its backend again.  Why: it caches the state of a task that has ended.
 
-    And that it has seen it: with a backend that is listened to, ``get()`` would return at once, with nothing.
+    It also remembers that it has seen the end: with a backend that pushes results, ``get()`` would return nothing
+    immediately.
     """
     result._cache = None
     result.on_ready = type(result.on_ready)(result._on_fulfilled, weak=True)
 
 
 def heard_late(result: Any) -> bool:
-    """Whether the end that a result has heard of has been taken back, or has been followed by another one.
+    """Whether the end that a result has received was withdrawn since, or followed by another one.
 
-    Why: a backend that is listened to (Redis) reads a result and is sent it as well. What was sent stays in the
-    connection when reading was faster, and the next ``get()`` of the same task takes it for news. Such a backend is
-    asked once more. What it no longer has at all, because it expired, was not taken back.
+    Why: a backend that pushes results (Redis) delivers a result by reading and by a push. If reading was faster, the
+    push stays in the connection, and the next ``get()`` of the same task takes it for new. Therefore such a backend is
+    asked again. A result that has expired was not withdrawn.
     """
     backend, heard = result.backend, result._cache
     if not heard or not getattr(backend, "is_async", False) or not keeps_results(backend):
@@ -113,8 +114,8 @@ def in_pool_child() -> bool:
 def pool_pids(worker: Any) -> list[int]:
     """Return the pids of a prefork pool's processes; none for other pools, or while it starts.
 
-    Why: Celery tells them only in the reply to a remote control command, and learns of a death itself
-    only after 5 to 10 seconds where its broker has no event loop.
+    Why: Celery reports them only in the reply to a remote control command, and notices a death itself only after 5 to
+    10 seconds if its broker has no event loop.
     """
     pool = getattr(getattr(worker, "pool", None), "_pool", None)
     processes = [one for one in list(getattr(pool, "_pool", None) or ()) if isinstance(one, BaseProcess)]
@@ -122,26 +123,26 @@ def pool_pids(worker: Any) -> list[int]:
 
 
 def keeps_results(backend: Any) -> bool:
-    """Whether a result backend can say, in any process, what has become of a task.
+    """Whether any process can learn the state of a task from a result backend.
 
-    Why: that of an app without one says that it is persistent, and one over RPC keeps results for one caller only.
+    Why: the backend of an app without one claims to be persistent, and RPC keeps results for one caller only.
     """
     return not isinstance(backend, (DisabledBackend, RPCBackend))
 
 
 def counts_in_chords_once(backend: Any) -> bool:
-    """Whether a chord counts a member once, however often that is stored.
+    """Whether a chord counts a member once, no matter how often its result is stored.
 
-    Why: the Redis backend keeps a set of results, by their places, where chords are ordered, as they are unless
-    it is told otherwise (celery/backends/redis.py).
+    Why: for ordered chords, the default, the Redis backend keeps a set of results by their index
+    (celery/backends/redis.py).
     """
     return bool(getattr(backend, "_chord_zset", False))
 
 
 def chord_claim_left(backend: Any, group: str) -> float:
-    """Return the seconds for which only one process may call a chord's body, alive or dead; 0 without such a claim.
+    """Return the seconds for which one process, alive or dead, has claimed a chord's body; 0 without a claim.
 
-    Why: from 5.7 on the process that counts the last member claims the body in the Redis backend, for at least 5 s. A
+    Why: since 5.7 the process that counts the last member claims the body in the Redis backend, for at least 5 s. A
     process that counts that member again meanwhile calls nothing (CHORD_PART_RETURN_LUA in celery/backends/redis.py).
     """
     if not counts_in_chords_once(backend):
@@ -153,7 +154,7 @@ def chord_claim_left(backend: Any, group: str) -> float:
 
 
 def terminate_signal() -> int:
-    """The signal that ends a pool child: SIGTERM, or what REMAP_SIGTERM says.
+    """Return the signal that ends a pool child: SIGTERM, or the one in REMAP_SIGTERM.
 
     Why: billiard reads the variable once, and the two must agree.
     """
@@ -161,9 +162,9 @@ def terminate_signal() -> int:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether a task failed because the process that ran it has ended.
+    """Whether a task failed because its process has ended.
 
-    Why: from 4.3 on billiard reports the exit of a process by the SystemExit itself, wrapped.
+    Why: since 4.3 billiard reports the exit of a process as the wrapped SystemExit itself.
     """
     return isinstance(getattr(error, "exc", error), (WorkerLostError, SystemExit))
 
@@ -174,17 +175,17 @@ def is_predicate(error: BaseException) -> bool:
 
 
 def ignore_result_of(task: Any, request: Any) -> bool:
-    """Return the effective ``ignore_result``: the message's where it says one, else the task's.
+    """Return the effective ``ignore_result``: the message's if it has one, else the task's.
 
-    Why: ``Context`` has a class attribute of that name, so only the instance's dict can tell.
-    Celery has a function for it only since 5.6.
+    Why: ``Context`` has a class attribute of that name, so only the instance's dict shows the message's value.  Celery
+    has a function for it only since 5.6.
     """
     own = vars(request).get("ignore_result")
     return bool(task.ignore_result if own is None else own)
 
 
 def serializer_of(content_type: str | None) -> str | None:
-    """Return the name of the serializer for a content type.  Why: kombu has it by name only."""
+    """Return the name of the serializer for a content type.  Why: kombu looks serializers up by name only."""
     name = registry.type_to_name.get(content_type)
     return str(name) if name else None
 
@@ -192,7 +193,7 @@ def serializer_of(content_type: str | None) -> str | None:
 def promised_options(task: Any) -> dict[str, Any] | None:
     """Return the options given to an ``@app.task`` that is still a promise, or None for any other task.
 
-    Why: once the task is made, an option left out cannot be told from one given.
+    Why: once the task is made, an omitted option looks like a given one.
     """
     if type(task) is not PromiseProxy or task.__evaluated__():
         return None
@@ -203,8 +204,8 @@ def promised_options(task: Any) -> dict[str, Any] | None:
 def app_of_unbound(cls: type[Any]) -> Any:
     """Return the app that made ``cls`` of a function without ``bind=True``, or None for any other class.
 
-    Why: ``bind=True`` leaves no attribute; only the decorator's classes have ``_decorated`` and ``app`` of their
-    own, and a static ``run`` when unbound (celery/app/base.py, _task_from_fun).
+    Why: ``bind=True`` leaves no attribute; only the decorator's classes have their own ``_decorated`` and ``app``, and
+    a static ``run`` when unbound (celery/app/base.py, _task_from_fun).
     """
     made = vars(cls)
     return made["app"] if "_decorated" in made and isinstance(made["run"], staticmethod) else None
@@ -213,8 +214,8 @@ def app_of_unbound(cls: type[Any]) -> Any:
 class FinishedTask(Proxy):  # type: ignore[type-arg]
     """A shared task that raises when ``@app.task`` or ``@shared_task`` is put above it.
 
-    Why: Celery would take it for a function and go on with the task as it is, or not, depending
-    on names.  It reads ``__name__`` and ``__doc__`` of what is decorated (celery/app/base.py).
+    Why: Celery would take it for a function, and use or replace the task depending on names.  It reads ``__name__`` and
+    ``__doc__`` of what it decorates (celery/app/base.py).
     """
 
     __slots__ = ()
@@ -229,14 +230,14 @@ class FinishedTask(Proxy):  # type: ignore[type-arg]
 
     def _unless_decorated(self) -> Any:
         if sys._getframe(2).f_globals.get("__name__") == "celery.app.base":
-            raise TypeError("@continuable stands below a task decorator; write it above @app.task(bind=True), or alone")
+            raise TypeError("@continuable is below a task decorator; write it above @app.task(bind=True), or alone")
         return self._get_current_object()
 
 
 def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:
     """Call ``func`` with a task that ``@app.task`` has promised, as soon as it is made.
 
-    Why: to look at the promise earlier would finalize the app's configuration at import time.
+    Why: evaluating the promise earlier would finalize the app's configuration at import time.
     """
     kind = type(task)
     if kind is PromiseProxy:
@@ -261,7 +262,7 @@ def rewrap_autoretry(task: Any) -> None:
 
 
 def on_every_app(when_finalizing: Callable[[Any], None], when_finalized: Callable[[Any], None]) -> None:
-    """Do something with every app, those to come included.  Why: shared tasks have no other hook."""
+    """Call a function with every app, including future ones.  Why: shared tasks have no other hook."""
     _state.connect_on_app_finalize(when_finalizing)
     for app in _state._get_active_apps():  # type: ignore[attr-defined]
         if app.finalized:

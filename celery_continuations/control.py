@@ -1,6 +1,6 @@
-"""What callers and operators do to a task: deliver, pause, resume, cancel, retry.
+"""Operations on a task: deliver, pause, resume, cancel, retry.
 
-All of it works while no worker is up: the record is in the store.
+They work without a running worker: the record is in the store.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ logger = logging.getLogger("celery_continuations")
 def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None, store: str | None = None) -> None:
     """Deliver ``payload`` to the wait ``name`` of a task: ``self.wait_for(name)`` returns it.
 
-    It may come before the wait has begun, and before the task has started; it is kept until then, for
-    ``continuation_keep_failed`` where the task never starts.  The same payload again changes nothing.
+    The payload may be delivered before the wait begins or the task starts.  It is kept until then; if the task never
+    starts, for ``continuation_keep_failed``.  Delivering the same payload again changes nothing.
 
     Args:
         task_id: the task.
-        name: of the wait.
-        payload: what can be saved: None, bool, int, float, str, and the other types of a cursor.
-        app: the task's app; without it the current one.
-        store: the task's setting ``continuation_store``; without it the app's.
+        name: the name of the wait.
+        payload: a value that can be saved: None, bool, int, float, str, and the other types of a cursor.
+        app: the task's app; by default the current one.
+        store: the task's setting ``continuation_store``; by default the app's.
 
     Raises:
         DeliveryError: when the task is over, or the wait has another outcome.
-        UnserializableValueError: for a payload that cannot be saved.
+        UnserializableValueError: when the payload cannot be saved.
         StoreError: when the store cannot be reached, or keeps nothing.
-        kombu.exceptions.OperationalError: when the broker cannot be reached.  The payload is kept then, and a worker
+        kombu.exceptions.OperationalError: when the broker cannot be reached.  The payload is kept, and a worker
             publishes the task.
 
     >>> from celery import Celery
@@ -78,13 +78,13 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
 
 
 def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None = None) -> None:
-    """End a task's wait for the result of another one, ``key``.  Raises as :func:`deliver`."""
+    """End a task's wait for the result of the task ``key``.  Raises as :func:`deliver`."""
     app = app_or_default(app)
     _publish(app, commands.wake(_store(app, store), task_id, key))
 
 
 def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
-    """Have a task leave its worker at its next checkpoint, and stay away until :func:`resume`.
+    """Stop a task at its next checkpoint until :func:`resume`.
 
     Arguments as in :func:`deliver`.
 
@@ -94,25 +94,25 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
     """
     app = app_or_default(app)
     commands.pause(_store(app, store), task_id, ended=_ended(app, task_id))
-    _log(task_id, "paused", "is to pause")
+    _log(task_id, "paused", "pause requested")
 
 
 def resume(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
-    """Let a paused task go on; one that is not paused is left as it is.  Arguments and errors as in :func:`pause`.
+    """Resume a paused task; no-op for a task that is not paused.  Arguments and errors as in :func:`pause`.
 
     Raises:
-        kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task then.
+        kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task later.
     """
     app = app_or_default(app)
     record = commands.resume(_store(app, store), task_id, ended=_ended(app, task_id))
-    _log(task_id, "unpaused", "may go on")
+    _log(task_id, "unpaused", "resumed")
     _publish(app, record)
 
 
 def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
     """End a task in the state REVOKED: at its next checkpoint, or immediately if it is not running.
 
-    Its record is emptied, callbacks are not called; a chord that it is a member of fails, as for a revoked task.
+    Its record is emptied and callbacks are not called; a chord that contains it fails, as for a revoked task.
     Arguments as in :func:`deliver`.
 
     Raises:
@@ -124,13 +124,13 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
     record = opened.read(task_id)
     kept_for = conf.tombstone_seconds(app)
     has_ended = commands.cancel(opened, task_id, ended=_ended(app, task_id), kept_for=kept_for)
-    _log(task_id, "cancelled", "is cancelled" if has_ended else "is to be cancelled")
+    _log(task_id, "cancelled", "cancelled" if has_ended else "cancel requested")
     if has_ended:
         revoke(app, task_id, record)
 
 
 def revoke(app: Celery, task_id: str, record: Record | None) -> None:
-    """Store the state REVOKED for a task that is not running, and tell its chord."""
+    """Store the state REVOKED for a task that is not running, and notify its chord."""
     if celery_internals.keeps_results(app.backend) and app.backend.get_state(task_id) in states.READY_STATES:
         return
     request = None
@@ -138,9 +138,9 @@ def revoke(app: Celery, task_id: str, record: Record | None) -> None:
         try:
             request = Context(**SavedMessage.loads(record.message).context(app))
         except (ContentDisallowed, DecodeError) as exc:
-            # As a worker would that does not accept it: the state is stored all the same.
+            # Like a worker that does not accept the body: store the state anyway.
             logger.warning(
-                "Task %s: a chord cannot be told: %s",
+                "Task %s: its chord cannot be notified: %s",
                 task_id,
                 exc,
                 extra={"action": "chord_not_told", "task_id": task_id},
@@ -158,20 +158,20 @@ def retry(
     app: Celery | None = None,
     store: str | None = None,
 ) -> None:
-    """Take up a failed task: where it failed, or at the beginning of ``step``, which is forgotten with all after it.
+    """Retry a failed task where it failed, or from ``step``, which is then forgotten with all steps after it.
 
     Args:
         task_id: the task.
-        step: a step that was begun, or completed.
-        accept_source: whether the loop that failed continues from its place in its source as that is now, after a
-            :class:`SourceChangedError`; items may be left out, or done twice.
-        app: the task's app; without it the current one.
-        store: the task's setting ``continuation_store``; without it the app's.
+        step: a step that was begun or completed.
+        accept_source: whether, after a :class:`SourceChangedError`, the failed loop continues at its cursor in the
+            source as it is now; items may be skipped or repeated.
+        app: the task's app; by default the current one.
+        store: the task's setting ``continuation_store``; by default the app's.
 
     Raises:
         DeliveryError: when it has not failed, when its record is gone, or has no such step.
         StoreError: when the store cannot be reached, or keeps nothing.
-        kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task then.
+        kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task later.
     """
     app = app_or_default(app)
     opened = _store(app, store)
@@ -180,7 +180,7 @@ def retry(
     app.backend.store_result(task_id, None, states.PENDING)
     record = commands.retry(opened, task_id, step, accept_source)
     what = f", from step {step!r}" if step else ", with its source as it is now" if accept_source else ""
-    _log(task_id, "retried", f"is taken up again{what}")
+    _log(task_id, "retried", f"retried{what}")
     _publish(app, record)
 
 
@@ -196,13 +196,13 @@ def _store(app: Celery, setting: str | None) -> Store:
 
 
 def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:
-    """Return the names that a wait had before, where the task's code is known here."""
+    """Return the earlier names of a wait, if this process knows the task."""
     task = app.tasks.get(SavedMessage.loads(record.message).task) if record.message else None
     return old_names(name, conf.setting(task, "renamed_steps")) if isinstance(task, Task) else []
 
 
 def _ended(app: Celery, task_id: str) -> commands.Ended:
-    """Without a record the task has not started yet, or has ended long ago."""
+    """Return a check for a task without a record: it has not started yet, or ended long ago."""
 
     def ended() -> str | None:
         state = str(app.backend.get_state(task_id)) if celery_internals.keeps_results(app.backend) else states.PENDING

@@ -66,15 +66,14 @@ def continuable(
 
 
 def continuable(target: Any = None, /, **settings: Any) -> Any:
-    """Make a task that stops when its worker does, and goes on elsewhere.
+    """Make a task that stops with its worker and continues on another one.
 
-    On a plain function it makes a shared task, bound.  On a bound Celery task (above
-    ``@app.task(bind=True)``) it makes that very task continuable; its name, routes and options
-    are kept, except that a task for which ``acks_late`` and ``reject_on_worker_lost`` were left
-    to the app gets both.
+    Above a plain function, make a bound shared task.  Above a bound Celery task (``@app.task(bind=True)``), make that
+    task itself continuable: its name, routes and options are kept, but ``acks_late`` and ``reject_on_worker_lost`` are
+    set unless the task itself sets them.
 
     Args:
-        target: the function or task; none when the decorator is given settings.
+        target: the function or task; None if the decorator is called with settings.
         settings: settings of this task, without their prefix, e.g. ``max_resumptions=100``.
 
     Raises:
@@ -102,9 +101,9 @@ def continuable(target: Any = None, /, **settings: Any) -> Any:
 
 
 def _continuable(target: Any, attributes: dict[str, Any]) -> Any:
-    kind = type(target)  # and not isinstance, which would evaluate a task that is still a promise
+    kind = type(target)  # not isinstance, which would evaluate a task that is still a promise
     if issubclass(kind, type) or not callable(target):
-        raise TypeError(f"@continuable goes on a function or a Celery task, not on {target!r}")
+        raise TypeError(f"@continuable takes a function or a Celery task, not {target!r}")
     if not issubclass(kind, (Proxy, Task)):
         refusals.refuse_lazy_function(target)
         decorate: Any = shared_task(base=ContinuableTask, bind=True, **attributes)
@@ -123,7 +122,7 @@ _UNBOUND = (
 
 
 def _convert(task: Any, options: dict[str, Any] | None, attributes: dict[str, Any]) -> None:
-    """Put ContinuableTask above the task's own class, which Celery made for this one task."""
+    """Make ContinuableTask a base of the task's own class, which Celery made for this one task."""
     cls = type(task)
     if isinstance(inspect.getattr_static(cls, "run"), staticmethod):
         raise TypeError(_UNBOUND.format(task.name))
@@ -138,7 +137,7 @@ def _convert(task: Any, options: dict[str, Any] | None, attributes: dict[str, An
 
 
 def _delivery(task: Task[..., object], options: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the delivery settings that the task's author has chosen; ContinuableTask's hold for the others."""
+    """Return the delivery settings that the task itself sets; ContinuableTask's apply otherwise."""
     names = ("acks_late", "reject_on_worker_lost")
     if options is not None:
         return {name: options[name] for name in names if name in options}

@@ -1,7 +1,6 @@
-"""Celery events of what happens to a continuable task, for monitors.
+"""Celery events of a continuable task, for monitors.
 
-They are of the group ``continuation``, and not of ``task``: monitors keep an event ``task-something`` of a type
-that they do not know as the task's state.
+Their group is ``continuation``, not ``task``: monitors store an unknown event ``task-something`` as the task's state.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ __all__ = ["are_wanted", "describe", "plain", "send"]
 
 logger = logging.getLogger("celery_continuations")
 
-# One attempt, and one on a new connection: a task is not to wait for a broker that is away, as by Celery's policy.
+# One attempt, and one on a new connection: by Celery's own policy a task would wait for an unavailable broker.
 _RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
-# Seconds without events after one that could not be sent: each attempt may take as long as the driver lets it.
+# Seconds without events after a failed one: each attempt may take as long as the driver allows.
 _PAUSE = 10.0
 _paused_until = 0.0
 
 
 def are_wanted(dispatcher: Any) -> bool:
-    """Whether a worker sends events of tasks.
+    """Whether a worker sends task events.
 
     Args:
-        dispatcher: of the worker, or None. Without ``-E`` there is one for the worker's heartbeats.
+        dispatcher: the worker's, or None. Without ``-E`` there is one for the worker's heartbeats.
     """
     return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups))
 
@@ -42,11 +41,11 @@ def send(app: Celery, hostname: str, action: str, producer: Any = None, **fields
     """Send one event, or log that it cannot be sent.
 
     Args:
-        app: whose broker.
+        app: the app.
         hostname: the name of the worker.
         action: what happened, e.g. ``"step_started"``.
-        producer: to send it with; without one, one from the app's pool.
-        fields: of the event; JSON.
+        producer: the producer to use; by default one from the app's pool.
+        fields: the fields of the event, as JSON types.
     """
     global _paused_until
     if time.monotonic() < _paused_until:
@@ -55,14 +54,14 @@ def send(app: Celery, hostname: str, action: str, producer: Any = None, **fields
         with nullcontext(producer) if producer else app.producer_pool.acquire(block=True) as found:
             _send_by(app, hostname, action, found, fields)
     except _errors(app) as exc:
-        # No task is to fail for want of a monitor
+        # No task may fail because an event cannot be sent
         if not _paused_until:  # once in each process
             logger.warning("Events cannot be sent: %s: %s", type(exc).__name__, exc, extra={"action": "events_failed"})
         _paused_until = time.monotonic() + _PAUSE
 
 
 def _send_by(app: Celery, hostname: str, action: str, producer: Any, fields: dict[str, Any]) -> None:
-    # kombu would wait forever where it makes the connection by itself
+    # kombu would wait forever if it made the connection itself
     producer.connection.ensure_connection(max_retries=0)
     dispatcher = app.events.Dispatcher(enabled=False, hostname=hostname, buffer_while_offline=False)
     name = "continuation-" + action.replace("_", "-")
@@ -70,14 +69,14 @@ def _send_by(app: Celery, hostname: str, action: str, producer: Any, fields: dic
 
 
 def _errors(app: Celery) -> tuple[type[BaseException], ...]:
-    """Return what is raised where the broker is away, or refuses; AttributeError by kombu's Redis transport."""
+    """Return the errors of an unavailable or refusing broker; kombu's Redis transport raises AttributeError."""
     connection = app.connection_for_write()
     drivers = (*connection.connection_errors, *connection.channel_errors)
     return (OperationalError, OSError, AttributeError, *drivers)
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` where it is JSON, else its repr.
+    """Return ``value`` if it can be written as JSON, else its repr.
 
     >>> plain((1, "a")), plain(b"a")
     ((1, 'a'), "b'a'")
@@ -90,7 +89,7 @@ def plain(value: Any) -> Any:
 
 
 def describe(completed: list[str], step: str | None, cursor: Any) -> str:
-    """Say in words how far a task has come.
+    """Describe a task's progress in words.
 
     >>> describe([], None, None), describe(["validate"], None, None), describe(["validate"], "import", 500)
     ('not started', "after 'validate'", "at 'import', cursor 500")

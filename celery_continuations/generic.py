@@ -1,7 +1,8 @@
 """Celery's Task as a generic class: of its parameters and of what it returns.
 
-At run time it is Celery's own, which cannot be subscripted before Celery 5.7.  The rest is for type checkers: what a
-task is called and sent with, for those too that have no types of Celery, and results of this package's class.
+At run time it is Celery's own class, which cannot be subscripted before Celery 5.7.  The rest is for type checkers,
+with or without types for Celery: the parameters of a call, the options of a message, and results of this package's
+class.
 """
 
 from __future__ import annotations

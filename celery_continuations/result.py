@@ -1,4 +1,4 @@
-"""What can be known of a task from outside."""
+"""A task's result, with its progress and the operations on the task."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ __all__ = ["ContinuableAsyncResult", "Progress"]
 
 
 class ContinuableAsyncResult(GenericResult[R_co]):
-    """An AsyncResult that also tells what the task's store knows.
+    """An AsyncResult that also reports what the task's store knows.
 
-    Each property reads the store again; each raises StoreError when that cannot be reached.
+    Each property reads the store again, and raises StoreError when the store cannot be reached.
 
     Args:
         id: the task's id.
-        store: the task's setting ``continuation_store``; without it the app's.
+        store: the task's setting ``continuation_store``; by default the app's.
         backend, task_name, app, parent: see AsyncResult.
     """
 
@@ -74,10 +74,10 @@ class ContinuableAsyncResult(GenericResult[R_co]):
         EXCEPTION_STATES: frozenset[str] = states.EXCEPTION_STATES,  # noqa: N803
         PROPAGATE_STATES: frozenset[str] = states.PROPAGATE_STATES,  # noqa: N803
     ) -> R_co:
-        """Wait for the task's end and return its value, as AsyncResult does.
+        """Wait for the task's end and return its value, like AsyncResult.
 
-        A task that failed and was taken up again by :meth:`retry`, in this process or in another one, is waited for
-        until its new end: its old one may still be on its way from the result backend.
+        For a failed task that any process has retried by :meth:`retry`, wait for the new end: the old one may still
+        arrive from the result backend.
         """
         until = None if timeout is None else monotonic() + timeout
         while True:
@@ -106,11 +106,11 @@ class ContinuableAsyncResult(GenericResult[R_co]):
             celery_internals.forget_cached(self)
 
     def record(self) -> Record | None:
-        """Return the task's record, or None where there is none."""
+        """Return the task's record, or None if there is none."""
         return open_store(self.app, self._store or conf.app_setting(self.app, "store")).read(self.id)
 
     def snapshot(self) -> Snapshot | None:
-        """Return the last snapshot saved, or None where there is none."""
+        """Return the last saved snapshot, or None if there is none."""
         record = self.record()
         return Snapshot.loads(record.snapshot) if record and record.snapshot else None
 
@@ -121,19 +121,19 @@ class ContinuableAsyncResult(GenericResult[R_co]):
         control.deliver(self.id, name, payload, app=self.app, store=self._store)
 
     def pause(self) -> None:
-        """Have the task leave its worker at its next checkpoint; see :func:`celery_continuations.control.pause`."""
+        """Stop the task at its next checkpoint; see :func:`celery_continuations.control.pause`."""
         control.pause(self.id, app=self.app, store=self._store)
 
     def resume(self) -> None:
-        """Let a paused task go on; see :func:`celery_continuations.control.resume`."""
+        """Resume a paused task; see :func:`celery_continuations.control.resume`."""
         control.resume(self.id, app=self.app, store=self._store)
 
     def cancel(self) -> None:
-        """End the task in the state REVOKED; see :func:`celery_continuations.control.cancel`."""
+        """Cancel the task; its state becomes REVOKED; see :func:`celery_continuations.control.cancel`."""
         control.cancel(self.id, app=self.app, store=self._store)
 
     def retry(self, step: str | None = None, *, accept_source: bool = False) -> None:
-        """Take up a failed task; see :func:`celery_continuations.control.retry`."""
+        """Retry a failed task; see :func:`celery_continuations.control.retry`."""
         control.retry(self.id, step, accept_source=accept_source, app=self.app, store=self._store)
         celery_internals.forget_cached(self)
 
@@ -141,13 +141,13 @@ class ContinuableAsyncResult(GenericResult[R_co]):
 
     @property
     def status_of_record(self) -> str | None:
-        """The status of the task's record, e.g. ``"waiting"`` or ``"paused"``; None where there is none."""
+        """The status of the task's record, e.g. ``"waiting"`` or ``"paused"``; None without a record."""
         record = self.record()
         return record.fence.status.value if record else None
 
     @property
     def waiting(self) -> Waiting | None:
-        """What the task waits for, or None while it does not."""
+        """What the task waits for, or None if it is not waiting."""
         record = self.record()
         if record is None or record.fence.status != Status.WAITING:
             return None
@@ -155,7 +155,7 @@ class ContinuableAsyncResult(GenericResult[R_co]):
 
     @property
     def progress(self) -> Progress | None:
-        """How far the current step has come, or None where nothing is saved."""
+        """The progress of the current step, or None if nothing is saved."""
         snapshot = self.snapshot()
         if snapshot is None:
             return None
@@ -169,6 +169,6 @@ class ContinuableAsyncResult(GenericResult[R_co]):
 
     @property
     def resumptions(self) -> int:
-        """How many times the task has left an execution to be resumed."""
+        """How many times the task was interrupted to be resumed."""
         snapshot = self.snapshot()
         return snapshot.resumptions if snapshot else 0

@@ -1,18 +1,17 @@
-"""Celery signals of what happens to a continuable task.
+"""Celery signals for the events of a continuable task.
 
-Each is sent with the task as sender and ``task_id``; a receiver that raises is logged
-by Celery and otherwise without effect.
+Each is sent with the task as sender and ``task_id``.  If a receiver raises, Celery logs the error and continues.
 
 ====================  =====================================================
 ``step_started``      ``step``: the step
 ``step_completed``    ``step``
-``step_skipped``      ``step``: complete since an earlier execution
-``step_interrupted``  ``step``, ``reason``: in hand when the task left, and to go on
+``step_skipped``      ``step``: completed in an earlier execution
+``step_interrupted``  ``step``, ``reason``: the current step of an interrupted task, to be continued
 ``step_failed``       ``step``, ``error``: a call step's function raised, or an error left the task within a block
-``task_interrupted``  ``interrupt``: step, cursor, reason; ``error``: for which the task left, or None
+``task_interrupted``  ``interrupt``: step, cursor, reason; ``error``: the error that caused it, or None
 ``task_resumed``      ``continuation``: the run's view of itself
-``task_recovered``    sent by a worker's main process: a task whose execution was lost is queued
-                      again; the sender is None where this worker does not know the task
+``task_recovered``    sent by a worker's main process: a task whose execution was lost is requeued;
+                      the sender is None if this worker does not know the task
 ====================  =====================================================
 """
 

@@ -57,13 +57,13 @@ class AppTask(BoundaryTask[P, R_co]):
     >>> from celery import Celery
     >>> app = Celery("proj", task_cls="celery_continuations:AppTask")
 
-    A task that uses no step is as it would be without this class, and keeps the app's own
-    delivery settings; it claims at its first step.
+    A task without steps behaves as without this class, and keeps the app's own delivery settings.  A task claims at its
+    first step.
     """
 
     abstract = True
 
-    # -- what a task's author uses
+    # -- for the author of a task
 
     @overload
     def step(self, name: str, func: Callable[Q, V], /, *args: Q.args, **kwargs: Q.kwargs) -> V: ...
@@ -78,22 +78,22 @@ class AppTask(BoundaryTask[P, R_co]):
     def step(self, name: str, func: Callable[..., Any] | None = None, /, *args: Any, **kwargs: Any) -> Any:
         """Run a part of the task once.
 
-        Call form, ``self.step(name, func, *args, **kwargs)``: calls ``func`` and returns its
-        value; once the step is complete, returns the remembered value without calling.
+        Call form, ``self.step(name, func, *args, **kwargs)``: calls ``func`` and returns its value; once the step is
+        complete, returns the remembered value without calling.
 
-        Block form, ``for step in self.step(name, start=None, isolated=False):``: the body
-        runs once, and not at all when the step is complete.  With ``transaction=`` each move of the
-        cursor, and the end of the body, is committed together with the work before it, see :meth:`iterate`.
+        Block form, ``for step in self.step(name, start=None, isolated=False):``: the body runs once, and not at all if
+        the step is complete.  With ``transaction=`` each move of the cursor, and the end of the body, is committed
+        together with the work before it; see :meth:`iterate`.
 
         Args:
-            name: of the step, a name of its own in this task.
+            name: the name of the step, unique in this task.
             func: what to call; without it this is the block form.
             start: where the cursor starts (block form).
-            isolated: run the step in an execution of its own (block form).
+            isolated: run the step in its own execution (block form).
             transaction: see :meth:`iterate` (block form).
 
         Raises:
-            InvalidStepError: when the step must not come here.
+            InvalidStepError: when the step is not allowed at this place.
             UnserializableValueError: when the value of ``func`` cannot be saved.
 
         >>> from celery import Celery
@@ -177,33 +177,33 @@ class AppTask(BoundaryTask[P, R_co]):
         """Loop over ``source``, with a checkpoint after each item.
 
         Args:
-            name: of the step.
-            source: a sequence, range or iterable; a source; a path (its CSV rows where it ends in ``.csv``, its
-                JSON values where it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading
-                (its lines, from its beginning); what else is known to :func:`sources.register`; or a function that
-                returns one of these and is called only if the step is still to be done.  What has no key to find its
-                place by is read by position: a resumption leaves out as many items as were done, and compares the last
-                of them with what was saved of it.
+            name: the name of the step.
+            source: a sequence, range or iterable; a source; a path (its CSV rows if it ends in ``.csv``, its JSON
+                values if it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading (its
+                lines, from its beginning); any type registered with :func:`sources.register`; or a function that
+                returns one of these and is called only if the step is not complete.  A source without a key is read
+                by position: a resumption skips as many items as were done, and compares the last of them with what was
+                saved of it.
             start: where to start; for positions an int.
-            isolated: run the step in an execution of its own.
-            batch: yield lists of up to so many items.
-            total: number of items, for progress, where the source does not tell; ``"count"`` to have a queryset or
-                select counted once.
-            on_error: how many items may fail that are tried within ``with rows.attempt():``, see
-                :meth:`Iteration.attempt`; they are put aside, for ``rows.failed``.
+            isolated: run the step in its own execution.
+            batch: yield lists of up to this many items.
+            total: number of items, for progress, if the source does not know it; ``"count"`` counts a queryset or
+                select once.
+            on_error: how many items may fail inside ``with rows.attempt():``; see :meth:`Iteration.attempt`.  They are
+                listed in ``rows.failed``.
             transaction: a SQLAlchemy Session, or the alias of a Django database, e.g. ``"default"``, of the database
-                that is also ``continuation_store``: what the body does in it is committed after each item, together
-                with the cursor, so that each item takes effect exactly once.  The body must not commit.  What is
-                left by break or an error is rolled back.
-            identity: for items read by position: a function of an item that returns what tells it from others, where
-                items look different in each execution; None to compare nothing.  Without it that is the key of a model
-                instance, the ``id`` of an item, or all of it.
+                that is also ``continuation_store``: the body's work in it is committed after each item, together with
+                the cursor, so that each item takes effect exactly once.  The body must not commit.  Work that ends in
+                a break or an error is rolled back.
+            identity: for items read by position that look different in each execution: a function that returns an
+                item's identity; None to compare nothing.  By default the identity is the key of a model instance, the
+                ``id`` of an item, or all of it.
 
         Returns:
             An iterable, to be used once, with ``cursor``, ``total``, ``resumed`` and ``failed``.
 
         Raises:
-            InvalidStepError: when the step must not come here, or the source is a set or a string.
+            InvalidStepError: when the step is not allowed at this place, or the source is a set or a string.
             SourceChangedError: when a resumption finds that the source is not what it was.
 
         >>> from celery import Celery
@@ -233,30 +233,30 @@ class AppTask(BoundaryTask[P, R_co]):
         return run.declare(Iteration(run, name, opened, start, isolated, on_error, unit))
 
     def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
-        """Wait until a value is delivered under ``name``, see :meth:`ContinuableAsyncResult.deliver`.
+        """Wait until a value is delivered under ``name``; see :meth:`ContinuableAsyncResult.deliver`.
 
-        The task holds no worker and no message meanwhile.
+        Meanwhile the task occupies no worker and no message.
 
         Args:
-            name: of the wait, which is a step.
-            timeout: seconds or a timedelta, from the first call on; None to wait forever.
-            default: what to return when nothing comes in time.
+            name: the name of the wait, which is a step.
+            timeout: seconds or a timedelta, from the first call; None to wait forever.
+            default: what to return on timeout.
 
         Returns:
             The payload.
 
         Raises:
-            WaitTimeout: when nothing comes in time and there is no default.
-            StoreError: where the store cannot keep a wait (``"message"``).
+            WaitTimeout: on timeout, without a default.
+            StoreError: when the store cannot keep a wait (``"message"``).
 
         >>> from celery import Celery
         >>> from celery_continuations.testing import delivered
         >>> app = Celery(set_as_current=False)
         >>> @app.task(base=ContinuableTask, bind=True)
         ... def publish(self):
-        ...     return self.wait_for("approval", timeout=3600, default="nobody")
+        ...     return self.wait_for("approval", timeout=3600, default="no one")
         >>> publish()
-        'nobody'
+        'no one'
         >>> with delivered(approval="ann"):
         ...     publish()
         'ann'
@@ -265,11 +265,11 @@ class AppTask(BoundaryTask[P, R_co]):
         return waits.wait_for(run, waiter, name, timeout, default)
 
     def sleep(self, name: str, until: float | timedelta | datetime) -> None:
-        """Go on at a moment, which is fixed at the first call.
+        """Continue at a moment, which the first call fixes.
 
         Args:
-            name: of the step.
-            until: seconds or a timedelta from now, or a datetime; a naive one is of the app's timezone.
+            name: the name of the step.
+            until: seconds or a timedelta from now, or a datetime; a naive one is in the app's timezone.
 
         Raises:
             StoreError: see :meth:`wait_for`.
@@ -284,20 +284,20 @@ class AppTask(BoundaryTask[P, R_co]):
         every: float | timedelta,
         timeout: float | timedelta | None = None,
     ) -> V:
-        """Ask ``predicate()`` again and again, and give the worker back in between.
+        """Call ``predicate()`` until it returns a true value, and free the worker in between.
 
         Args:
-            name: of the step.
-            predicate: asked until what it returns is true.
-            every: seconds or a timedelta between two questions; a worker's sweep, each
-                ``continuation_sweep_interval``, is what ends a pause, so shorter ones are not kept.
-            timeout: seconds or a timedelta, from the first call on.
+            name: the name of the step.
+            predicate: called until it returns a true value.
+            every: seconds or a timedelta between two calls; only a worker's sweep, every
+                ``continuation_sweep_interval``, resumes the task, so shorter times have no effect.
+            timeout: seconds or a timedelta, from the first call.
 
         Returns:
-            What the predicate has returned.
+            The value of the predicate.
 
         Raises:
-            WaitTimeout: when it did not come true in time; in a direct call, when it is not true at once.
+            WaitTimeout: when it was not true in time; in a direct call, when it is not true immediately.
             StoreError: see :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
@@ -305,7 +305,7 @@ class AppTask(BoundaryTask[P, R_co]):
         return value
 
     def resume_in(self, delay: float | timedelta) -> NoReturn:
-        """Inside a step: leave now, and come back after ``delay`` at the same cursor.  No retry is counted.
+        """Inside a step: free the worker, and resume after ``delay`` at the same cursor.  No retry is counted.
 
         Args:
             delay: seconds or a timedelta.
@@ -323,20 +323,20 @@ class AppTask(BoundaryTask[P, R_co]):
     @overload
     def wait_for_results(self, name: str, signatures: Iterable[Signature[V]]) -> list[V]: ...
     def wait_for_results(self, name: str, signatures: Any) -> Any:
-        """Start other tasks, give the worker back, and go on when all of them have ended.
+        """Start other tasks, free the worker, and continue when all of them have ended.
 
-        They are started at least once: their ids are saved first, so that a task which is killed just then
-        starts the same ones again.  They need a result backend.
+        They are started at least once: their ids are saved first, so that a task killed at this moment starts the same
+        ones again.  They need a result backend.
 
         Args:
-            name: of the step.
+            name: the name of the step.
             signatures: a signature, a group, or a list of signatures; the same ones in each execution.
 
         Returns:
             The result of the signature; of a group or a list, the results in order.
 
         Raises:
-            Exception: what a child has raised.
+            Exception: the error of a child.
             StoreError: see :meth:`wait_for`.
 
         >>> from celery import Celery
@@ -354,15 +354,15 @@ class AppTask(BoundaryTask[P, R_co]):
         return waits.wait_for_results(run, waiter, name, signatures, self)
 
     def checkpoint(self) -> None:
-        """A place where the task may stop, outside or inside a step."""
+        """Make a checkpoint: the task may stop here, outside or inside a step."""
         self._run("checkpoint").checkpoint()
 
     @property
     def saved(self) -> Saved:
-        """A dict kept across executions, for what several steps need.
+        """A dict kept across executions, for values that several steps need.
 
         Raises:
-            UnserializableValueError: at assignment, for a value that would not come back equal.
+            UnserializableValueError: on assigning a value that would not be restored as equal.
         """
         return self._run("saved").snapshot.saved
 
@@ -370,8 +370,8 @@ class AppTask(BoundaryTask[P, R_co]):
         """Return an address at which an external service delivers what this task waits for.
 
         Args:
-            name: of what the task waits for.
-            expires: seconds, or a timedelta, from now on; without it ``continuation_callback_expires``.
+            name: the name of the wait.
+            expires: seconds, or a timedelta, from now; by default ``continuation_callback_expires``.
 
         Raises:
             ImproperlyConfigured: when ``continuation_callback_url`` or ``continuation_callback_secret`` is not set.
@@ -427,7 +427,7 @@ class AppTask(BoundaryTask[P, R_co]):
 
 
 class ContinuableTask(AppTask[P, R_co]):
-    """A Celery task that stops when its worker does, and goes on elsewhere.
+    """A Celery task that stops with its worker and continues on another one.
 
     >>> from celery import Celery
     >>> app = Celery(set_as_current=False)

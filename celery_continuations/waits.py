@@ -1,4 +1,4 @@
-"""Waiting, as a task does it: each wait is a step, whose outcome comes from outside."""
+"""The waits of a task: each is a step whose outcome comes from outside."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = ["PARENT", "RAISE", "resume_in", "sleep", "wait_for", "wait_for_result
 
 logger = logging.getLogger("celery_continuations")
 
-#: The default of a wait that raises when nothing comes.
+#: The default of a wait that raises on timeout.
 RAISE: Any = object()
 
-#: The header that tells a child which task waits for it: its id, and its name.
+#: A child's header with the id and the name of the task that waits for it.
 PARENT = "continuation_parent"
 
-# Seconds between two looks at a child whose end might not be told: its worker was killed, or lacks this package.
+# Seconds between two checks of a child, whose end is not reported if its worker was killed or lacks this package.
 _LOOK_AGAIN = 60.0
 
-# The same for a chain or a chord, of which only the parts are told.
+# The same for a chain or a chord, of which only the ends of the parts are reported.
 _LOOK_AGAIN_AT_PARTS = 5.0
 
 
@@ -44,7 +44,7 @@ class Waiter(Protocol):
     """What a wait needs of the execution that it is part of.
 
     Attributes:
-        is_direct: whether there is no worker that could be given back.
+        is_direct: whether the task runs without a worker.
     """
 
     is_direct: bool
@@ -53,16 +53,16 @@ class Waiter(Protocol):
         """Return the time, in seconds since the epoch."""
 
     def is_over(self, until: float | None) -> bool:
-        """Whether that moment has come."""
+        """Whether that moment has passed."""
 
     def delivery(self, name: str, close: bool) -> Outcome | None:
-        """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
+        """Return what was delivered under that name; ``close`` ends the wait, so that there is always an outcome."""
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
-        """Give the worker back.  Raises InvalidStepError where there is none."""
+        """Free the worker.  Raises InvalidStepError if there is none."""
 
     def keep(self) -> None:
-        """Save now; leave the worker where that is not possible."""
+        """Save now; free the worker and try again later if that is not possible."""
 
 
 def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | None, default: Any) -> Any:
@@ -149,7 +149,7 @@ def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, paren
             step.cursor = [ids, True]
         pending, again = children.pending(ids)
         if pending is not None:
-            # The last one that is still at work: the others have often ended when that does.
+            # The last one that is still running: when it ends, the others have often ended too.
             waiter.leave(Waiting("result", waiter.now() + again, pending), f"waiting for the results of {name!r}")
         return children.collect(ids)
 
@@ -172,7 +172,7 @@ class _Children:
             if not isinstance(one, Signature) or isinstance(one, group):
                 raise InvalidStepError(
                     f"wait_for_results {name!r} was given {one!r}; it takes a signature, a group, or a list of "
-                    "signatures, as of task.s(...)",
+                    "signatures, e.g. task.s(...)",
                     found=name,
                 )
 
@@ -180,7 +180,7 @@ class _Children:
         return [str(one.clone().freeze().id) for one in self._signatures]
 
     def check(self, ids: list[str]) -> None:
-        """Refuse other tasks than those that an earlier execution has named."""
+        """Refuse signatures that differ from those in an earlier execution."""
         if len(ids) != len(self._signatures):
             raise InvalidStepError(
                 f"wait_for_results {self._name!r} was given {len(self._signatures)} tasks, an earlier execution "
@@ -199,7 +199,7 @@ class _Children:
                 signature.apply_async(task_id=task_id, headers={**(one.options.get("headers") or {}), **headers})
 
     def pending(self, ids: list[str]) -> tuple[str | None, float]:
-        """Return the last child that has not ended, and the seconds until it is to be looked at again."""
+        """Return the last child that has not ended, and the seconds until the next check of it."""
         for one, task_id in reversed(list(zip(self._signatures, ids, strict=False))):
             if self._result(task_id).state not in states.READY_STATES:
                 return task_id, _LOOK_AGAIN_AT_PARTS if one.get("subtask_type") else _LOOK_AGAIN
@@ -220,7 +220,7 @@ class _Children:
 
 
 def tell_parent(sender: Any = None, task_id: str = "", state: str | None = None, **kwargs: Any) -> None:
-    """A task has ended: wake the one that waits for it."""
+    """Wake the task that waits for this one, which has ended."""
     request = getattr(sender, "request", None)
     parent = (getattr(request, "headers", None) or {}).get(PARENT)
     if not parent or state not in states.READY_STATES:
@@ -230,9 +230,9 @@ def tell_parent(sender: Any = None, task_id: str = "", state: str | None = None,
     try:
         control.wake(parent_id, task_id, app=sender.app, store=conf.setting(task, "store") if task else None)
     except (StoreError, OperationalError) as exc:
-        # The parent looks again by itself.
+        # The parent checks again itself.
         logger.warning(
-            "Task %s could not be told that %s has ended: %s",
+            "Task %s could not be notified that %s has ended: %s",
             parent_id,
             task_id,
             exc,
@@ -241,7 +241,7 @@ def tell_parent(sender: Any = None, task_id: str = "", state: str | None = None,
 
 
 def _fixed(step: Step, moment: Callable[[], float | None]) -> float | None:
-    """Return the moment that the first execution has chosen."""
+    """Return the moment that the first execution has fixed."""
     if not step.resumed or step.cursor is None:
         step.cursor = moment()
     until: float | None = step.cursor

@@ -38,12 +38,12 @@ def sweep(app: Celery, *, wait: bool) -> list[Report]:
     for store in facts.stores(app).values():
         if wait:
             _watch(store, float(conf.app_setting(app, "lease")))
-        sweeper = Sweeper(app, store, new_worker(), _is_at_work, report=found.append)
+        sweeper = Sweeper(app, store, new_worker(), _is_in_progress, report=found.append)
         sweeper.sweep(lambda: wait)
     return found
 
 
-def _is_at_work(task_id: str) -> bool:
+def _is_in_progress(task_id: str) -> bool:
     return True  # this process owns no tasks
 
 

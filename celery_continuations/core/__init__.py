@@ -1,4 +1,4 @@
-"""What a run is: steps, cursors, checkpoints, snapshots.
+"""Runs: steps, cursors, checkpoints, snapshots.
 
 Pure Python: no Celery, no I/O, no clock, no logger.
 """

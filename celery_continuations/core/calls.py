@@ -1,4 +1,4 @@
-"""Steps that have an outcome: a call, and a wait."""
+"""Steps with an outcome: calls and waits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Call", "Wait"]
 
 
 class Call(Step):
-    """A function that is called once, and whose value or error is remembered."""
+    """A step that calls a function once, and remembers its value or error."""
 
     __slots__ = ()
 
     def perform(self, run: Run, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function, unless an earlier execution has; return its value, or raise its error."""
+        """Call the function, unless an earlier execution has done so; return its value or raise its error."""
         if not run.enter(self):
             return self.outcome.replay(self.name)
         try:
@@ -42,16 +42,16 @@ class Call(Step):
         return value
 
     def let_follow(self, name: str) -> None:
-        """Allow it: the error of a call comes again, for it is remembered, unless it leaves the task in the end."""
+        """Allow it: the error of a call is remembered and raised again, unless it finally leaves the task."""
 
 
 class Wait(Step):
-    """A step whose outcome comes from outside.  Its cursor is what its first call has fixed."""
+    """A step whose outcome comes from outside.  Its cursor is the value fixed by its first call."""
 
     __slots__ = ()
 
     def perform(self, run: Run, find: Callable[[Step], Outcome | Exception]) -> Any:
-        """Return the outcome that ``find`` returns, or raise it; unless an earlier execution has found it."""
+        """Return, or raise, the outcome that ``find`` or an earlier execution has found."""
         if not run.enter(self):
             return self.outcome.replay(self.name)
         found = find(self)

@@ -1,9 +1,8 @@
-"""Values as JSON and back, types kept.
+"""Convert values to JSON and back without losing their types.
 
-JSON has six types; a cursor may have more.  Each of the others is written as a
-mapping with one key that begins with ``~``.  Exact types only: a subclass (an
-enum, a numpy integer, a named tuple) would come back as something else, so it is
-refused when it is set, not found out when it is read.
+JSON has six types; a cursor may have more.  Each of the others is written as a mapping with one key that begins with
+``~``.  Only exact types are allowed: a subclass (an enum, a numpy integer, a named tuple) would be restored as another
+type, so it is refused when it is set, not when it is read.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ ALLOWED = (
 
 
 class _Refused(Exception):
-    """A value that has no encoding; the caller knows its name."""
+    """A value without an encoding; the caller knows its name."""
 
 
 def dumps(value: Any, what: str = "value") -> str:
-    """Write ``value`` as JSON text, types kept.
+    """Write ``value`` as JSON text that keeps its types.
 
     Raises:
-        UnserializableValueError: naming ``what``, for a type that would not come back equal.
+        UnserializableValueError: names ``what``, when a type would not be restored as equal.
 
     >>> dumps((1, 2))
     '{"~t":[1,2]}'
@@ -80,7 +79,7 @@ def encode(value: Any, what: str = "value") -> Any:
 
 
 def decode(tree: Any, what: str = "value") -> Any:
-    """Return the value that :func:`encode` made ``tree`` of.  Raises as :func:`loads`."""
+    """Return the value from which :func:`encode` made ``tree``.  Raises as :func:`loads`."""
     try:
         return _decode(tree)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
@@ -128,7 +127,7 @@ def _decode(tree: Any) -> Any:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether ``text`` has no surrogates: JSON would make one character of two that form a pair."""
+    """Whether ``text`` has no surrogates: JSON would combine a pair of them into one character."""
     try:
         text.encode()
     except UnicodeEncodeError:

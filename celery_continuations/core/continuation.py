@@ -1,4 +1,4 @@
-"""A run as its task sees it."""
+"""The task's view of its run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Continuation"]
 
 
 class Continuation:
-    """What a task can learn of its run, as ``self.continuation``."""
+    """The task's view of its run: ``self.continuation``."""
 
     __slots__ = ("_run",)
 
@@ -32,7 +32,7 @@ class Continuation:
 
     @property
     def version(self) -> int:
-        """The ``continuation_version`` of the code that the task began with; 1 where none was set."""
+        """The ``continuation_version`` of the code that the task began with; 1 by default."""
         return self._run.snapshot.task_version
 
     @property
@@ -42,17 +42,17 @@ class Continuation:
 
     @property
     def resumptions(self) -> int:
-        """How many times the task has left an execution to be resumed."""
+        """How many times the task was interrupted to be resumed."""
         return self._run.snapshot.resumptions
 
     @property
     def reason(self) -> str | None:
-        """Why the last execution left, or None in the first."""
+        """Why the last execution was interrupted, or None in the first."""
         return self._run.snapshot.reason
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """The last errors that were resumed from, oldest first: type, message, step, cursor."""
+        """The last errors that the task was resumed from, oldest first: type, message, step, cursor."""
         return list(self._run.snapshot.errors)
 
     @property

@@ -1,4 +1,4 @@
-"""Code that changes while tasks are under way: renamed steps, versions, and kinds of steps."""
+"""Code that changes while tasks are running: renamed steps, versions, and kinds of steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORDS = {
     "wait_for_results": "a wait_for_results",
 }
 
-#: The kinds of steps; any other is that of a loop, and says what its cursor means.
+#: The kinds of steps other than loops; any other kind is a loop's, and describes what its cursor means.
 NO_LOOPS = frozenset(_WORDS)
 
 
@@ -32,16 +32,16 @@ def described(kind: str) -> str:
 
 
 def misfit(problem: str, *, found: str | None = None, expected: str | None = None) -> InvalidStepError:
-    """Return the error for code that does not fit the snapshot: other code, older or newer, may."""
+    """Return the error for code that does not fit the snapshot; older or newer code may fit."""
     return InvalidStepError(problem, found=found, expected=expected, recorded=True)
 
 
 def misfit_of_step(name: str, saved: str, found: str) -> InvalidStepError | None:
-    """Return the misfit of a step that was saved as one of another kind, or None."""
+    """Return the misfit of a step that was saved with another kind, or None."""
     if saved in (found, UNKNOWN_KIND):
         return None
     return misfit(
-        f"step {name!r} is {described(found)} here, and an earlier execution had it as {described(saved)}; give the "
+        f"step {name!r} is {described(found)} here, but was {described(saved)} in an earlier execution; give the "
         "new step another name",
         found=name,
         expected=name,
@@ -49,22 +49,22 @@ def misfit_of_step(name: str, saved: str, found: str) -> InvalidStepError | None
 
 
 def misfit_of_loop(name: str, saved: str, found: str) -> InvalidStepError:
-    """Return the misfit of a loop whose saved cursor means something else than the cursors of its source."""
+    """Return the misfit of a loop whose saved cursor has another meaning than its source's cursors."""
     return misfit(
-        f"step {name!r} is {described(found)} here, and was begun as {described(saved)}, where its cursor "
-        "means something else; give the new loop another name, or let the tasks that are under way end first",
+        f"step {name!r} is {described(found)} here, but was begun as {described(saved)}, whose cursor has another "
+        "meaning; give the new loop another name, or let the running tasks end first",
         found=name,
         expected=name,
     )
 
 
 def adapt(snapshot: Snapshot, version: int, renamed: Mapping[str, str | None]) -> None:
-    """Bring a snapshot of older code to what the current code calls its steps.
+    """Adapt a snapshot of older code to the current step names.
 
     Args:
         snapshot: changed in place.
         version: the ``continuation_version`` of the current code.
-        renamed: ``continuation_renamed_steps``: new names by old ones, None for a step that is gone.
+        renamed: ``continuation_renamed_steps``: new names by old ones, None for a removed step.
 
     Raises:
         InvalidStepError: when newer code has begun the task, or a new name is taken.
@@ -85,8 +85,8 @@ def adapt(snapshot: Snapshot, version: int, renamed: Mapping[str, str | None]) -
             _drop(snapshot, old)
         elif new in snapshot.steps:
             raise misfit(
-                f"step {old!r} cannot be renamed to {new!r}, as continuation_renamed_steps says: the task has a step "
-                f"{new!r} already",
+                f"step {old!r} cannot be renamed to {new!r} (continuation_renamed_steps): the task already has a step "
+                f"{new!r}",
                 found=new,
                 expected=old,
             )
@@ -95,7 +95,7 @@ def adapt(snapshot: Snapshot, version: int, renamed: Mapping[str, str | None]) -
 
 
 def old_names(name: str, renamed: Mapping[str, str | None]) -> list[str]:
-    """Return the names that a step had before.
+    """Return the earlier names of a step.
 
     >>> old_names("import", {"load": "import", "gone": None})
     ['load']

@@ -1,4 +1,4 @@
-"""What was delivered to a task: one outcome for each wait, by the wait's name."""
+"""What was delivered to a task: one outcome for each wait, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from celery_continuations.exceptions import UnserializableValueError
 
 __all__ = ["TIMED_OUT", "Inbox"]
 
-#: The outcome of a wait that nothing was delivered for in time.
+#: The outcome of a wait that timed out.
 TIMED_OUT = Outcome("timeout")
 
 
@@ -24,12 +24,12 @@ class Inbox(dict[str, Outcome]):
     """
 
     def dumps(self) -> str:
-        """Write it as JSON text."""
+        """Return the inbox as JSON text."""
         return json.dumps({name: [one.kind, one.data] for name, one in self.items()}, separators=(",", ":"))
 
     @classmethod
     def loads(cls, text: str | None) -> Inbox:
-        """Read what :meth:`dumps` wrote; None and ``""`` are an empty one.
+        """Read what :meth:`dumps` wrote; None and ``""`` are an empty inbox.
 
         Raises:
             UnserializableValueError: when ``text`` is not an inbox.

@@ -1,4 +1,4 @@
-"""A step that is a loop: over a source, with a checkpoint after each item."""
+"""Loops over a source, with a checkpoint after each item."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = ["Attempt", "Iteration"]
 
 _END: Any = object()
 
-# Characters that are kept of the error of an item that failed.
+# How many characters of a failed item's error are kept.
 _ERROR_KEPT = 200
 
 
 class _Taken(NamedTuple):
-    """The fingerprint of the item before a cursor, as its reader has taken it."""
+    """The fingerprint of the item before a cursor, as taken by the reader."""
 
     cursor: Any
     print: Any
@@ -44,7 +44,7 @@ class Iteration(Step[Any], Generic[Item_co]):
     """A step that is a loop: iterate over it once, for items or batches of items.
 
     Attributes:
-        budget: how many items may fail, or None where none is put aside.
+        budget: how many items may fail, or None without an error budget.
     """
 
     __slots__ = ("_begun", "_done", "_kept", "_open", "_opened", "_taken", "_total", "budget")
@@ -68,14 +68,14 @@ class Iteration(Step[Any], Generic[Item_co]):
         self.budget = on_error
         self._open = open_source
         self._opened: Opened | None = None
-        self._begun: Begun | None = None  # what was saved of the loop, until an item is done
-        self._done: int | None = 0  # items, in this execution and before; None where that is not known
+        self._begun: Begun | None = None  # what an earlier execution saved of the loop, until an item is done
+        self._done: int | None = 0  # items, in this execution and before; None if unknown
         self._total: int | None = None
-        self._kept: Any = None  # of the last item that is done
-        self._taken: list[_Taken] = []  # at the last two checkpoints: where a commit fails, the cursor goes back to one
+        self._kept: Any = None  # of the last item done
+        self._taken: list[_Taken] = []  # at the last two checkpoints: a failed commit returns to one
 
     def skip(self, outcome: Outcome) -> None:
-        """The loop is complete already."""
+        """Skip the loop, which is complete already."""
         super().skip(outcome)
         self.failed_items = outcome.data or []
 
@@ -90,7 +90,7 @@ class Iteration(Step[Any], Generic[Item_co]):
             self._done = 0 if begun.cursor is None else done
 
     def progress(self) -> tuple[int | None, int | None]:
-        """What is done and what there is in all, where known."""
+        """Return the number of items done and of all items, as far as known."""
         if self._opened is None:
             if self._begun is not None:
                 return self._begun.progress
@@ -98,14 +98,14 @@ class Iteration(Step[Any], Generic[Item_co]):
         done, total = self._opened.reader.progress(self.cursor)
         done = self._done if done is None else done
         total = self._total if total is None else total
-        # Of rows that are gone once they are done there are fewer in each execution than are done in all.
+        # Rows that disappear once they are done: each execution finds fewer than were done in all.
         return done, None if done is not None and total is not None and done > total else total
 
     def to_resume(self) -> Begun:
-        """Return what the next execution has to know of this loop."""
+        """Return what the next execution must know of this loop."""
         begun, opened = self._begun, self._opened
         if begun is not None and begun.cursor is not None and not self.advanced:
-            return begun  # no item was done in this execution: what was saved still holds
+            return begun  # no item was done in this execution: what was saved is still valid
         if opened is None:
             return Begun(self.encoded_cursor(), self.kind, None, self.progress(), self.begun_as)
         reader = opened.reader
@@ -116,19 +116,19 @@ class Iteration(Step[Any], Generic[Item_co]):
 
     @property
     def total(self) -> int | None:
-        """How much there is in all, where known."""
+        """The number of all items, if known."""
         return self.progress()[1]
 
     def attempt(self) -> Attempt:
-        """Put the current item aside if it fails: ``with rows.attempt(): load(row)``.
+        """Record the current item as failed if it raises: ``with rows.attempt(): load(row)``.
 
-        An exception that leaves the block is noted with the cursor of the item, and the loop goes on. It leaves the
-        block all the same where it is not of the item alone: an interruption, a soft time limit, ``self.retry()``,
-        an error of this package.
+        An exception in the block is recorded with the cursor of the item, and the loop continues.  Errors that affect
+        more than the item still leave the block: an interruption, a soft time limit, ``self.retry()``, an error of this
+        package.
 
         Raises:
             ErrorBudgetError: at the end of the block, when more items have failed than ``on_error`` allows.
-            InvalidStepError: when ``iterate`` was given no ``on_error``.
+            InvalidStepError: when ``iterate`` was called without ``on_error``.
         """
         if self.budget is None:
             raise InvalidStepError(
@@ -140,11 +140,11 @@ class Iteration(Step[Any], Generic[Item_co]):
 
     @property
     def failed(self) -> list[tuple[Any, str]]:
-        """Items that failed, in this execution and before: the cursor where each begins, and its error."""
+        """The failed items, of this execution and before: the cursor where each begins, and its error."""
         return [(codec.decode(cursor, f"a cursor of step {self.name!r}"), text) for cursor, text in self.failed_items]
 
     def item_failed(self, error: Exception) -> bool:
-        """Note that the current item failed; return False where the error means more than that.
+        """Record that the current item failed; return False if the error affects more than the item.
 
         Raises:
             ErrorBudgetError: when too many have failed.
@@ -163,7 +163,7 @@ class Iteration(Step[Any], Generic[Item_co]):
         return True
 
     def _forget_failure(self, cursor: Any) -> None:
-        """The item at this encoded cursor has failed once more, or is repeated."""
+        """Remove the failure at this encoded cursor: the item has failed again, or is repeated."""
         if self.failed_items and self.failed_items[-1][0] == cursor:
             self.failed_items.pop()
 
@@ -173,11 +173,11 @@ class Iteration(Step[Any], Generic[Item_co]):
             return
         with _Leaving(self):
             reader, pair, pairs = self._resume()
-            # How to keep items is chosen after each checkpoint that had something to do, by the first item that comes:
-            # the body may have changed the last one.
+            # After each checkpoint that had something to do, the next item decides how items are kept: the body may
+            # have changed the last one.
             while pair is not _END:
                 item, after = pair
-                pair = None  # zip makes each pair in the same tuple, unless something still refers to it
+                pair = None  # zip reuses its tuple, unless something still refers to it
                 keep = reader.keep_of(item)
                 _, same, exact, by_id, make = keep
                 kept, size = keep.of(item), _size(reader, item)
@@ -195,7 +195,7 @@ class Iteration(Step[Any], Generic[Item_co]):
                     else:
                         break  # there are no more
                 elif same:
-                    # The hot path: an addition, two stores and an attribute read for each item, and nothing else.
+                    # The hot path: only an addition, two stores and an attribute read for each item.
                     for item in pairs.items:
                         yield item
                         after += 1
@@ -208,7 +208,7 @@ class Iteration(Step[Any], Generic[Item_co]):
                         break
                 else:
                     for item in pairs.items:
-                        # As keep.of(item), whose call would cost each item.
+                        # keep.of(item), inlined: the call would slow down every item.
                         if item.__class__ is not exact:
                             kept = make and make(item)
                         elif by_id is None:
@@ -229,13 +229,13 @@ class Iteration(Step[Any], Generic[Item_co]):
         run.complete(self)
 
     def _resume(self) -> tuple[Reader, Any, Pairs]:
-        """Open the source; return its reader, the first pair, and those that come after it."""
+        """Open the source; return its reader, the first pair, and the following pairs."""
         opened, begun = self._open(), self._begun
         reader = opened.reader
-        # Where the loop begins in this execution, at whatever start, there is nothing to compare with.
+        # A loop that begins in this execution, at any start, has nothing to compare with.
         kind, mark = (begun.kind, begun.mark) if begun is not None else (None, ACCEPTED)
         pairs = reader.resume(self.cursor, kind if kind != self.kind else None, mark)
-        first = next(pairs, _END)  # before anything else is asked of a source that may be throttled
+        first = next(pairs, _END)  # before any other use of a source that may be throttled
         self._opened = opened
         if self._total is None and opened.total is not None and reader.progress(self.cursor)[1] is None:
             self._total = opened.total if isinstance(opened.total, int) else reader.count()
@@ -245,14 +245,14 @@ class Iteration(Step[Any], Generic[Item_co]):
         return reader, next(pairs), pairs
 
     def _pass(self, after: Any, kept: Any, size: int) -> None:
-        """The item, of which ``kept`` was kept, is done."""
+        """Move past an item that is done, of which ``kept`` was kept."""
         self.cursor = after
         self._kept = kept
         if self._done is not None:
             self._done += size
 
     def _moved_past(self, reader: Reader) -> None:
-        """An item is done, and a checkpoint has something to do: make it."""
+        """Make a checkpoint after an item, because one has something to do."""
         if reader.checks:
             taken = reader.taken(self.cursor, self._kept)
             self._taken = [_Taken(self.cursor, taken), *self._taken[:1]]
@@ -270,15 +270,15 @@ class Attempt:
         self._iteration = iteration
 
     def __enter__(self) -> None:
-        """Do nothing."""
+        """No-op."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
-        """Note the item if it has failed."""
+        """Record the item if it has failed."""
         return isinstance(error, Exception) and self._iteration.item_failed(error)
 
 
 class _Leaving:
-    """Around a loop: control leaves its step by an error, of the body, of the source or of a save; or by a break."""
+    """Wrap a loop: leave its step on a break, or on an error of the body, the source or a save."""
 
     __slots__ = ("_iteration",)
 
@@ -286,10 +286,10 @@ class _Leaving:
         self._iteration = iteration
 
     def __enter__(self) -> None:
-        """Do nothing."""
+        """No-op."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Leave the step; raise what the source has found in the place of its own error."""
+        """Leave the step on an error; raise the task's error in place of the source's own."""
         step, run = self._iteration, self._iteration.run
         if error is None:
             return
@@ -305,12 +305,12 @@ class _Leaving:
 
 
 def _size(reader: Reader, item: Any) -> int:
-    """How many items of the source an item of the loop is."""
+    """Return how many items of the source an item of the loop contains."""
     return len(item) if reader.is_batched else 1
 
 
 def _begin_with_each(unit: Unit, pairs: Pairs) -> Pairs:
-    """The unit begins with each item, and not before the source has been read for it."""
+    """Begin the unit of work with each item, after the source has been read for it."""
     for pair in pairs:
         unit.begin()
         yield pair

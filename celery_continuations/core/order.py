@@ -1,4 +1,4 @@
-"""Which step may come next: each one once, and in every execution the same ones in the same order."""
+"""The order of steps: each step once, and in every execution the same steps in the same order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Order:
     """The steps that a task has declared in this execution, and those that an earlier one recorded.
 
     Args:
-        recorded: names of the steps in the snapshot, in their order.
+        recorded: names of the steps in the snapshot, in order.
     """
 
     __slots__ = ("_declared", "_recorded", "_seen")
@@ -41,14 +41,14 @@ class Order:
         return len(self._seen)
 
     def declare(self, step: Step) -> InvalidStepError | None:
-        """The step comes next; return the misfit where an earlier execution had another one here.
+        """Declare the next step; return the misfit if an earlier execution had another step here.
 
         Raises:
-            InvalidStepError: when the task has declared a step of this name before.
+            InvalidStepError: when the task has already declared a step of this name.
         """
         name, place = step.name, len(self._seen)
         if name in self._seen:
-            raise InvalidStepError(f"step {name!r} was started twice; each step needs a name of its own", found=name)
+            raise InvalidStepError(f"step {name!r} was started twice; each step needs a unique name", found=name)
         if place < len(self._recorded) and self._recorded[place] != name:
             expected = self._recorded[place]
             return misfit(
@@ -62,15 +62,15 @@ class Order:
         return None
 
     def enter(self, step: Step) -> None:
-        """The step that was declared last begins.  Raises InvalidStepError for any other."""
+        """Begin the step that was declared last.  Raises InvalidStepError for any other step."""
         if self._declared is not step:
             raise InvalidStepError(
-                f"step {step.name!r} is iterated a second time, or after the task went on", found=step.name
+                f"step {step.name!r} is iterated a second time, or after the task continued", found=step.name
             )
         self._declared = None
 
     def refuse_unused(self) -> None:
-        """Refuse to leave a step behind that was declared and has not begun."""
+        """Refuse a declared step that was never begun."""
         unused = self._declared
         if isinstance(unused, Iteration):
             raise InvalidStepError(
@@ -86,7 +86,7 @@ class Order:
             )
 
     def missed(self) -> InvalidStepError | None:
-        """The task has ended: return the misfit where it has not come to each step that was recorded."""
+        """Return the misfit if the task has ended without reaching every recorded step."""
         if len(self._seen) >= len(self._recorded):
             return None
         name = self._recorded[len(self._seen)]

@@ -1,4 +1,4 @@
-"""What a completed step left behind."""
+"""The outcomes of completed steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Outcome"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a completed step left: failed items, a value, an error, or a value that cannot be saved.
+    """The outcome of a completed step: failed items, a value, an error, or a value that cannot be saved.
 
     Attributes:
         kind: ``"done"``, ``"value"``, ``"error"``, ``"lost"`` or ``"timeout"``.
-        data: as ``Snapshot.failed_items``, or None; the encoded value; ``[type, args or None, text]``; or what is wrong
+        data: as ``Snapshot.failed_items``, or None; the encoded value; ``[type, args or None, text]``; or the problem
             with the value.
     """
 
@@ -32,7 +32,7 @@ class Outcome:
 
     @classmethod
     def of_error(cls, error: Exception) -> Outcome:
-        """Remember ``error``, by type and arguments."""
+        """Remember ``error`` by type and arguments."""
         kind = type(error)
         try:
             args = codec.encode(list(error.args))
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def _rebuild_error(name: str, args: Any, text: str) -> Exception:
-    """Make the error again.  Only classes already imported are considered: data never imports."""
+    """Rebuild the error.  Only imported classes are considered: data never causes an import."""
     module, _, qualname = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
@@ -62,6 +62,6 @@ def _rebuild_error(name: str, args: Any, text: str) -> Exception:
             error: Exception = found(*codec.decode(args))
             if str(error) == text:
                 return error
-        except Exception:  # a constructor that does not take its own args: any error may come of that
+        except Exception:  # a constructor that does not accept its own args may raise anything
             pass
     return RememberedError(name, text)

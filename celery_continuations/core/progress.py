@@ -1,4 +1,4 @@
-"""How much of a step is done."""
+"""The progress of a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Progress(NamedTuple):
     """The progress of the current step at its last save.
 
     Attributes:
-        step: its name, or None between two steps.
+        step: the name of the step, or None between two steps.
         done: the number of items done, if known.
         total: the number of all items, if known.
     """
@@ -22,7 +22,7 @@ class Progress(NamedTuple):
 
     @property
     def percent(self) -> int | None:
-        """How much of the step is done, rounded down, or None if it is not known.
+        """The percentage that is done, rounded down, or None if unknown.
 
         A custom source's cursor need not be a number of items, so it may be beyond the total.
 

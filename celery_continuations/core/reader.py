@@ -1,4 +1,4 @@
-"""What a loop needs of its source: a reader, and what the two say to each other."""
+"""What a loop needs from its source: a reader, and the types that the two exchange."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = [
     "Throttled",
 ]
 
-#: Items of a source, each with the cursor that comes after it.
+#: Items of a source, each with the cursor after it.
 Pairs = Iterator[tuple[Any, Any]]
 
 
 class Counted(Iterator[tuple[Any, int]]):
-    """Pairs of a source that is read by position: the cursor after an item is the number of items before it and it.
+    """Pairs of a source read by position: the cursor after an item is the number of items up to and including it.
 
     Args:
-        items: that are still to come.
-        done: how many came before them.
+        items: the remaining items.
+        done: the number of items before them.
     """
 
     __slots__ = ("done", "items")
@@ -43,7 +43,7 @@ class Counted(Iterator[tuple[Any, int]]):
         return item, self.done
 
     def zipped(self) -> Iterator[tuple[Any, int]]:
-        """Return the same pairs, made in C, to be read instead of these: reading many of them is cheap."""
+        """Return the same pairs as a zip made in C, which is cheaper to read than this iterator."""
         return zip(self.items, count(self.done + 1), strict=False)
 
 
@@ -51,7 +51,7 @@ class Throttled(BaseException):
     """Raised by a source that must not be read now.
 
     Attributes:
-        seconds: after which to ask it again.
+        seconds: the time until the next attempt.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -60,7 +60,7 @@ class Throttled(BaseException):
 
 
 class SourceChanged(Exception):
-    """Raised by a reader whose source is not what it was.
+    """Raised by a reader whose source has changed.
 
     Attributes:
         problem: what has changed.
@@ -74,11 +74,11 @@ class SourceChanged(Exception):
 
 
 class OtherKind(Exception):
-    """Raised by a reader for a cursor that means something else than its own.
+    """Raised by a reader for a cursor with another meaning than its own.
 
     Attributes:
-        saved: what the cursor means.
-        found: what the reader's cursors mean.
+        saved: the meaning of the cursor.
+        found: the meaning of the reader's cursors.
     """
 
     def __init__(self, saved: str, found: str) -> None:
@@ -88,14 +88,14 @@ class OtherKind(Exception):
 
 
 class Keep(NamedTuple):
-    """What to keep of each item before the loop's body can change it, to take its fingerprint at a save.
+    """What to keep of each item before the loop's body can change it, for its fingerprint at a save.
 
     Attributes:
         by_position: whether the cursor counts the items, so that the loop need not.
-        same: keep the item itself, which cannot be changed.
-        exact: keep a shallow copy of items of exactly this class, or their id.
-        by_id: keep what they have under "id" instead of the copy, where that is of exactly this class.
-        make: what this makes of any other item; None to keep nothing.
+        same: keep the item itself, which is immutable.
+        exact: keep a shallow copy, or the id, of items of exactly this class.
+        by_id: keep their "id" instead of the copy, if it is of exactly this class.
+        make: makes what to keep of any other item; None to keep nothing.
     """
 
     by_position: bool = False
@@ -125,8 +125,8 @@ class Print(NamedTuple):
     """The fingerprint of an item.
 
     Attributes:
-        digest: twelve hexadecimal digits, which are 48 bits; None for an item of which none can be taken.
-        shown: the item's id, where it may be shown to an operator.
+        digest: twelve hexadecimal digits (48 bits); None if the item has no fingerprint.
+        shown: the item's id, if operators may see it.
     """
 
     digest: str | None
@@ -134,12 +134,12 @@ class Print(NamedTuple):
 
 
 class Reader(Protocol):
-    """A source as a loop reads it, in one execution.
+    """A source as one execution of a loop reads it.
 
     Attributes:
-        kind: what its cursors mean; None while that is not known.
+        kind: the meaning of its cursors; None while unknown.
         checks: whether its items are compared with those of earlier executions.
-        uses: the snapshot's format version that its cursors need.
+        uses: the snapshot format version that its cursors need.
         is_batched: whether each item is a list of items.
     """
 
@@ -156,7 +156,7 @@ class Reader(Protocol):
     def is_batched(self) -> bool: ...  # noqa: D102
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
-        """Read from a cursor on, after checking what an earlier execution saved beside it.
+        """Read from a cursor, after checking what an earlier execution saved with it.
 
         Raises:
             OtherKind, SourceChanged: also later, while the pairs are read.
@@ -166,24 +166,24 @@ class Reader(Protocol):
         """Return what to keep of items like this one."""
 
     def taken(self, cursor: Any, kept: Any) -> Any:
-        """Return the fingerprint of the item before a cursor, of which ``kept`` was kept: it has a ``digest``."""
+        """Return the fingerprint, with a ``digest``, of the item before a cursor, of which ``kept`` was kept."""
 
     def mark(self, cursor: Any, kept: Any) -> Any:
-        """Return what to save beside a cursor, as JSON; ``kept`` is of the item before it, or its fingerprint."""
+        """Return what to save with a cursor, as JSON; ``kept`` is of the item before it, or its fingerprint."""
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
-        """Return what is done and what there is in all, each None where the reader does not know."""
+        """Return the number of items done and of all items; None for what the reader does not know."""
 
     def count(self) -> int:
-        """Count the items, where that takes a query.  Raises InvalidStepError where they cannot be counted."""
+        """Count the items, if that takes a query.  Raises InvalidStepError if they cannot be counted."""
 
 
 class Opened(NamedTuple):
-    """A source that was opened.
+    """An open source.
 
     Attributes:
-        reader: reads it.
-        total: the number of items, where the caller knows it, or ``"count"`` to count them.
+        reader: the reader of the source.
+        total: the number of items, if the caller knows it, or ``"count"`` to count them.
     """
 
     reader: Reader

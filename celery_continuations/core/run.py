@@ -1,4 +1,4 @@
-"""One execution of a task, from the snapshot it starts with to the one it leaves."""
+"""One execution of a task, from the snapshot that it starts with to the one that it hands over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Run"]
 
 AnyStep = TypeVar("AnyStep", bound=Step)
 
-#: Interruptions that count against ``continuation_max_resumptions`` have other reasons than these.
+#: The reason of an interruption before or after an isolated step.
 ISOLATED = "isolated"
 
 
@@ -30,15 +30,15 @@ class Run:
     """Steps in order, each once, and checkpoints between and within them.
 
     Attributes:
-        id: what tells this run from others: the task's id.
-        snapshot: what an earlier execution left, or a new one.
-        interruptible: False where nothing could take up the rest (direct calls).
-        attention: the one attribute that every checkpoint reads; set it to have ``host.attend`` called.
+        id: the id of the task.
+        snapshot: the snapshot of an earlier execution, or a new one.
+        interruptible: False if nothing could continue the task (direct calls).
+        attention: the one attribute that every checkpoint reads; set it so that ``host.attend`` is called.
         current: the current step, or None between two steps.
         interrupted: the interruption under way, or None.
-        refusal: how the code, or a loop's source, does not fit the snapshot, once that has been found: the task
-            ends with it, even if its own code catches it.
-        unit: the task's own work that the next save is to be part of, or None.
+        refusal: the error for code, or a loop's source, that does not fit the snapshot, once found: the task ends
+            with it, even if its own code catches it.
+        unit: the unit of work that includes the next save, or None.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Run:
     _ran: bool = field(default=False, init=False)
     _after_isolated: bool = field(default=False, init=False)
     _completed_here: int = field(default=0, init=False)
-    # Calls whose error was caught, each with the error that the task was handling when it continued.
+    # Calls whose error was caught, each with the error being handled when the task continued.
     _handled: list[tuple[Step, BaseException | None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Run:
     # -- what the task calls
 
     def declare(self, step: AnyStep) -> AnyStep:
-        """The step comes next: return it, to be iterated.  Raises InvalidStepError where it must not come here."""
+        """Declare the next step; return it.  Raises InvalidStepError if it is not allowed at this place."""
         name = step.name
         if threading.get_ident() != self._thread:
             raise InvalidStepError(
@@ -90,18 +90,18 @@ class Run:
         return step
 
     def call(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A step that calls ``func`` once: return its value, or raise its error."""
+        """Run a step that calls ``func`` once; return its value or raise its error."""
         return self.declare(Call(self, name, kind="call")).perform(self, func, args, kwargs)
 
     def wait(self, name: str, kind: str, find: Callable[[Step], Outcome | Exception]) -> Any:
-        """A step whose outcome ``find`` returns, or leaves for; an error that it returns is an outcome too.
+        """Run a step whose outcome ``find`` returns, which may interrupt; a returned error is an outcome too.
 
-        Its kind is the name of the task's method.
+        ``kind`` is the name of the task's method.
         """
         return self.declare(Wait(self, name, kind=kind)).perform(self, find)
 
     def checkpoint(self) -> None:
-        """A place where the task may stop."""
+        """Make a checkpoint: the task may stop here."""
         if self.interrupted is not None:
             raise self.interrupted
         self._settle()
@@ -110,21 +110,21 @@ class Run:
         self.guard()
         self.attention = False  # first, so that what is set meanwhile counts
         reason = self._host.attend(self)
-        # A continuation that stopped again before it got anywhere could be resumed without end.
+        # A continuation that stopped again without making progress could be resumed endlessly.
         if reason is not None and (self.snapshot.resumptions == 0 or self.progressed):
             self.interrupt(reason)
         if reason is not None or self.unit is not None:
             self.attention = True
 
     def moved(self) -> None:
-        """As :meth:`checkpoint`, after a cursor was moved; before it the step's unit is committed."""
+        """Make a checkpoint after a cursor was moved; commit the step's unit of work first."""
         if self.unit is not None and self.interrupted is None:
             self.guard()
             self._host.save(self)
         self.checkpoint()
 
     def finish(self) -> None:
-        """The task's body has returned: complete what is left open, and check that no recorded step was missed."""
+        """Complete the open step after the body has returned, and check that no recorded step was missed."""
         self._settle()
         self._order.refuse_unused()
         if self.current is not None:
@@ -143,26 +143,26 @@ class Run:
 
     @property
     def misfit(self) -> InvalidStepError | None:
-        """How the code does not fit the snapshot, once that has been found."""
+        """The error for code that does not fit the snapshot, once found."""
         return self.refusal if isinstance(self.refusal, InvalidStepError) else None
 
     def committed(self) -> None:
-        """The unit has taken effect, and with it the cursor, or that the step is complete."""
+        """Note that the unit of work was committed together with the cursor, or the completion of the step."""
         if self.current is not None:
             self.current.kept = self.current.cursor
         else:
             self.unit = None
 
     def abandon(self) -> None:
-        """Control has left the task: whatever its step has not committed is undone."""
+        """Undo what the step has not committed: control has left the task."""
         if self.unit is not None and self.current is not None:
             self.current.leave()
             self.unit = None
 
     def failed(self, error: BaseException) -> None:
-        """``error`` leaves the task: the current block has failed, and a call step is not complete after all.
+        """Handle an ``error`` that leaves the task: report the failed block, and reopen a call step.
 
-        That is a call step whose error the task caught around another step, for instance in a ``finally``, and then
+        The call step is one whose error the task caught around another step, for instance in a ``finally``, and then
         raised again.
         """
         step = self.current
@@ -174,10 +174,10 @@ class Run:
                 self.current = None
 
     def interrupt(self, reason: str) -> NoReturn:
-        """Leave at this place.
+        """Interrupt the task at this place.
 
         Raises:
-            Interrupt: always; and again at every later checkpoint, if something catches it.
+            Interrupt: always; again at every later checkpoint if it is caught.
         """
         step = self.current
         if self.interrupted is None:
@@ -186,7 +186,7 @@ class Run:
         raise self.interrupted
 
     def take_snapshot(self) -> Snapshot:
-        """Return the snapshot, brought up to date."""
+        """Update the snapshot, and return it."""
         step = self.current
         if step is not None:
             step.to_resume().write(self.snapshot, step.name)
@@ -195,7 +195,7 @@ class Run:
     def key(self) -> str:
         """The idempotency key of this place."""
         step = self.current
-        # A step that was left counts as complete, as it will be once the task has resumed behind it.
+        # A step that was left counts as complete: it will be, once the task has resumed after it.
         if step is None or (step.left and (step.outcome.kind == "error" or step.is_settled)):
             return key_of(self.id, None, self._order.place)
         return step.key
@@ -203,7 +203,7 @@ class Run:
     # -- what steps call
 
     def enter(self, step: Step) -> bool:
-        """Begin ``step``, which was declared last; return False when it is complete already."""
+        """Begin ``step``, which was declared last; return False if it is complete already."""
         self._order.enter(step)
         snapshot = self.snapshot
         if step.name in snapshot.completed:
@@ -211,7 +211,7 @@ class Run:
             step.skip(snapshot.completed[step.name])
             self._host.notify("step_skipped", self, step)
             return False
-        self.attention = True  # each step begins at a checkpoint, and what its body is in shows at the first in it
+        self.attention = True  # each step begins at a checkpoint; the first one in it shows what its body is in
         if self._ran:
             if self.interruptible and (step.isolated or self._after_isolated):
                 self.interrupt(ISOLATED)
@@ -221,7 +221,7 @@ class Run:
         self._ran = self.attention = True
         begun = Begun.of(snapshot)
         if begun is not None and begun.kind is not None:
-            # What a loop's cursor means is compared by its source.
+            # The source of a loop compares the meaning of its cursor.
             self._refuse_kind(step, begun.kind if step.kind != "loop" or begun.kind in NO_LOOPS else step.kind)
         step.enter(begun, snapshot.failed_items)
         self.current = step
@@ -232,7 +232,7 @@ class Run:
         return True
 
     def complete(self, step: Step) -> None:
-        """``step`` has run to its end."""
+        """Complete ``step``, which has run to its end."""
         if step.left:
             self.unit = None
         elif self.unit is not None and self.interrupted is not None:
@@ -242,7 +242,7 @@ class Run:
             try:
                 self._host.guard(step.name, self.unit)
             except BaseException:
-                step.leave()  # should the task catch it, the step is complete once the transaction is over
+                step.leave()  # if the task catches it, the step is complete once the transaction has ended
                 raise
         self.current = None
         step.run = Over(self.id, step.name)
@@ -260,43 +260,43 @@ class Run:
                     self._reopen(step)
 
     def guard(self) -> None:
-        """Refuse an open transaction of the task's, other than that of the current step."""
+        """Refuse an open transaction of the task, except that of the current step."""
         self._host.guard(self.current.name if self.current else None, self.unit)
 
     def step_failed(self, step: Step, error: BaseException) -> None:
-        """``error`` has left the step's block or function."""
+        """Report an ``error`` that has left the step's block or function."""
         self._host.notify("step_failed", self, step, error=error)
 
     def back_off(self, seconds: float) -> NoReturn:
-        """The source must not be read for so long."""
+        """Free the worker for ``seconds``: the source must not be read until then."""
         if self.interrupted is not None:
             raise self.interrupted
         self._host.back_off(self, seconds)
 
     def refuse(self, error: InvalidStepError | SourceChangedError) -> NoReturn:
-        """The code, or the source of a loop, does not fit the snapshot.  Raises the error, again at each later step."""
+        """Raise ``error`` for code or a source that does not fit the snapshot; again at each later step."""
         self.refusal = error
         raise error
 
     def is_of_item(self, step: Step, error: Exception) -> bool:
-        """Return whether an error in a loop's body is of the current item alone."""
-        # An item that was interrupted is to be repeated, whatever came up on the way out.
+        """Return whether an error in a loop's body affects the current item alone."""
+        # An interrupted item is repeated, whatever was raised on the way out.
         return self.interrupted is None and self._host.is_of_item(self, step, error)
 
     def unchecked(self, step: Step) -> None:
-        """The items of the step's loop cannot be told apart."""
+        """Report that the items of the step's loop have no identity."""
         self._host.unchecked(self, step)
 
     # -- inside
 
     def _refuse_kind(self, step: Step, saved: str) -> None:
-        """Refuse a step that an earlier execution has begun or completed as one of another kind."""
+        """Refuse a step that an earlier execution has begun or completed with another kind."""
         found = misfit_of_step(step.name, saved, step.kind)
         if found is not None:
             self.refuse(found)
 
     def _reopen(self, step: Step) -> None:
-        """The last of the step's own work could not be committed: it is not complete."""
+        """Reopen a step whose last work could not be committed."""
         self.snapshot.reopen(step.name, step.failed_items)
         self._completed_here -= 1
         self.current = step
@@ -304,19 +304,19 @@ class Run:
         step.leave()
 
     def _settle(self) -> None:
-        """Control has left the open step's block and the task continues: the step is complete.
+        """Complete the open step if control has left its block and the task continues.
 
-        The task does not continue while an error that came up in the block is being handled, because that may still
-        leave the task.
+        The task does not continue while an error raised in the block is being handled, because that may still leave the
+        task.
         """
         if self.refusal is not None:
-            raise self.refusal  # the task has caught it: the step that it left is not complete
+            raise self.refusal  # the task has caught it: the step is not complete
         step = self.current
         if step is not None and step.left and step.is_settled:
             self.complete(step)
 
     def _settle_before(self, name: str) -> None:
-        """As :meth:`_settle`, for a step that is to come."""
+        """Settle the open step before the step ``name``."""
         self._settle()
         step = self.current
         if step is not None and step.left:

@@ -1,4 +1,4 @@
-"""What is saved of a run."""
+"""The snapshot: what is saved of a run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from celery_continuations.exceptions import InvalidStepError, UnserializableValu
 
 __all__ = ["ACCEPTED", "LOST", "UNKNOWN_KIND", "Saved", "Snapshot", "Waiting", "with_misfit"]
 
-#: The newest format known here, and the oldest that can say the same: see :meth:`Snapshot.dumps`.
+#: The newest supported format, and the oldest: see :meth:`Snapshot.dumps`.
 VERSION, _FIRST_VERSION = 2, 1
 
-#: In place of a mark: an operator has accepted the source as it is now.
+#: Replaces a mark once an operator has accepted the source as it is now.
 ACCEPTED = "accepted"
 
-#: The kind of a step that version 0.1 completed, which did not save kinds.
+#: The kind of a step completed by version 0.1, which did not save kinds.
 UNKNOWN_KIND = "?"
 
-#: The reason of a resumption after a lost execution.
+#: The reason for resuming after a lost execution.
 LOST = "lost"
 
 # Errors are kept for the operator, not for the task: a few are enough.
@@ -29,7 +29,7 @@ _ERRORS_KEPT = 20
 
 
 class Saved(dict[str, Any]):
-    """A dict that takes only what can be saved, and takes a copy of it.
+    """A dict that accepts only values that can be saved, and copies them.
 
     >>> saved = Saved()
     >>> saved["rows"] = object()
@@ -44,13 +44,13 @@ class Saved(dict[str, Any]):
         super().__setitem__(key, codec.copy(value, f"saved[{key!r}]"))
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """As of dict; the value kept is a copy."""
+        """Like ``dict.setdefault``, but keep a copy of the value."""
         if key not in self:
             self[key] = default
         return self[key]
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """As of dict."""
+        """Like ``dict.update``, but keep copies of the values."""
         for key, value in dict(other, **more).items():
             self[key] = value
 
@@ -60,12 +60,12 @@ class Saved(dict[str, Any]):
 
 
 class Waiting(NamedTuple):
-    """What a task waits for that has given its worker back.
+    """What a suspended task waits for.
 
     Attributes:
         kind: ``"delivery"``, ``"time"`` or ``"result"``.
-        until: when it goes on in any case, in seconds since the epoch, or None.
-        key: of a delivery its name, of a result the id of its task.
+        until: when the task continues in any case, in seconds since the epoch, or None.
+        key: the name of a delivery, or the task id of a result.
     """
 
     kind: str
@@ -75,32 +75,32 @@ class Waiting(NamedTuple):
 
 @dataclass
 class Snapshot:
-    """All that goes from one execution to the next.
+    """Everything that is passed from one execution to the next.
 
     Attributes:
         completed: outcomes by step name, in the order of completion.
         current: name and encoded cursor of the current step, or None.
         saved: the task's ``self.saved``.
         executions: how many executions have begun.
-        resumptions: how many times the task has left an execution to be resumed.
-        counted: how many of them count against ``continuation_max_resumptions``.
+        resumptions: how many times the task was interrupted to be resumed.
+        counted: how many resumptions count against ``continuation_max_resumptions``.
         run_time: seconds spent in executions that have ended.
-        reason: why the last execution left, or None.
-        left_at: when, in seconds since the epoch.
-        errors: the last errors that were resumed from, oldest first.
-        progress: items done and items in all of the current step, where known.
+        reason: why the last execution was interrupted, or None.
+        left_at: when it was interrupted, in seconds since the epoch.
+        errors: the last errors that the task was resumed from, oldest first.
+        progress: the number of items done and of all items of the current step, as far as known.
         losses: how many executions in a row were lost at the same place: alone, and together with others.
         lost_at: that place.
         waiting: what the current step waits for, see :class:`Waiting`, or None.
-        gap: the longest time seen between two checkpoints, in seconds; 0 up to a second.
-        failed_items: of the current step: ``[encoded cursor, error]`` of each; stored as ``aside``.
-        kind: what the current step is, and of a loop what its cursor means; None where that is not known.
-        mark: how the source of the current loop was found to be: JSON, read by the source that made it;
-            :data:`ACCEPTED` once an operator has accepted the source as it is; None where nothing is known.
-        kinds: the kind of each completed step, ``"call"`` left out.
-        begun_as: the name that the current step had when it began, where it was renamed since.
+        gap: the longest time between two checkpoints, in seconds; 0 up to a second.
+        failed_items: the failed items of the current step, each ``[encoded cursor, error]``; stored as ``aside``.
+        kind: the kind of the current step, including what a loop's cursor means; None if unknown.
+        mark: the state of the current loop's source: JSON, read by the source that made it; :data:`ACCEPTED` once an
+            operator has accepted the source as it is; None if unknown.
+        kinds: the kind of each completed step, except ``"call"``.
+        begun_as: the name with which the current step began, if it was renamed since.
         task_version: the ``continuation_version`` that the task began with.
-        misfit: why a worker's code could not resume this snapshot, the last time that one could not.
+        misfit: why a worker's code could not resume this snapshot, the last time this happened.
         uses: the format version that the current step needs.
     """
 
@@ -134,13 +134,13 @@ class Snapshot:
         return [*self.completed, *([self.current[0]] if self.current else [])]
 
     def remember_error(self, error: BaseException) -> None:
-        """Keep ``error``, the reason why the task was resumed."""
+        """Keep ``error``, from which the task is resumed."""
         name, cursor = self.current or (None, None)
         entry = {"type": type(error).__name__, "message": str(error), "step": name, "cursor": cursor}
         self.errors = [*self.errors[1 - _ERRORS_KEPT :], entry]
 
     def lose(self, *, alone: bool = False, shared: bool = False) -> None:
-        """An execution was lost that had come no further than this; ``alone`` or with others, or it does not count."""
+        """Note a lost execution at this place; it counts if it was lost ``alone``, or ``shared`` with others."""
         self.reason = LOST
         if not (alone or shared):
             return
@@ -155,20 +155,20 @@ class Snapshot:
         return self.kinds.get(name, "call")
 
     def complete(self, name: str, kind: str, outcome: Outcome) -> None:
-        """The current step has run to its end."""
+        """Complete the current step, which has run to its end."""
         self.completed[name] = outcome
         if kind != "call":
             self.kinds[name] = kind
         self.leave_step()
 
     def reopen(self, name: str, failed_items: list[list[Any]]) -> None:
-        """The step that was completed last is not complete after all."""
+        """Reopen the step that was completed last."""
         del self.completed[name]
         self.kinds.pop(name, None)
         self.failed_items = failed_items
 
     def return_to(self, name: str) -> None:
-        """A call step is to be repeated: forget its outcome, and all steps after it."""
+        """Return to a call step, to repeat it: forget its outcome and all steps after it."""
         names = list(self.completed)
         for later in names[names.index(name) :]:
             del self.completed[later]
@@ -177,15 +177,15 @@ class Snapshot:
         self.current, self.kind = (name, None), "call"
 
     def leave_step(self) -> None:
-        """Forget the current step, with all that is kept of it alone."""
+        """Forget the current step, with everything kept for it alone."""
         self.current, self.kind, self.mark, self.begun_as = None, None, None, None
         self.progress, self.failed_items, self.uses = (None, None), [], _FIRST_VERSION
 
     def dumps(self) -> str:
         """Write the snapshot as JSON text.
 
-        Its format version is the lowest whose readers understand it, so that an older release can go on with what
-        uses nothing that it does not know.
+        Its format version is the lowest whose readers understand it, so that an older release can resume a snapshot
+        that uses no newer feature.
         """
         data: dict[str, Any] = {
             "completed": [[name, one.kind, one.data] for name, one in self.completed.items()],
@@ -194,7 +194,7 @@ class Snapshot:
         }
         for name in _PLAIN:
             data[name] = getattr(self, name)
-        # What is as in a new snapshot is left out: many a snapshot is a step and a cursor.
+        # Default values are left out: many a snapshot is only a step and a cursor.
         kept = {name: value for name, value in data.items() if value != _NEW[name]}
         version = max(self.uses, VERSION if self.task_version > 1 else _FIRST_VERSION)
         return json.dumps({"version": version, **kept}, separators=(",", ":"))
@@ -203,12 +203,12 @@ class Snapshot:
     def loads(cls, text: str) -> Snapshot:
         """Read what :meth:`dumps` wrote.
 
-        The cursor stays encoded until its step asks for it, so that a cursor which can no
-        longer be decoded raises inside the task.
+        The cursor stays encoded until its step needs it, so that a cursor that can no longer be decoded raises inside
+        the task.
 
         Raises:
             UnserializableValueError: when ``text`` is not a snapshot.
-            InvalidStepError: when it is of a version that comes after the one known here.
+            InvalidStepError: when its version is newer than the supported one.
 
         >>> Snapshot.loads(Snapshot(current=("import", 500)).dumps()).steps
         ['import']
@@ -217,8 +217,8 @@ class Snapshot:
             data = json.loads(text)
             if type(data["version"]) is int and data["version"] > VERSION:
                 raise InvalidStepError(
-                    f"snapshot version {data['version']} is newer than the supported version {VERSION}; it takes "
-                    "a later release of celery-continuations",
+                    f"snapshot version {data['version']} is newer than the supported version {VERSION}; "
+                    "install a later release of celery-continuations",
                     recorded=True,
                 )
             if type(data["version"]) is not int or data["version"] < _FIRST_VERSION:
@@ -256,7 +256,7 @@ class Snapshot:
             raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
 
     def largest_part(self) -> str:
-        """Name the part that takes the most room."""
+        """Return the name of the largest part."""
         sizes = {f"the value of step {name!r}": len(json.dumps(one.data)) for name, one in self.completed.items()}
         sizes.update((f"saved[{key!r}]", len(codec.dumps(value))) for key, value in self.saved.items())
         if self.current is not None:
@@ -265,7 +265,7 @@ class Snapshot:
         return max(sizes, key=lambda part: sizes[part], default="nothing")
 
 
-# The fields that are JSON as they are.
+# The fields whose values are JSON already.
 _PLAIN = (
     "current", "executions", "resumptions", "counted", "run_time", "reason",
     "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap",
@@ -277,7 +277,7 @@ _NEW: dict[str, Any] = {
     "saved": {},
     "aside": [],
     **{name: getattr(Snapshot(), name) for name in _PLAIN},
-    "kinds": None,  # always written: without it a snapshot is of version 0.1
+    "kinds": None,  # always written: without it a snapshot comes from version 0.1
 }
 
 
@@ -288,7 +288,7 @@ def _kinds(data: dict[str, Any]) -> dict[str, str]:
 
 
 def with_misfit(text: str, problem: str) -> str:
-    """Note in a snapshot's text why it could not be resumed; all else stays, also what is not known here.
+    """Note in a snapshot's text why it could not be resumed; keep everything else, also unknown fields.
 
     >>> Snapshot.loads(with_misfit(Snapshot(executions=3).dumps(), "step 'a' is unknown")).misfit
     "step 'a' is unknown"

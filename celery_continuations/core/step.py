@@ -1,4 +1,4 @@
-"""One step of a run, as the task sees it."""
+"""Steps, as the task sees them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 
 __all__ = ["Begun", "Over", "Step", "StepsRun", "Unit", "key_of"]
 
-# Types whose every value can be saved: a datetime's zone may be one that cannot.
+# Types whose every value can be saved; a datetime may have a zone that cannot be saved.
 _COPY_FREE = codec.IMMUTABLE - {datetime, time}
 _UNMOVED = object()
 
 
 class Begun(NamedTuple):
-    """What an earlier execution left of the current step.
+    """What an earlier execution saved of the current step.
 
     Attributes:
-        cursor: encoded.
+        cursor: the encoded cursor.
         kind, mark, progress, begun_as, uses: as in :class:`Snapshot`.
     """
 
@@ -39,7 +39,7 @@ class Begun(NamedTuple):
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Begun | None:
-        """Read it from a snapshot; without a cursor nothing of the step is done."""
+        """Read it from a snapshot; without a cursor, nothing of the step is done."""
         if snapshot.current is None:
             return None
         cursor, progress, begun_as = snapshot.current[1], snapshot.progress, snapshot.begun_as
@@ -55,48 +55,48 @@ class Begun(NamedTuple):
 
 
 class StepsRun(Protocol):
-    """What a step needs of the run it is part of."""
+    """What a step needs from its run."""
 
     attention: bool
     id: str
 
     def checkpoint(self) -> None:
-        """A place where the task may stop."""
+        """Make a checkpoint: the task may stop here."""
 
     def moved(self) -> None:
-        """The cursor was moved: a checkpoint."""
+        """Make a checkpoint after the cursor was moved."""
 
     def enter(self, step: Step) -> bool:
-        """Begin ``step``; return False when it is complete already."""
+        """Begin ``step``; return False if it is complete already."""
 
     def complete(self, step: Step) -> None:
-        """``step`` has run to its end."""
+        """Complete ``step``, which has run to its end."""
 
     def back_off(self, seconds: float) -> NoReturn:
-        """Give the worker back for so long."""
+        """Free the worker for ``seconds``."""
 
     def is_of_item(self, step: Step, error: Exception) -> bool:
-        """Return whether an error in a loop's body is of the current item alone."""
+        """Return whether an error in a loop's body affects the current item alone."""
 
     def refuse(self, error: InvalidStepError | SourceChangedError) -> NoReturn:
-        """The code, or the source of a loop, does not fit what an earlier execution left."""
+        """Raise ``error`` for code or a source that does not fit the snapshot."""
 
     def unchecked(self, step: Step) -> None:
-        """The items of the step's loop cannot be told apart."""
+        """Report that the items of the step's loop have no identity."""
 
 
 class Unit(Protocol):
-    """The task's own work since its cursor last moved, which takes effect with the next move, or not at all."""
+    """The task's own work since the cursor last moved: committed with the next move, or not at all."""
 
     def begin(self) -> None:
-        """What is done from now on belongs to it, unless that is so already."""
+        """Begin the unit of work, unless it has begun already."""
 
     def rollback(self) -> None:
-        """Undo it, if there is anything."""
+        """Undo the work, if there is any."""
 
 
 class Over:
-    """Takes the place of a step's run once the step is complete."""
+    """Replace a step's run once the step is complete."""
 
     def __init__(self, run_id: str, name: str) -> None:
         self.id = run_id
@@ -104,42 +104,42 @@ class Over:
         self._name = name
 
     def checkpoint(self) -> None:
-        """Refuse to continue a step that is over."""
+        """Refuse to continue a completed step."""
         raise InvalidStepError(f"step {self._name!r} is complete; its cursor was moved after its block", self._name)
 
     moved = checkpoint
 
     def enter(self, step: Step) -> bool:
-        """Refuse to begin it again."""
+        """Refuse to begin the step again."""
         raise InvalidStepError(f"step {self._name!r} is iterated a second time", self._name)
 
     def complete(self, step: Step) -> None:
-        """A loop kept and finished after the task had gone on."""
+        """No-op: a loop was kept, and finished after the task had continued."""
 
     def back_off(self, seconds: float) -> NoReturn:
-        """Refuse to continue a loop that is over."""
-        raise InvalidStepError(f"step {self._name!r} is complete; its loop went on after it", self._name)
+        """Refuse to continue a completed loop."""
+        raise InvalidStepError(f"step {self._name!r} is complete; its loop continued after it", self._name)
 
     def is_of_item(self, step: Step, error: Exception) -> bool:
-        """No item is under way."""
+        """Return False: a completed loop has no current item."""
         return False
 
     def refuse(self, error: InvalidStepError | SourceChangedError) -> NoReturn:
-        """Refuse to continue a loop that is over."""
+        """Refuse to continue a completed loop."""
         self.back_off(0)
 
     def unchecked(self, step: Step) -> None:
-        """Nothing more is saved of it."""
+        """No-op: nothing more is saved of the loop."""
 
 
 class Step(Generic[Cursor]):
     """A named part of a task.  ``for step in self.step("name"):`` yields it once.
 
     Attributes:
-        name: its name.
+        name: the name of the step.
         cursor: where to start next; everything before it is done.
         resumed: True when an earlier execution had begun it.
-        kind: which kind of step it is, as saved: ``"block"``, ``"call"``, ``"loop"``, or the method of a wait.
+        kind: the kind of the step, as saved: ``"block"``, ``"call"``, ``"loop"``, or the method of a wait.
     """
 
     __slots__ = (
@@ -170,7 +170,7 @@ class Step(Generic[Cursor]):
     ) -> None:
         self.run = run
         self.kind = kind
-        self.begun_as: str | None = None  # its name then, where it was renamed since
+        self.begun_as: str | None = None  # the name with which it began, if it was renamed since
         self.name = name
         self.cursor: Cursor = codec.copy(start, f"the start of step {name!r}")
         self.isolated = isolated
@@ -184,11 +184,11 @@ class Step(Generic[Cursor]):
         self._initial: Any = _UNMOVED
 
     def skip(self, outcome: Outcome) -> None:
-        """The step is complete already."""
+        """Skip the step, which is complete already."""
         self.outcome = outcome
 
     def enter(self, begun: Begun | None, failed_items: list[list[Any]]) -> None:
-        """Begin the step in this execution, where an earlier one has ``begun`` it from what that left."""
+        """Begin the step in this execution; continue from ``begun`` if an earlier one has begun it."""
         self.failed_items = failed_items
         self.resumed = begun is not None
         if begun is not None:
@@ -198,27 +198,27 @@ class Step(Generic[Cursor]):
         self.handling = sys.exc_info()[1]
 
     def leave(self) -> None:
-        """Control leaves the block before its end: by break, by an error, or with a frame that is thrown away."""
+        """Note that control leaves the block early: by break, by an error, or with a discarded frame."""
         left, self.left = self.left, True
-        if self.unit is not None and not left:  # an iterator may be collected when others are at work in its session
+        if self.unit is not None and not left:  # an iterator may be collected while another step uses its session
             self.cursor = self.kept
             self.unit.rollback()
 
     @property
     def is_settled(self) -> bool:
-        """Whether no error is being handled that came up since the step began."""
+        """Whether no error raised since the step began is being handled."""
         return sys.exc_info()[1] is self.handling
 
     def let_follow(self, name: str) -> None:
-        """Control has left the step, and another one is to come.
+        """Allow the step ``name`` after control has left this one.
 
         Raises:
             InvalidStepError: while the error that left this step is being handled.
         """
         raise InvalidStepError(
             f"step {name!r} was started while the error that left step {self.name!r} is being handled; after a "
-            "resumption that error would not come again. Start it after the except or finally block, or "
-            f"catch the error inside of step {self.name!r}",
+            "resumption that error would not be raised again. Start it after the except or finally block, or "
+            f"catch the error inside step {self.name!r}",
             found=name,
         )
 
@@ -234,22 +234,22 @@ class Step(Generic[Cursor]):
         return key_of(self.run.id, self.begun_as or self.name, self.encoded_cursor())
 
     def encoded_cursor(self) -> Any:
-        """The cursor as it is saved."""
+        """Return the cursor as it is saved."""
         return codec.encode(self.cursor, f"the cursor of step {self.name!r}")
 
     def progress(self) -> tuple[int | None, int | None]:
-        """Items done and items in all, where known."""
+        """Return the number of items done and of all items, as far as known."""
         return (None, None)
 
     def to_resume(self) -> Begun:
-        """Return what the next execution has to know of this step."""
+        """Return what the next execution must know of this step."""
         return Begun(self.encoded_cursor(), self.kind, begun_as=self.begun_as)
 
     def set(self, cursor: Cursor) -> None:
         """Move the cursor: everything before it is done.  A checkpoint.
 
         Raises:
-            UnserializableValueError: for a cursor that would not come back equal.
+            UnserializableValueError: when the cursor would not be restored as equal.
         """
         kind = cursor.__class__
         if kind is int or kind is str:
@@ -292,7 +292,7 @@ class Step(Generic[Cursor]):
             self.unit.begin()
 
     def checkpoint(self) -> None:
-        """A place where the task may stop, at the cursor it has."""
+        """Make a checkpoint: the task may stop here, at the current cursor."""
         self.run.checkpoint()
 
     def __iter__(self) -> Iterator[Step[Cursor]]:
@@ -303,7 +303,7 @@ class Step(Generic[Cursor]):
         try:
             yield self
         except GeneratorExit:
-            # which of the ways to leave it was shows in what the task does next
+            # what the task does next shows how control left the block
             self.leave()
             raise
         self.run.complete(self)
@@ -316,7 +316,7 @@ class Step(Generic[Cursor]):
         )
 
     def __exit__(self, *args: object) -> None:
-        """Only here so that ``with`` reaches :meth:`__enter__`, whose message helps."""
+        """No-op: it exists so that ``with`` reaches :meth:`__enter__`, whose error helps."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} at {self.cursor!r}>"

@@ -25,23 +25,23 @@ __all__ = ["PAUSED", "Checkpoints"]
 
 PAUSED = "paused"
 
-# So many times as long as an attempt to save took that failed, the task works before the next.
+# After a failed save, the task works for this many times its duration before the next attempt.
 _UNHURRIED = 3
 
 
 class Checkpoints:
-    """Saves a run's progress and its steps' own transactions, and tells the run when to leave.
+    """Save a run's progress, commit its steps' own transactions, and interrupt the run when needed.
 
     Args:
-        message: that the execution runs.
-        ownership: of the task's record.
-        snapshot: to resume from.
+        message: the message that the execution runs.
+        ownership: the ownership of the task's record.
+        snapshot: the snapshot to resume from.
         triggers_of: makes the triggers of the run.
 
     Attributes:
         run: the run.
         triggers: what makes its checkpoints do something.
-        saved_text: the text of the snapshot as it was saved last.
+        saved_text: the text of the last saved snapshot.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Checkpoints:
     guard = staticmethod(transactions.refuse_open)
 
     def attend(self, run: Run) -> str | None:
-        """Do what is due; return a reason to leave, if there is one."""
+        """Do what is due; return a reason to interrupt, if there is one."""
         self._measure_gap(run)
         reason = self.triggers.reason_to_leave()
         if reason is None and run.unit is None and self.triggers.is_save_due():
@@ -70,13 +70,13 @@ class Checkpoints:
         return reason
 
     def save(self, run: Run) -> None:
-        """Save the run's progress; and learn, also where there is none, what others want of it.
+        """Save the run's progress, if any, and obey a pending command.
 
         Raises:
-            Interrupt: when another execution has taken over, or a pause or cancel command is pending.
+            Interrupt: when another execution has superseded this one, or a pause or cancel command is pending.
         """
         if run.attention:
-            self._measure_gap(run)  # while the step is known that it was in
+            self._measure_gap(run)  # while the step is still known
         text = self.text()
         if run.unit is not None:
             self._commit(run, run.unit, text)
@@ -90,7 +90,7 @@ class Checkpoints:
                 owned.save(text)
         except StoreError as exc:
             self.message.reporter.not_saved("its progress", exc)
-            # A store that does not answer is not to take up all of the task's time.
+            # A store that does not answer must not take up all of the task's time.
             self.triggers.saved(rest=_UNHURRIED * (time.monotonic() - began))
             return
         self.saved_text = text
@@ -98,7 +98,7 @@ class Checkpoints:
         self.triggers.saved()
 
     def join(self, run: Run) -> None:
-        """The saves of this step are to be part of the task's own transactions.
+        """Make this step's saves part of the task's own transactions.
 
         Raises:
             StoreError: when the record is not in the same database.
@@ -115,7 +115,7 @@ class Checkpoints:
             raise StoreError(
                 type(self.message.store).__name__,
                 f"the record of this task is not found through {unit.name}; transaction= needs a "
-                "continuation_store in the same database, and in the same schema of it",
+                "continuation_store in the same database and schema",
             )
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
@@ -123,33 +123,33 @@ class Checkpoints:
         self.message.reporter.step(event, run, step, **data)
 
     def back_off(self, run: Run, seconds: float) -> NoReturn:
-        """Give the worker back for so long.  Raises as :meth:`leave`."""
+        """Free the worker for ``seconds``.  Raises as :meth:`leave`."""
         self.leave(Waiting("time", time.time() + seconds), f"throttled for {seconds:g} s")
 
     def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
-        """Whether the error is of the current item alone; report it if so."""
+        """Whether the error affects the current item alone; report it if so."""
         is_alone = is_of_item(error)
         if is_alone:
             self.message.reporter.item_failed(step, error)
         return is_alone
 
     def unchecked(self, run: Run, step: Step) -> None:
-        """Report that a loop's items cannot be told apart."""
+        """Report that the items of a loop have no identity."""
         self.message.reporter.source_unchecked(step)
 
     # -- leaving, and the snapshot's text
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
-        """Give the worker back until then.
+        """Free the worker until the wait ends.
 
         Raises:
-            StoreError: where there is no store that could keep the wait.
-            Interrupt: else.
+            StoreError: when no store can keep the wait.
+            Interrupt: otherwise.
         """
         if not self.message.store.keeps:
             raise StoreError(
                 "message",
-                f"a task cannot wait in it ({reason}), for a message cannot be woken; set continuation_store to a "
+                f"a task cannot wait in it ({reason}), because a message cannot be woken; set continuation_store to a "
                 "redis://, db+postgresql://, db+sqlite:/// or file:// URL",
             )
         self._warn_of_short_results(waiting, reason)
@@ -161,7 +161,7 @@ class Checkpoints:
         return snapshot_text(self.run, self.largest)
 
     def timed_text(self) -> str:
-        """As :meth:`text`, with the seconds that the task has run so far."""
+        """Return :meth:`text` with the seconds that the task has run so far."""
         self.run.snapshot.run_time = self._ran_before + time.monotonic() - self._began
         return self.text()
 
@@ -171,7 +171,7 @@ class Checkpoints:
         """Save as part of the task's own transaction, and commit both.
 
         Raises:
-            Interrupt: see :meth:`save`; where another has taken over nothing is committed.
+            Interrupt: see :meth:`save`; if another execution has superseded this one, nothing is committed.
         """
         unit.begin()
         self.triggers.saving()
@@ -180,7 +180,7 @@ class Checkpoints:
                 joined = owned.within(unit.connection())
                 joined.save(text)
         except StoreError as exc:
-            raise exc.__cause__ or exc from None  # as an error of any of the task's own statements
+            raise exc.__cause__ or exc from None  # like an error of any of the task's own statements
         except (Interrupt, Ignore):
             unit.rollback()
             raise
@@ -197,10 +197,10 @@ class Checkpoints:
         _obey(run, owned)
 
     def _was_committed(self, owned: OwnedRecord, fence: Fence, text: str) -> bool:
-        """Ask the store, until it answers, what became of a commit whose answer was lost.
+        """Ask the store, until it answers, whether a commit whose answer was lost took effect.
 
         Raises:
-            SystemExit: when the worker is to stop at once: the sweep that recovers the record finds what is true.
+            SystemExit: when the worker must stop immediately; the sweep that recovers the record finds the truth.
         """
         for pause in pauses():
             try:
@@ -208,14 +208,13 @@ class Checkpoints:
             except StoreError as exc:
                 if self.message.flag.level == COLD:
                     self.ownership.lose(STOPPING)
-                    raise SystemExit(f"the store is unavailable, and this worker is to stop at once: {exc}") from exc
-                what = "its progress, of which it is not known whether it was committed"
-                self.message.reporter.not_saved(what, exc)
+                    raise SystemExit(f"the store is unavailable and this worker must stop immediately: {exc}") from exc
+                self.message.reporter.not_saved("its progress; it is unknown whether the commit took effect", exc)
             time.sleep(pause)
         raise AssertionError("unreachable")
 
     def _measure_gap(self, run: Run) -> None:
-        """Note for how long the task has made no checkpoint; at least for as long as one has been wanted."""
+        """Record how long the task went without a checkpoint while one was due."""
         gap = self.triggers.gap
         if gap > 1:
             run.snapshot.gap = max(gap, run.snapshot.gap)
@@ -223,7 +222,7 @@ class Checkpoints:
                 self.message.reporter.slow_checkpoint(run, gap)
 
     def _warn_of_short_results(self, waiting: Waiting, reason: str) -> None:
-        """Celery's chord forgets what has come, and who is counted, after ``result_expires``."""
+        """Warn if the wait outlasts ``result_expires``: Celery's chord then forgets its results and counts."""
         expires = conf.seconds(conf.celery_setting(self.message.task.app, "result_expires"))
         is_longer = waiting.until is None or waiting.until - time.time() > expires
         if self.message.request.chord and expires and is_longer:

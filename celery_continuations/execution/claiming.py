@@ -1,4 +1,4 @@
-"""The claim of a message: from here on its execution owns the task's record, or ends without touching anything."""
+"""The claim of a message: its execution now owns the task's record, or ends without touching anything."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from celery_continuations.stores import Status
 
 __all__ = ["Claiming", "Refused"]
 
-# Seconds until a message that could not be claimed is tried again.
+# Seconds until the next attempt to claim a message.
 _CLAIM_COUNTDOWN = 5
 
-# So many suspected crashes, of several tasks at once, are worth one of this task alone.
+# This many suspected crashes, of several tasks at once, count as one crash of this task alone.
 _SUSPECTED_CRASHES = 10
 
 
@@ -40,7 +40,7 @@ class Refused(Exception):
     """The message is ended without touching anything else.
 
     Attributes:
-        why: in a few words.
+        why: the reason, in a few words.
     """
 
     def __init__(self, why: str) -> None:
@@ -52,8 +52,8 @@ class Claiming:
     """Claims the task of a message.
 
     Args:
-        execution: that claims it.
-        message: that it runs.
+        execution: the execution that claims.
+        message: the message that it runs.
         lose: see :class:`Ownership`.
     """
 
@@ -67,7 +67,7 @@ class Claiming:
 
         Raises:
             Refused: when the message is stale, or was requeued.
-            Interrupt: when other code is to resume the task.
+            Interrupt: when the task must be resumed by other code.
         """
         message = self._message
         flag = message.flag
@@ -76,8 +76,10 @@ class Claiming:
         owned = self._owned(flag)
         if owned is None:
             if message.was_cancelled() and not message.ended(None):
-                message.report_cancelled()  # the process that cancelled it may have died before it could
-            message.reporter.log(logging.INFO, "refused", "refused: this message is stale, the task went on without it")
+                message.report_cancelled()  # the process that cancelled it may have died before reporting
+            message.reporter.log(
+                logging.INFO, "refused", "refused: this message is stale; the task continued without it"
+            )
             raise Refused("stale")
         ownership = Ownership(message, owned, self._lose)
         self._wait_for_chord(ownership)
@@ -100,28 +102,28 @@ class Claiming:
                 snapshot=message.snapshot,
                 message=message.saved,
                 ended=message.ended,
-                # By its lease only a sweeper may judge, which knows whether leases can be trusted just now.
+                # Only a sweeper judges by leases: it knows whether they can be trusted at the moment.
                 loss_of=lambda owner: loss_of(owner, message.store.scan().leases, by_lease=False),
             )
-        except InvalidStepError as exc:  # the record of an execution that was lost is of a later release
+        except InvalidStepError as exc:  # a lost execution of a later release wrote the record
             self._requeue(requeue_delay(), f"this worker cannot resume its snapshot: {exc}")
         except StoreError as exc:
-            self._requeue(_CLAIM_COUNTDOWN, f"cannot be claimed, to be tried again in {_CLAIM_COUNTDOWN} s: {exc}")
+            self._requeue(_CLAIM_COUNTDOWN, f"the claim failed; trying again in {_CLAIM_COUNTDOWN} s: {exc}")
 
     def _requeue(self, countdown: float, why: str) -> NoReturn:
-        """Publish the message as it was, and end without touching anything else."""
+        """Publish the message unchanged, and end without touching anything else."""
         level = logging.WARNING if countdown else logging.INFO
-        self._message.reporter.log(level, "given_back", "given back: %s", why)
+        self._message.reporter.log(level, "given_back", "requeued: %s", why)
         self._message.publish(
             generation=self._message.generation, snapshot=self._message.snapshot, options={"countdown": countdown}
         )
         raise Refused(why)
 
     def _wait_for_chord(self, ownership: Ownership) -> None:
-        """Count a chord's member that has returned once more; unless the lost execution may be calling the body.
+        """Have the chord count a member again, unless the lost execution may be calling the chord's body.
 
         Raises:
-            Refused: then; the task is requeued until nothing else can call it.
+            Refused: in that case; the task is requeued until no other process can call the body.
         """
         message, record = self._message, ownership.record
         if record.value is None or not message.request.chord or message.ended(None) is None:
@@ -131,12 +133,12 @@ class Claiming:
             snapshot = record.snapshot or Snapshot().dumps()
             with ownership.writing() as owned:
                 owned.queue(snapshot, seconds)
-            why = f"the chord's body is another's to call, for {seconds} s"
+            why = f"another process may call the chord's body for the next {seconds} s"
             if record.fence.status == Status.QUEUED:
-                message.reporter.log(logging.INFO, "given_back", "given back: %s", why)
+                message.reporter.log(logging.INFO, "given_back", "requeued: %s", why)
                 message.publish(generation=record.fence.generation, snapshot=snapshot, options={"countdown": seconds})
             raise Refused(why)
-        # The chord is to count it; the callbacks were dispatched before the result was stored.
+        # Only the chord must count it: the callbacks were dispatched before the result was stored.
         message.request.callbacks = message.request.chain = None
 
     def _running(self, ownership: Ownership, snapshot: Snapshot, flag: StopFlag) -> Running:

@@ -1,4 +1,4 @@
-"""A run without a worker: a direct call, or eager mode."""
+"""Runs without a worker: direct calls and eager mode."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "snapshot_text",
 ]
 
-#: The attribute of a request that holds its execution: one request is one execution.
+#: The attribute of a request that holds its execution; each request has one.
 ATTRIBUTE = "continuation_execution"
 
 
@@ -41,22 +41,22 @@ def execution_of(request: Any) -> Any:
 
 
 def is_of_item(error: Exception) -> bool:
-    """Return whether an error in a loop's body can be of the item alone, and not of the task."""
+    """Return whether an error in a loop's body may affect the item alone, and not the whole task."""
     return not isinstance(
         error, (SoftTimeLimitExceeded, MemoryError, ContinuationError)
     ) and not celery_internals.is_predicate(error)
 
 
-#: What a test has delivered to the waits of tasks that it calls directly, by their names.
+#: What a test delivers to the waits of tasks that it calls directly, by wait name.
 delivered: ContextVar[Mapping[str, Any]] = ContextVar("delivered", default=MappingProxyType({}))
 
 
 class _Rehearsal(Protocol):
     def take(self, task: Any, request: Any) -> Any:
-        """Return the execution of a task and its request, or None where these are not part of the rehearsal."""
+        """Return the execution of a task and its request, or None if they are not part of the rehearsal."""
 
     def arguments(self, task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return what a task that is applied with these arguments gets."""
+        """Return the arguments that a task receives when applied with these."""
 
 
 #: The rehearsal that this code runs in.
@@ -70,7 +70,7 @@ def rehearsed(task: Any, request: Any) -> Any:
 
 
 def rehearsed_arguments(task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Return the arguments that a task gets: those of a message within a rehearsal, else the ones given."""
+    """Return the arguments that a task receives: within a rehearsal as a message carries them, else unchanged."""
     rehearsal = rehearsing.get()
     return (args, kwargs) if rehearsal is None else rehearsal.arguments(task, task_id, args, kwargs)
 
@@ -90,7 +90,7 @@ def snapshot_text(run: Run, limit: int) -> str:
 
 
 class DirectExecution:
-    """The host of a run that goes straight through, validated."""
+    """The host of a run without interruptions; it validates steps and values."""
 
     is_direct = True
 
@@ -111,17 +111,17 @@ class DirectExecution:
         """No-op: there is nothing to claim."""
         return self.run
 
-    guard = staticmethod(transactions.refuse_open)  # a checkpoint that is in a wrong place is found here, too
+    guard = staticmethod(transactions.refuse_open)  # so that a misplaced checkpoint is found here, too
 
     def attend(self, run: Run) -> None:
-        """Nothing could take up the rest; but each checkpoint is to find an open transaction."""
+        """Keep the attention set, so that each checkpoint checks for an open transaction."""
         run.attention = True
 
     def join(self, run: Run) -> None:
-        """There is no store that could be elsewhere."""
+        """No-op: direct calls have no store."""
 
     def save(self, run: Run) -> None:
-        """There is no store; but what could not be saved is found here, as it would be there."""
+        """Raise for what could not be saved, without saving it."""
         snapshot_text(run, conf.setting(self.task, "max_snapshot"))
         if run.unit is not None:
             run.unit.begin()
@@ -139,42 +139,42 @@ class DirectExecution:
         return time.time()
 
     def is_over(self, until: float | None) -> bool:
-        """Nothing is waited for."""
+        """Return True: direct calls do not wait."""
         return True
 
     def delivery(self, name: str, close: bool) -> Outcome | None:
-        """What the test has delivered, or nothing in time."""
+        """Return what the test has delivered, or a timeout."""
         payloads = delivered.get()
         return Outcome.of_value(payloads[name], f"the payload of {name!r}") if name in payloads else TIMED_OUT
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
-        """Refuse: a direct call has no worker to give back, and no other worker could continue.
+        """Refuse: a direct call has no worker to free, and no other worker could continue it.
 
         Raises:
             InvalidStepError: always.
         """
         raise InvalidStepError(
-            f"{reason}: not in a task that was called directly or applied eagerly, for no worker could take up the rest"
+            f"{reason}: not possible in a task called directly or applied eagerly, because no worker could continue it"
         )
 
     def keep(self) -> None:
-        """There is no store."""
+        """No-op: direct calls have no store."""
 
     def back_off(self, run: Run, seconds: float) -> NoReturn:
-        """As :meth:`leave`."""
+        """Refuse; see :meth:`leave`."""
         self.leave(Waiting("time"), f"throttled for {seconds:g} s")
 
     def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
-        """Whether the error is of the item alone."""
+        """Whether the error may affect the item alone."""
         return is_of_item(error)
 
     def unchecked(self, run: Run, step: Step) -> None:
-        """A direct call has a single execution, so no items could differ."""
+        """No-op: a direct call has a single execution, so no items could differ."""
 
     def failed(self, error: Exception) -> None:
-        """Errors are raised as they are."""
+        """No-op: the error is raised unchanged."""
 
     def returned(self) -> None:
-        """The task's body has returned."""
+        """Finish the run: the task's body has returned."""
         self.run.finish()
         self.save(self.run)

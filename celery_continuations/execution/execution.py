@@ -1,4 +1,4 @@
-"""One delivery of a message being run by one worker: from the claim to the hand-over."""
+"""One worker's run of one delivered message: from the claim to the hand-over."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Execution:
 
     Args:
         task: the task.
-        request: of the message being run.
-        body: the message's, where it is not the one that the request carries.
+        request: the request of the message.
+        body: the message's body, if it is not the one that the request carries.
 
     Attributes:
-        phase: where it is; see :mod:`celery_continuations.execution.phases`.
+        phase: see :mod:`celery_continuations.execution.phases`.
         in_body: whether the task's own code is running.
-        called_with: the arguments that its function was given.
-        retry_options: what ``self.retry()`` wants of the next message, once it was called.
-        checkpoints: the host of the run, once there is one.
+        called_with: the arguments passed to the task's function.
+        retry_options: the options of the next message, once ``self.retry()`` was called.
+        checkpoints: the host of the run, once the task is claimed.
     """
 
     def __init__(self, task: Task[..., object], request: Any, body: Body | None = None) -> None:
@@ -64,11 +64,11 @@ class Execution:
 
     @property
     def returned_value(self) -> str | None:
-        """The encoded return value of an execution that was lost after its body had returned."""
+        """The encoded return value of an earlier execution that was lost after its body had returned."""
         return self.phase.ownership.record.value if isinstance(self.phase, Running) else None
 
     def begin(self) -> Run:
-        """Claim the task, unless that has been done, and return its run.
+        """Claim the task, unless that is done already, and return its run.
 
         Raises:
             Interrupt: when the message is stale, or was requeued.
@@ -83,7 +83,7 @@ class Execution:
         return self.phase.begun()
 
     def _lose(self, why: str) -> None:
-        """The record is another execution's to write.  Raises Interrupt within the task's own code."""
+        """End the execution: it does not own the record any more.  Raises Interrupt within the task's own code."""
         run = self.run
         self.phase = Over(why, run)
         if run is not None and self.in_body and why == SUPERSEDED:
@@ -91,46 +91,46 @@ class Execution:
 
     @property
     def waiter(self) -> Waiter:
-        """What the task's waits need; after :meth:`begin`."""
+        """What the task's waits need; available after :meth:`begin`."""
         assert self.checkpoints is not None
         return Waiter(self.checkpoints)
 
     # -- what the boundary asks
 
     def failed(self, error: Exception) -> None:
-        """The task's body has raised.  Raises what is to leave it instead, where that is another error."""
+        """Handle an error of the task's body.  Raises the error to replace it with, if that is another one."""
         self.phase.failed(error)
 
     def returned(self) -> None:
-        """The task's body has returned; what it has swallowed is raised once more."""
+        """Handle the return of the task's body.  Raises again what the body has swallowed."""
         self.phase.returned()
 
     def finish(self, value: Any) -> None:
-        """Write down the return value before Celery passes it on.  Raises Ignore when another execution has it."""
+        """Save the return value before Celery passes it on.  Raises Ignore if another execution owns the record."""
         self.phase.finish(value)
 
     def left_by(self, error: BaseException) -> BaseException:
-        """Return what to raise in the place of ``error``, which leaves the task.
+        """Return what to raise in place of ``error``, which leaves the task.
 
-        That is a Retry for an interruption: Celery stores it and then has :meth:`publish` called.
+        That is a Retry for an interruption: Celery stores it, and then :meth:`publish` is called.
 
         Raises:
-            Ignore: when another execution has taken over, or this one never began.
+            Ignore: when another execution has superseded this one, or this one never began.
             ResumeLimitError: when the task was resumed too often.
         """
         return self.phase.left_by(error)
 
     def publish(self) -> None:
-        """Celery has stored the state RETRY: now the message may go out."""
+        """Publish the message: Celery has stored the state RETRY."""
         if isinstance(self.phase, Leaving):
             self.phase.publish()
 
     def settle(self, state: str | None, result: Any) -> None:
-        """Celery has stored ``state``, or has tried to: the record follows."""
+        """Update the record: Celery has stored ``state``, or has tried to."""
         self.phase.settle(state, result)
 
     def close(self) -> None:
-        """The execution is over, but for a message that is still to go out."""
+        """Close the execution; only a message may still have to be published."""
         if self.checkpoints is not None:
             if not isinstance(self.phase, Leaving):
                 watcher.remove(self.checkpoints.triggers)
@@ -138,22 +138,22 @@ class Execution:
             self.detach()
 
     def detach(self) -> None:
-        """Let go of the request, which would else live, arguments and all, until a garbage collection."""
+        """Drop the request, which would otherwise live, with its arguments, until a garbage collection."""
         vars(self.message.request).pop(ATTRIBUTE, None)
         self.message.release()
 
     # -- replace()
 
     def refuse_if_changed(self) -> None:
-        """Raise the misfit, or the change of a loop's source, that the task has caught."""
+        """Raise the misfit, or the changed source of a loop, that the task has caught."""
         if self.run is not None and self.run.refusal is not None:
             raise self.run.refusal
 
     def forget(self) -> None:
-        """``self.replace()`` puts another task under this id, which must not inherit the record.
+        """Remove the record, so that the task that ``self.replace()`` puts under this id does not inherit it.
 
         Raises:
-            Ignore: when another execution has taken over.
+            Ignore: when another execution has superseded this one.
         """
         if isinstance(self.phase, Running):
             with self.phase.ownership.writing() as owned:
@@ -163,7 +163,7 @@ class Execution:
 
 @cache
 def _hear_postrun() -> None:
-    """Have records follow the states that Celery stores, from this process's first claim on."""
+    """Update records when Celery stores states, from this process's first claim on."""
     celery_signals.task_postrun.connect(_on_postrun, dispatch_uid="celery_continuations")
 
 

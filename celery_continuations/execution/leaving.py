@@ -1,4 +1,4 @@
-"""An execution that leaves its task to another one: to a message, or to whatever ends a wait or a pause."""
+"""The hand-over of a task: to the next message, or to the event that ends a wait or a pause."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from celery_continuations.execution.message import CANCELLED, Message
 from celery_continuations.execution.ownership import Ownership
 from celery_continuations.execution.phases import Ended, Passive, Phased
 from celery_continuations.execution.triggers import watcher
-from celery_continuations.execution.waiting import LOOK_AGAIN
+from celery_continuations.execution.waiting import CHECK_AGAIN
 from celery_continuations.protocol import commands
 from celery_continuations.stores import Command, Status
 
@@ -35,11 +35,11 @@ class HandOver:
 
     Attributes:
         snapshot: the text of the snapshot.
-        options: of its message.
-        shown: what people see of the interruption; None where the task has called ``self.retry()``.
-        error: that the task resumes from, or None.
-        run: that is left; None where the task is requeued as it came.
-        message: the saved message, where it is another one than the record has.
+        options: the options of its message.
+        shown: the interruption as users see it; None if the task has called ``self.retry()``.
+        error: the error that the task resumes from, or None.
+        run: the run that ends; None if the task is requeued unchanged.
+        message: the saved message, if it differs from the record's.
     """
 
     snapshot: str
@@ -56,12 +56,12 @@ class HandOver:
 
 
 class Leaving(Passive):
-    """The record is left to the next message, which goes out when Celery has stored the state RETRY.
+    """The record is handed over to the next message, which is published once Celery has stored the state RETRY.
 
     Args:
-        execution: whose phase this is.
-        message: that it runs.
-        ownership: of the record.
+        execution: the execution in this phase.
+        message: the message that it runs.
+        ownership: the ownership of the record.
         hand_over: what the next execution gets.
     """
 
@@ -73,21 +73,21 @@ class Leaving(Passive):
         self._generation = ownership.record.fence.generation
 
     def enter(self) -> None:
-        """Leave the record.
+        """Hand the record over.
 
         Raises:
-            Ignore: when another execution has it, or the task was cancelled.
+            Ignore: when another execution owns it, or the task was cancelled.
         """
-        self._message.reporter.leaves()
+        self._message.reporter.handing_over()
         self._execution.phase = self
         if self._execution.checkpoints is not None:
             watcher.leave(self._execution.checkpoints.triggers)
         if self._hand_over.waiting is not None:
-            return  # the record follows when Celery has stored its state: a delivery may publish it from then on
+            return  # the record is written once Celery has stored its state: then a delivery may publish it
         try:
             self._queue()
         except StoreError as exc:
-            self._message.reporter.not_saved("its progress, and carries it in the message only", exc)
+            self._message.reporter.not_saved("its progress, which only the message carries now", exc)
         else:
             if self._ownership.record.fence.command == Command.CANCEL:
                 self._ownership.cancel()
@@ -100,7 +100,7 @@ class Leaving(Passive):
             owned.queue(given.snapshot, _delay(given.options), given.message)
 
     def publish(self) -> None:
-        """Celery has stored the state RETRY: now the message may go out."""
+        """Publish the message: Celery has stored the state RETRY."""
         given, reporter = self._hand_over, self._message.reporter
         self._execution.phase = _Left(self._execution, self._ownership)
         try:
@@ -108,30 +108,30 @@ class Leaving(Passive):
             if options is not None:
                 self._message.publish(generation=self._generation, snapshot=given.snapshot, options=options)
         except SystemExit:
-            # the message of this execution, which is not acknowledged, may claim again
+            # this execution's message is not acknowledged, and may claim again
             self._ownership.release(given.snapshot)
             self._execution.phase = Ended()
             raise
         except Exception as exc:
-            reporter.log(logging.ERROR, "publish_failed", "cannot be published again, and fails: %r", exc)
+            reporter.log(logging.ERROR, "publish_failed", "failed: it could not be published again: %r", exc)
             self._ownership.end(Status.FAILED, None)
             self._execution.phase = Ended()
             raise
         finally:
             self._execution.close()
-        if given.shown is not None:  # reported only now, so that the next execution need not wait for it
+        if given.shown is not None:  # reported last, so that the next execution does not wait for the report
             reporter.interrupted(given.shown, given.error, given.run)
         elif given.run is not None and given.run.current is not None:
             reporter.step("step_interrupted", given.run, given.run.current, reason=RETRY)
 
     def settle(self, state: str | None, result: Any) -> None:
-        """The state RETRY could not be stored, and on_retry was not called."""
+        """Publish: the state RETRY could not be stored, so ``on_retry`` was not called."""
         self.publish()
 
     # -- what becomes of the record
 
     def _options_to_publish(self) -> dict[str, Any] | None:
-        """Return the options of the message; None where a time, a delivery or an operator continues the task."""
+        """Return the options of the message; None if a time, a delivery or an operator continues the task."""
         given, waiting = self._hand_over, self._hand_over.waiting
         if waiting is not None:
             try:
@@ -139,10 +139,10 @@ class Leaving(Passive):
             except Ignore:
                 return None
             except StoreError as exc:
-                self._message.reporter.not_saved("that it waits, and tries again", exc)
-                return {**given.options, "countdown": LOOK_AGAIN}
+                self._message.reporter.not_saved("that it waits; trying again", exc)
+                return {**given.options, "countdown": CHECK_AGAIN}
         elif self._message.was_cancelled():
-            self._message.report_cancelled()  # the state RETRY has just been stored over it
+            self._message.report_cancelled()  # the state RETRY has just overwritten it
             return None
         fence = self._ownership.record.fence
         if fence.command == Command.CANCEL:
@@ -163,17 +163,17 @@ class Leaving(Passive):
             owned.wait(self._hand_over.snapshot, due_in, is_there)
 
     def _is_result_there(self, waiting: Waiting) -> bool:
-        """Whether the child has ended before anything could know that it is waited for."""
+        """Whether the child ended before the record showed that the task waits for it."""
         if waiting.kind != "result":
             return False
         return AsyncResult(str(waiting.key), app=self._message.task.app).state in states.READY_STATES
 
     def _wakes(self, key: str) -> bool:
-        """End the own wait for a result; return whether that is ours to do."""
+        """End the task's own wait for a result; return whether this execution did so."""
         try:
             return commands.wake(self._message.store, self._message.request.id, key) is not None
         except StoreError as exc:
-            self._message.reporter.not_saved("that it need not wait, and looks again when it is due", exc)
+            self._message.reporter.not_saved("that its wait is over; checking again when it is due", exc)
             return False
 
 
@@ -185,14 +185,14 @@ class _Left(Passive):
         self._ownership = ownership
 
     def settle(self, state: str | None, result: Any) -> None:
-        """A task whose own ``on_retry`` fails has failed."""
+        """Mark the task as failed if its own ``on_retry`` has failed."""
         if state in (states.FAILURE, states.REJECTED):
             self._ownership.end(Status.FAILED, None)
             self._execution.phase = Ended()
 
 
 def _delay(options: dict[str, Any]) -> float:
-    """Return the seconds until a message of these options is to be run."""
+    """Return the seconds until a message with these options is due."""
     eta = options.get("eta")
     if isinstance(eta, datetime):
         return max(0.0, (eta - datetime.now(eta.tzinfo)).total_seconds())

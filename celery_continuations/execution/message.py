@@ -1,4 +1,4 @@
-"""The message that an execution runs: what it says, and how its task is published again."""
+"""The message that an execution runs: its contents, and how its task is published again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CANCELLED = "cancelled"
 # Seconds between two attempts: the first pause, and the longest.
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 
-# Bytes of a message's body above which a warning says what it costs to keep it.
+# Size of a message body, in bytes, above which a warning is logged.
 _LARGE_BODY = 1024 * 1024
 
 
@@ -39,19 +39,19 @@ class Message:
 
     Args:
         task: the task.
-        request: of the message.
-        body: the message's, where it is not the one that the request carries.
+        request: the request of the message.
+        body: the message's body, if it is not the one that the request carries.
 
     Attributes:
-        generation: that the message continues; 0 when it is fresh.
-        reporter: of the execution.
+        generation: the generation that the message continues; 0 for a fresh message.
+        reporter: the execution's reporter.
     """
 
     def __init__(self, task: Task[..., object], request: Any, body: Body | None = None) -> None:
         self.task = task
         self.request = request
         self._delivery: dict[str, Any] = getattr(request, DELIVERY, None) or {}
-        for name in OWN_HEADERS:  # a task that passes its headers on to another one passes on none of its progress
+        for name in OWN_HEADERS:  # a task that passes its headers on to another task must not pass on its progress
             (request.headers or {}).pop(name, None)
         self._body = body or received(task, request, self._delivery.get("content_type"))
         self.reporter = Reporter(task, request.id, self._delivery.get("sends_as"))
@@ -59,7 +59,7 @@ class Message:
 
     @cached_property
     def store(self) -> Store:
-        """Where the task's record is."""
+        """The store of the task's record."""
         return open_store(self.task.app, self.setting("store"))
 
     @property
@@ -74,7 +74,7 @@ class Message:
         return text
 
     def release(self) -> None:
-        """Let go of the request, which is over."""
+        """Drop the request, which has ended."""
         self.request = None
 
     def setting(self, name: str) -> Any:
@@ -96,7 +96,7 @@ class Message:
         try:
             record = self.store.read(self.request.id)
         except StoreError:
-            return False  # the message ends at the record
+            return False  # if it was, its record refuses the message
         return record is not None and record.fence.status == Status.CANCELLED
 
     def report_cancelled(self) -> None:
@@ -113,7 +113,7 @@ class Message:
         """Return the saved message of this task; None where the store keeps nothing.
 
         Args:
-            options: of ``apply_async`` that are to differ from the message's.
+            options: ``apply_async`` options that override the message's.
         """
         if not self.store.keeps:
             return None
@@ -123,15 +123,15 @@ class Message:
         return saved_message(self.task, self.request, body=self._body, options=options)
 
     def publish(self, *, generation: int, snapshot: str | None, options: dict[str, Any]) -> None:
-        """Publish; wait while the broker is unavailable, because no other process has the task until then.
+        """Publish; wait while the broker is unavailable, because no other process has the task yet.
 
         Args:
-            generation: that the new message continues.
+            generation: the generation that the new message continues.
             snapshot: the text that it carries, or None.
-            options: of ``apply_async`` that are to differ from the message's.
+            options: ``apply_async`` options that override the message's.
 
         Raises:
-            SystemExit: when the broker is unavailable, and the worker is to stop at once.
+            SystemExit: when the broker is unavailable, and the worker must stop immediately.
         """
         for pause in pauses():
             try:
@@ -144,28 +144,28 @@ class Message:
                     options=options,
                 )
             except (OperationalError, OSError, AttributeError) as exc:
-                # kombu's Redis transport raises AttributeError where a connection is lost just now (a channel
-                # without a connection); as the last of some attempts it is another one.
+                # kombu's Redis transport raises AttributeError when a connection has just been lost (a channel without
+                # a connection). After several attempts it has another cause.
                 if isinstance(exc, AttributeError) and pause >= _LONGEST_PAUSE:
                     raise
                 if self.flag.level == COLD:
-                    raise SystemExit(f"the broker is unavailable, and this worker is to stop at once: {exc}") from exc
+                    raise SystemExit(f"the broker is unavailable and this worker must stop immediately: {exc}") from exc
                 self.reporter.log(
                     logging.WARNING,
                     "publish_failed",
-                    "could not be published again, trying again in %s s: %r",
+                    "could not be published again; trying again in %s s: %r",
                     pause,
                     exc,
                 )
             except BaseException as exc:
-                # gevent would acknowledge the message of a greenlet that it has killed
+                # gevent would acknowledge the message of a killed greenlet
                 if type(exc).__name__ != "GreenletExit":
                     raise
             time.sleep(pause)
 
 
 def pauses() -> Iterator[float]:
-    """Yield the seconds between attempts, without end."""
+    """Yield the seconds between attempts, endlessly."""
     pause = _PAUSE
     while True:
         yield pause

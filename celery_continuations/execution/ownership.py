@@ -1,4 +1,4 @@
-"""The record of a task, as long as it is the execution's to write."""
+"""The record of a task, while the execution owns it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SUPERSEDED = "superseded"
 
 
 class Ownership:
-    """What an execution may write, and the one place that learns that another execution has the record by now.
+    """Write the record, and detect that another execution has superseded this one.
 
     Args:
-        message: that the execution runs.
-        record: that it has claimed.
-        lose: called with the reason once the record is not this execution's any more; it may raise what leaves the
-            task's own code.
+        message: the message that the execution runs.
+        record: the claimed record.
+        lose: called with the reason once this execution does not own the record any more; it may raise an error to
+            leave the task's own code with.
     """
 
     def __init__(self, message: Message, record: OwnedRecord, lose: Callable[[str], None]) -> None:
@@ -36,36 +36,34 @@ class Ownership:
 
     @contextmanager
     def writing(self) -> Iterator[OwnedRecord]:
-        """Around each write.
+        """Wrap each write.
 
         Raises:
-            Interrupt: when another execution has the record, within the task's own code.
-            Ignore: then, after it.
+            Interrupt: when another execution owns the record, within the task's own code.
+            Ignore: when another execution owns the record, after the task's own code.
         """
         try:
             yield self.record
         except Superseded:
-            self._message.reporter.log(
-                logging.WARNING, "refused", "ends here: another execution has taken the task over"
-            )
+            self._message.reporter.log(logging.WARNING, "refused", "stopped: superseded by another execution")
             self.lose(SUPERSEDED)
             raise Ignore(SUPERSEDED) from None
 
     def end(self, status: Status, snapshot: str | None) -> None:
-        """The state is stored: the record follows."""
+        """Write the final status, once Celery has stored the state."""
         try:
             self.record.end(status, snapshot, seconds_kept(self._message.task, status))
         except StoreError as exc:
             self._message.reporter.not_saved("that it has ended", exc)
 
     def release(self, snapshot: str | None) -> None:
-        """Let the message of this execution, which goes back to the broker, claim again."""
+        """Let this execution's message, which is requeued, claim again."""
         try:
             self.record.release(snapshot)
         except StoreError as exc:
-            self._message.reporter.not_saved("that it returns its message", exc)
+            self._message.reporter.not_saved("that its message is requeued", exc)
 
     def cancel(self) -> None:
-        """End as the pending command says."""
+        """Cancel the task, as the pending command demands."""
         self._message.report_cancelled()
         self.end(Status.CANCELLED, "")

@@ -1,7 +1,7 @@
 """The phases of an execution, each with what exists only in it.
 
-:class:`Unclaimed`; then ``Running``, or ``Unfit`` where the code cannot resume the snapshot; then ``Leaving`` where the
-task is resumed later, or :class:`Ended`. :class:`Over` where nothing in the store is the execution's to write.
+:class:`Unclaimed`; then ``Running``, or ``Unfit`` if the code cannot resume the snapshot; then ``Leaving`` if the task
+is resumed later, or :class:`Ended`. :class:`Over` if the execution may not write anything to the store.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Ended", "Final", "Over", "Passive", "Phase", "Phased", "Unclaimed"]
 
 
 class Final(BaseException):
-    """Carries an error that no retry can help past ``autoretry_for``, from the task's body to its boundary.
+    """Carry an error that must not be retried past ``autoretry_for``, from the task's body to its boundary.
 
     Attributes:
         error: the error.
@@ -32,36 +32,36 @@ class Final(BaseException):
 
 
 class Phase(Protocol):
-    """What the boundary asks of an execution, in whatever phase."""
+    """What the boundary calls on an execution, in every phase."""
 
     def begun(self) -> Run:
-        """Return the run, for the task's code.  Raises what keeps the task from having one."""
+        """Return the run, for the task's code.  Raises the reason if there is none."""
 
     def failed(self, error: Exception) -> None:
-        """The task's body has raised.  Raises what is to leave it instead."""
+        """Handle an error of the task's body.  Raises the error to replace it with."""
 
     def returned(self) -> None:
-        """The task's body has returned.  Raises once more what it has swallowed."""
+        """Handle the return of the task's body.  Raises again what the body has swallowed."""
 
     def finish(self, value: Any) -> None:
-        """Write down the return value, before Celery passes it on."""
+        """Save the return value, before Celery passes it on."""
 
     def left_by(self, error: BaseException) -> BaseException:
-        """Return what to raise in the place of ``error``, which leaves the task."""
+        """Return what to raise in place of ``error``, which leaves the task."""
 
     def settle(self, state: str | None, result: Any) -> None:
-        """Celery has stored ``state``: the record follows."""
+        """Update the record: Celery has stored ``state``."""
 
 
 class Phased(Protocol):
     """An execution, as its phases know it.
 
     Attributes:
-        phase: where it is.
+        phase: the current phase.
         in_body: whether the task's own code is running.
-        called_with: the arguments that its function was given.
-        retry_options: what ``self.retry()`` wants of the next message, once it was called.
-        checkpoints: the host of its run, once there is one.
+        called_with: the arguments passed to the task's function.
+        retry_options: the options of the next message, once ``self.retry()`` was called.
+        checkpoints: the host of the run, once the task is claimed.
     """
 
     phase: Phase
@@ -71,14 +71,14 @@ class Phased(Protocol):
     retry_options: dict[str, Any] | None
 
     def close(self) -> None:
-        """The execution is over, but for a message that is still to go out."""
+        """Close the execution; only a message may still have to be published."""
 
 
 class Passive:
-    """A phase in which everything is as Celery does it, and no run is to be had; others change some of it."""
+    """A phase without a run, in which Celery's behavior is unchanged.  Other phases override parts of it."""
 
     def begun(self) -> Run:
-        """Never: the task's own code does not run."""
+        """Raise: the task's own code does not run in this phase."""
         raise AssertionError(f"no task begins in the phase {type(self).__name__}")
 
     def failed(self, error: Exception) -> None:
@@ -88,26 +88,26 @@ class Passive:
         """Let the value pass."""
 
     def finish(self, value: Any) -> None:
-        """Do nothing: there is no record."""
+        """No-op: the execution owns no record."""
 
     def left_by(self, error: BaseException) -> BaseException:
-        """Let the error pass."""
+        """Return the error itself."""
         return error.error if isinstance(error, Final) else error
 
     def settle(self, state: str | None, result: Any) -> None:
-        """Do nothing: there is no record."""
+        """No-op: the execution owns no record."""
 
 
 class Unclaimed(Passive):
-    """The task has used nothing of a run yet."""
+    """The task has not used its run yet."""
 
 
 class Over(Passive):
-    """Nothing in the store is the execution's to write: it was refused, superseded, or has ended.
+    """The execution may not write to the store: it was refused or superseded, or has ended.
 
     Args:
-        why: in a word or two.
-        run: the run, where there was one.
+        why: the reason, in a word or two.
+        run: the run, if there was one.
     """
 
     def __init__(self, why: str, run: Run | None = None) -> None:
@@ -125,11 +125,11 @@ class Over(Passive):
         raise Interrupt(None, None, self._why)
 
     def left_by(self, error: BaseException) -> BaseException:
-        """Raise Ignore: what came of the task is stored by the execution that has it now."""
+        """Raise Ignore: the execution that owns the task now stores its outcome."""
         if self._run is not None:
             self._run.abandon()
         raise Ignore(self._why)
 
 
 class Ended(Passive):
-    """The record has followed the state that Celery stored."""
+    """The record has been updated to the state that Celery stored."""

@@ -1,4 +1,4 @@
-"""Log records, signals and events of what happens to a task."""
+"""Report what happens to a task: log records, signals and events."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _reported: set[tuple[str, str]] = set()
 
 
 class Reporter:
-    """Reports what happens to one execution.  Each record has ``action``, ``task_id``, ``task_name`` and ``data``.
+    """Report what happens to one execution.  Each record has ``action``, ``task_id``, ``task_name`` and ``data``.
 
     Args:
         task: the task.
-        task_id: of the execution.
-        sends_as: the name of the worker, where it sends events of tasks.
+        task_id: the task's id.
+        sends_as: the name of the worker, or None if it does not send task events.
     """
 
     def __init__(self, task: Task[..., object], task_id: str, sends_as: str | None = None) -> None:
@@ -53,19 +53,19 @@ class Reporter:
     # -- once for each task and process
 
     def large_arguments(self, size: int) -> None:
-        """The body of the message has ``size`` bytes."""
+        """Warn of a message body of ``size`` bytes."""
         if self._is_first("large_arguments"):
             self.log(
                 logging.WARNING,
                 "large_arguments",
-                "the message's body has %d bytes, which stay in the store until the task has ended; pass a reference "
-                "to the data instead",
+                "the message body has %d bytes and stays in the store until the task ends; pass a reference to the "
+                "data instead",
                 size,
                 bytes=size,
             )
 
     def slow_checkpoint(self, run: Run, gap: float) -> None:
-        """The run has made no checkpoint for ``gap`` seconds."""
+        """Warn that the run has made no checkpoint for ``gap`` seconds."""
         if not self._is_first("slow_checkpoint"):
             return
         step = run.current.name if run.current else next(reversed(run.snapshot.completed), None)
@@ -81,13 +81,13 @@ class Reporter:
         )
 
     def source_unchecked(self, step: Step) -> None:
-        """The items of a loop cannot be told apart."""
+        """Report that the items of a loop have no identity."""
         if self._is_first("source_unchecked"):
             self.log(
                 logging.INFO,
                 "source_unchecked",
-                "step %s reads items that have nothing to tell them apart: a change of its source is only noticed when "
-                "it becomes shorter; give iterate identity=, or a source that is read by key",
+                "the items of step %s have no identity, so a changed source is only detected if it becomes shorter; "
+                "pass iterate identity=, or a source that is read by key",
                 step.name,
                 step=step.name,
             )
@@ -102,11 +102,11 @@ class Reporter:
     # -- each time
 
     def item_failed(self, step: Step, error: Exception) -> None:
-        """An item of a loop has failed, within the error budget."""
+        """Report an item that failed within the error budget."""
         self.log(
             logging.WARNING,
             "item_failed",
-            "step %s puts aside what failed at %r: %s: %s",
+            "step %s: the item at %r failed: %s: %s",
             step.name,
             step.cursor,
             type(error).__name__,
@@ -116,7 +116,7 @@ class Reporter:
         )
 
     def slow_queue(self, waited: float, slice_seconds: float) -> None:
-        """A slice costs one wait in the queue: more than the slice itself is a waste."""
+        """Warn that a time slice was followed by a longer wait in the queue."""
         self.log(
             logging.WARNING,
             "slow_queue",
@@ -127,7 +127,7 @@ class Reporter:
         )
 
     def short_results(self, reason: str, expires: float) -> None:
-        """A member of a chord waits for longer than its results are kept."""
+        """Warn that a chord's member waits for longer than the chord's results are kept."""
         self.log(
             logging.WARNING,
             "short_results",
@@ -138,7 +138,7 @@ class Reporter:
         )
 
     def not_saved(self, what: str, error: Exception) -> None:
-        """The store could not be reached."""
+        """Warn that the store could not be reached."""
         self.log(logging.WARNING, "save_failed", "could not save %s: %s", what, error)
 
     def log(
@@ -155,18 +155,18 @@ class Reporter:
             extra={"action": action, "task_id": self._task_id, "task_name": self._task.name, "data": data},
         )
 
-    def leaves(self) -> None:
-        """The execution is leaving: what comes now is not part of its duration."""
+    def handing_over(self) -> None:
+        """Note that the execution hands over: its duration ends here."""
         self._left = time.monotonic()
 
     def step(self, event: str, run: Run, step: Step, **data: Any) -> None:
         """Report a step.
 
         Args:
-            event: the name of its signal.
-            run: that it is part of.
+            event: the name of the signal.
+            run: the step's run.
             step: the step.
-            data: what its signal has besides: ``error`` or ``reason``.
+            data: further arguments of the signal: ``error`` or ``reason``.
         """
         level = logging.INFO if event not in ("step_skipped", "step_interrupted") else logging.DEBUG
         message, args = _STEP_MESSAGES[event], [step.name]
@@ -201,7 +201,7 @@ class Reporter:
         return fields
 
     def resumed(self, run: Run, lost: bool) -> None:
-        """The execution continues where another one has left, or was ``lost``."""
+        """Report that the execution continues an earlier one that handed over, or was ``lost``."""
         snapshot = run.snapshot
         reason = LOST if lost else snapshot.reason
         completed = list(snapshot.completed)
@@ -219,15 +219,15 @@ class Reporter:
         signals.task_resumed.send(sender=self._task, task_id=self._task_id, continuation=Continuation(run))
 
     def interrupted(self, shown: Interrupted, error: Exception | None, run: Run | None) -> None:
-        """The execution has left.
+        """Report that the execution has handed over.
 
         Args:
-            shown: what the result backend shows of it.
-            error: for which it left, if there is one, whose traceback nothing else would keep.
-            run: of it, unless the task goes back as it came.
+            shown: the interruption as the result backend shows it.
+            error: the error that caused it, if any, whose traceback is logged only here.
+            run: the run, or None if the task is requeued unchanged.
         """
         level = logging.INFO if error is None else logging.WARNING
-        # An error has been told of as the step's failure
+        # An error was reported as the step's failure
         if run is not None and run.current is not None and error is None:
             self.step("step_interrupted", run, run.current, reason=shown.reason)
         fields = {
@@ -249,7 +249,7 @@ class Reporter:
 
 
 def _place(snapshot: Snapshot, step: str | None, cursor: Any) -> dict[str, Any]:
-    """Return the fields that say how far a task has come."""
+    """Return the fields that describe a task's progress."""
     completed = list(snapshot.completed)
     done, total = snapshot.progress
     return {
@@ -264,12 +264,12 @@ def _place(snapshot: Snapshot, step: str | None, cursor: Any) -> dict[str, Any]:
 
 
 def _current(snapshot: Snapshot) -> tuple[str | None, Any]:
-    """Return name and cursor of the current step; the cursor as it is saved, where it cannot be read."""
+    """Return name and cursor of the current step; a cursor that cannot be decoded stays encoded."""
     step, cursor = snapshot.current or (None, None)
     try:
         return step, codec.decode(cursor, "")
     except UnserializableValueError:
-        return step, cursor  # told of by the step that asks for it
+        return step, cursor  # the step that decodes it reports the error
 
 
 def _error(error: BaseException | None) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""A claimed task: how its body may end, and what comes of that."""
+"""A claimed task: how its body may end, and what follows."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Running:
     """The task is claimed, and its body runs.
 
     Args:
-        execution: whose phase this is.
+        execution: the execution in this phase.
         checkpoints: the host of the run.
-        crash_loop: why the body is not to run, or None.
+        crash_loop: why the body must not run, or None.
 
     Attributes:
         run: the run.
@@ -61,7 +61,7 @@ class Running:
         self._message = checkpoints.message
         self._task = checkpoints.message.task
         self._crash_loop = crash_loop
-        self._error: Exception | None = None  # that the task is to resume from
+        self._error: Exception | None = None  # the error that the task resumes from
 
     def begun(self) -> Run:
         """Return the run.  Raises the CrashLoopError."""
@@ -75,8 +75,8 @@ class Running:
         """Interrupt instead, if the task has advanced in this execution and may resume.
 
         Raises:
-            Interrupt: when the task is to resume.
-            Final: when its code, or a source, does not fit the snapshot, whatever the task has made of that.
+            Interrupt: when the task is resumed.
+            Final: when its code, or a source, does not fit the snapshot, even if the task caught that error.
         """
         run = self.run
         if run.misfit is None and self._is_continued and self._does_not_bind(error):
@@ -101,7 +101,7 @@ class Running:
         run.interrupt(f"{type(error).__name__}: {error}")
 
     def returned(self) -> None:
-        """Raise once more what the body has swallowed."""
+        """Raise again what the body has swallowed."""
         run = self.run
         if self._crash_loop is not None:
             raise self._crash_loop
@@ -119,17 +119,17 @@ class Running:
             raise
 
     def finish(self, value: Any) -> None:
-        """Write down the return value.
+        """Save the return value.
 
         Raises:
-            Ignore: when another execution has taken over.
+            Ignore: when another execution has superseded this one.
         """
         try:
             encoded: str | None = codec.dumps(value)
         except UnserializableValueError:
             encoded = None
         if encoded is not None and len(encoded) > self.checkpoints.largest:
-            encoded = None  # steps are remembered: to compute it again, the body runs again
+            encoded = None  # the body computes it again after a loss; completed steps are remembered
         try:
             with self.ownership.writing() as owned:
                 owned.finish(self.checkpoints.timed_text(), encoded)
@@ -146,7 +146,7 @@ class Running:
         return self._message.generation > 0 or self.ownership.record.snapshot is not None
 
     def _does_not_bind(self, error: Exception) -> bool:
-        """Whether the body never ran because the function does not take these arguments."""
+        """Whether the body never ran because the function does not accept these arguments."""
         code = getattr(inspect.unwrap(self._task.run), "__code__", None)
         ran = any(frame.f_code is code for frame, _ in traceback.walk_tb(error.__traceback__))
         if type(error) is not TypeError or ran:
@@ -161,10 +161,10 @@ class Running:
     # -- control leaves the task
 
     def left_by(self, error: BaseException) -> BaseException:
-        """Return what to raise in the place of ``error``: a Retry for an interruption, which Celery stores.
+        """Return what to raise in place of ``error``: a Retry for an interruption, which Celery stores.
 
         Raises:
-            Ignore: when another execution has taken over, or the task is cancelled.
+            Ignore: when another execution has superseded this one, or the task is cancelled.
             ResumeLimitError: when the task was resumed too often.
         """
         if isinstance(error, Final):
@@ -182,10 +182,10 @@ class Running:
         return error
 
     def _interruption(self, error: BaseException) -> Interrupt | None:
-        """Return the interruption that ``error`` is, or stands in the way of, or None."""
+        """Return the interruption that ``error`` is, or replaced, or None."""
         if self.run.interrupted is not None:
             return self.run.interrupted
-        # Its own stopping worker kills the task: SystemExit on prefork, GreenletExit on gevent.
+        # The stopping worker kills the task: SystemExit on prefork, GreenletExit on gevent.
         killed = isinstance(error, SystemExit) or type(error).__name__ == "GreenletExit"
         return Interrupt(None, None, STOPPING) if killed and self._message.flag.level else None
 
@@ -207,13 +207,13 @@ class Running:
         self._leave(interrupt.reason, options, shown)
         countdown: Any = options.get("countdown") or 0
         retry: BaseException = Retry(str(shown), exc=shown, when=countdown)
-        retry.__cause__ = self._error  # and not the Interrupt, whose traceback is of no use to anybody
+        retry.__cause__ = self._error  # not the Interrupt, whose traceback is useless
         return retry
 
     def _leave(
         self, reason: str, options: dict[str, Any], shown: Interrupted | None, message: str | None = None
     ) -> None:
-        """Leave the record to the next message."""
+        """Hand the record over to the next message."""
         snapshot = self.run.snapshot
         snapshot.resumptions += 1
         snapshot.reason = reason
@@ -222,9 +222,9 @@ class Running:
         Leaving(self._execution, self._message, self.ownership, given).enter()
 
     def _save_failure(self, error: Exception) -> None:
-        """Save a last time before an error is stored, which only the owner may do."""
+        """Save a last time before Celery stores an error; raises Ignore if another execution owns the record."""
         if isinstance(error, CheckpointError):
-            return  # the work since the last save was part of a transaction that the error has undone
+            return  # the error has rolled back the transaction with the work since the last save
         try:
             with self.ownership.writing() as owned:
                 owned.save(self.checkpoints.timed_text())
@@ -234,14 +234,14 @@ class Running:
     # -- Celery has stored the state
 
     def settle(self, state: str | None, result: Any) -> None:
-        """The record follows."""
+        """Update the record."""
         if state == states.REJECTED and getattr(result, "requeue", False):
             self.ownership.release(self.checkpoints.timed_text())
         elif state in (states.FAILURE, states.REJECTED):
             self.ownership.end(Status.FAILED, None)  # _save_failure has saved it
         elif state in (states.SUCCESS, states.IGNORED) and sys.exc_info()[1] is None:
-            # Celery says SUCCESS also where a signal, or its backend, has kept it from storing that: the value is
-            # kept then, and the execution that recovers the task returns it.
+            # Celery reports SUCCESS also if a signal's receiver or the backend has prevented it from storing that. Then
+            # the value is kept, and the execution that recovers the task returns it.
             self.ownership.end(Status.DONE, self.checkpoints.timed_text())
         else:
             return
@@ -249,7 +249,7 @@ class Running:
 
 
 def _shown(step: Step | None, reason: str) -> Interrupted:
-    """Return what people see of an interruption."""
+    """Return the interruption as users see it."""
     if step is None:
         return Interrupted(None, None, reason)
     if isinstance(step, Wait):

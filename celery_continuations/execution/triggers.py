@@ -1,8 +1,7 @@
 """What makes a checkpoint do something: a stop, a time slice, the task's own predicate, a save that is due.
 
-One thread of the operating system in each process that runs continuable tasks checks the clock and the stop flag, so
-that tasks need not. It does no I/O: it sets ``run.attention``, and the task itself does what is due, at its next
-checkpoint.
+In each process that runs continuable tasks, one operating system thread checks the clock and the stop flag, so that
+tasks need not. It does no I/O: it sets ``run.attention``, and the task does what is due at its next checkpoint.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ MAX_RUNTIME = "max_runtime"
 #: Seconds between two checks.
 TICK = 0.02
 
-# Seconds between two questions to a task's own predicate.
+# Seconds between two calls of a task's own predicate.
 _ASK_EVERY = 0.1
 
-# Seconds between two checks for another execution that has the task, while the worker's lease is over.
+# Seconds between two checks of whether another execution owns the task, while the worker's lease is expired.
 _VERIFY_EVERY = 0.1
 
 
 class Triggers:
-    """When a run has something to do at its next checkpoint.
+    """Decide when a run has something to do at its next checkpoint.
 
     Args:
-        run: whose triggers these are.
-        flag: of the worker that runs it.
-        save_every: seconds between two saves within a step, 0 for each checkpoint; None where nothing is saved.
-        runtime: seconds after which the execution has run long enough; None for no limit.
-        predicate: the task's own, or None; what it returns is the reason to leave.
+        run: the run.
+        flag: the stop flag of its worker.
+        save_every: seconds between two saves within a step, 0 for each checkpoint; None if nothing is saved.
+        runtime: seconds after which the execution is interrupted; None for no limit.
+        predicate: the task's own predicate, or None; a true value that it returns is the reason to interrupt.
 
     Attributes:
         run: the run.
-        answer: of the predicate, until it has been acted on.
+        answer: the reason that the predicate has returned, or None.
     """
 
     def __init__(
@@ -66,26 +65,26 @@ class Triggers:
         self._save_at = now + self._interval
         self._leave_at = inf if runtime is None else now + runtime
         self._ask_at = inf if predicate is None else now
-        self._verify = False  # whether to ask the store if another execution has the task: the lease was over
+        self._verify = False  # whether to ask the store if another execution owns the task: the lease had expired
         self._verify_at = 0.0
         self._due_since = inf
         self._lapses = flag.lapses
 
     def check(self) -> None:
-        """Set the run's attention when something is due."""
+        """Set the run's attention if something is due."""
         now = time.monotonic()
-        # A main process that was frozen may have renewed the lease before this process was awake.
+        # A main process that was frozen may have renewed the lease before this process woke up.
         if now >= self._verify_at and (self.flag.lease_is_over or self._lapses != self.flag.lapses):
             self._verify = True
         if self._is_due(now):
-            self._due_since = min(self._due_since, now)  # first: with its attention set, the run reads it
+            self._due_since = min(self._due_since, now)  # before the attention: the run reads it then
             self.run.attention = True
 
     def _is_due(self, now: float) -> bool:
         return bool(self._verify or self.flag.level or now >= min(self._save_at, self._leave_at, self._ask_at))
 
     def reason_to_leave(self) -> str | None:
-        """Return why the execution is to leave at this checkpoint, or None."""
+        """Return why the execution must be interrupted at this checkpoint, or None."""
         now = time.monotonic()
         if self.flag.level:
             return STOPPING
@@ -99,21 +98,21 @@ class Triggers:
         return self.answer
 
     def is_save_due(self) -> bool:
-        """Whether to save at this checkpoint, and learn from the store who has the task."""
+        """Whether to save at this checkpoint, which also shows whether this execution still owns the task."""
         return self._verify or time.monotonic() >= self._save_at
 
     def saving(self) -> None:
-        """The store is asked now; what happens to the lease from here on is to be asked about again."""
+        """Note that a save begins: a lease that expires from now on needs another check."""
         self._verify, self._lapses = False, self.flag.lapses
 
     def saved(self, rest: float = 0.0) -> None:
-        """The store was asked; leave it alone for ``rest`` seconds at least."""
+        """Note that a save has ended; do not save again for at least ``rest`` seconds."""
         now = time.monotonic()
         self._verify_at = now + max(_VERIFY_EVERY, rest)
         self._save_at = now + max(self._interval, rest)
 
     def attended(self, is_leaving: bool) -> None:
-        """What was due at this checkpoint is done."""
+        """Note that everything due at this checkpoint is done."""
         now = time.monotonic()
         if self._save_at <= now:  # at each checkpoint, for instance
             self.run.attention = True
@@ -121,8 +120,8 @@ class Triggers:
 
     @property
     def gap(self) -> float:
-        """For how many seconds something has been due, and the task has come to no checkpoint."""
-        return round(time.monotonic() - self._due_since, 1)  # less than nothing where nothing is due
+        """Seconds for which something has been due without a checkpoint."""
+        return round(time.monotonic() - self._due_since, 1)  # negative if nothing is due
 
 
 class Watcher:
@@ -136,16 +135,16 @@ class Watcher:
 
     @property
     def running(self) -> tuple[Triggers, ...]:
-        """Of the tasks that can leave at their next checkpoint."""
+        """The triggers of tasks that can be interrupted at their next checkpoint."""
         return tuple(self._running)
 
     @property
     def leaving(self) -> bool:
-        """Whether a task has left whose message is not out yet."""
+        """Whether an interrupted task's message is not published yet."""
         return bool(self._leaving)
 
     def add(self, triggers: Triggers) -> None:
-        """Check them from now on."""
+        """Start checking them."""
         with self._lock:
             self._running.add(triggers)
             start = not self._is_checking
@@ -154,13 +153,13 @@ class Watcher:
             native.start_thread(self._check)
 
     def leave(self, triggers: Triggers) -> None:
-        """Check them no more; but the message is still to go out."""
+        """Stop checking them; the task's message is still to be published."""
         with self._lock:
             self._running.discard(triggers)
             self._leaving.add(triggers)
 
     def remove(self, triggers: Triggers) -> None:
-        """Check them no more."""
+        """Stop checking them."""
         with self._lock:
             self._running.discard(triggers)
             self._leaving.discard(triggers)
@@ -179,6 +178,6 @@ class Watcher:
 
 watcher = Watcher()
 
-# Threads do not survive a fork; what the parent watched is not the child's.
+# Threads do not survive a fork, and the parent's tasks do not run in the child.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=watcher.__init__)  # type: ignore[misc]

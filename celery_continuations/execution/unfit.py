@@ -1,4 +1,4 @@
-"""Code that cannot resume a snapshot: for a time other workers may, and then the task fails or starts over."""
+"""Code that cannot resume a snapshot: the task is requeued for a time, and then fails or starts over."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def adapted(message: Message, text: str | None) -> Snapshot:
     """Return the snapshot to resume from, adapted to the current code.
 
     Raises:
-        InvalidStepError: when it is of newer code, or of a newer release of this library.
+        InvalidStepError: when newer code, or a newer release of this library, has written it.
     """
     version = message.setting("version")
     if text is None:
@@ -42,7 +42,7 @@ def adapted(message: Message, text: str | None) -> Snapshot:
 
 
 class _Requeue(NamedTuple):
-    """The snapshot with which the task is requeued, and options of its message."""
+    """The snapshot to requeue the task with, and options of its message."""
 
     snapshot: str
     options: dict[str, Any]
@@ -51,10 +51,10 @@ class _Requeue(NamedTuple):
 def refuse_changed_code(
     execution: Phased, message: Message, ownership: Ownership, run: Run | None, error: InvalidStepError
 ) -> None:
-    """The code at hand does not fit the snapshot: for the grace other workers may have code that does.
+    """Requeue a task whose snapshot does not fit this worker's code, or return for it to fail.
 
     Raises:
-        Interrupt: while the grace lasts, and where the task is to start over after it.
+        Interrupt: during the grace period, and after it if the task starts over.
     """
     now = time.time()
     since = float(getattr(message.request, CHANGED, None) or now)
@@ -74,7 +74,7 @@ def refuse_changed_code(
 
 
 class _Requeueing(Passive):
-    """The task is to be requeued for other code."""
+    """The task is being requeued for other code."""
 
     def __init__(
         self, execution: Phased, message: Message, ownership: Ownership, run: Run | None, requeue: _Requeue
@@ -86,7 +86,7 @@ class _Requeueing(Passive):
         self._requeue = requeue
 
     def begun(self) -> Run:
-        """Return the run, whose steps raise the misfit; or raise it, where there is no run."""
+        """Return the run, whose steps raise the misfit.  Raises Interrupt if the snapshot itself does not fit."""
         if self._run is None:
             raise Interrupt(None, None, CODE_CHANGED)
         return self._run
@@ -96,7 +96,7 @@ class _Requeueing(Passive):
         raise Interrupt(None, None, CODE_CHANGED)
 
     def left_by(self, error: BaseException) -> BaseException:
-        """Hand over to other code."""
+        """Requeue the task; return the Retry that Celery stores."""
         if self._run is not None:
             self._run.abandon()
         text, options = self._requeue
@@ -111,9 +111,9 @@ class Unfit(Passive):
     """The snapshot cannot be resumed, by this code or at all, and the task fails.
 
     Args:
-        execution: whose phase this is.
-        ownership: of the record.
-        error: why not.
+        execution: the execution in this phase.
+        ownership: the ownership of the record.
+        error: the reason.
     """
 
     def __init__(self, execution: Phased, ownership: Ownership, error: Exception) -> None:
@@ -130,7 +130,7 @@ class Unfit(Passive):
         raise self._error
 
     def settle(self, state: str | None, result: Any) -> None:
-        """The task has failed."""
+        """Update the record: the task has failed."""
         if state in (states.FAILURE, states.REJECTED):
             self._ownership.end(Status.FAILED, None)
             self._execution.phase = Ended()

@@ -12,10 +12,10 @@ from celery_continuations.core.snapshot import Waiting
 from celery_continuations.exceptions import StoreError
 from celery_continuations.execution.checkpoints import Checkpoints
 
-__all__ = ["LOOK_AGAIN", "Waiter"]
+__all__ = ["CHECK_AGAIN", "Waiter"]
 
-#: Seconds until a task whose store is unavailable looks again.
-LOOK_AGAIN = 5
+#: Seconds until a task whose store is unavailable checks again.
+CHECK_AGAIN = 5
 
 
 class Waiter:
@@ -32,14 +32,14 @@ class Waiter:
         return time.time()
 
     def is_over(self, until: float | None) -> bool:
-        """Whether that moment, in seconds since the epoch, has come."""
+        """Whether ``until``, in seconds since the epoch, has passed."""
         return until is not None and self.now() >= until
 
     def delivery(self, name: str, close: bool) -> Outcome | None:
-        """Return what was delivered under that name; with ``close`` there is always an outcome, and nothing after."""
+        """Return what was delivered under that name; ``close`` ends the wait, so that there is always an outcome."""
         if not self._message.store.keeps:
             return None
-        # What was delivered under a name that the wait had before counts as well.
+        # A delivery under an earlier name of the wait counts as well.
         names = [name, *old_names(name, self._message.setting("renamed_steps"))]
         try:
             with self._checkpoints.ownership.writing() as owned:
@@ -53,15 +53,15 @@ class Waiter:
             self._leave_for_store()
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
-        """Give the worker back, see :meth:`Checkpoints.leave`."""
+        """Free the worker; see :meth:`Checkpoints.leave`."""
         self._checkpoints.leave(waiting, reason)
 
     def keep(self) -> None:
-        """Save now; leave the worker where that is not possible."""
+        """Save now; free the worker and try again later if that is not possible."""
         checkpoints = self._checkpoints
         checkpoints.save(checkpoints.run)
         if checkpoints.saved_text != checkpoints.text():
             self._leave_for_store()
 
     def _leave_for_store(self) -> NoReturn:
-        self.leave(Waiting("time", time.time() + LOOK_AGAIN), "the store is unavailable")
+        self.leave(Waiting("time", time.time() + CHECK_AGAIN), "the store is unavailable")

@@ -1,7 +1,7 @@
 """The body of a task's message: its arguments, callbacks and chain, exactly as they were sent.
 
-A task may change the objects it was given.  The received bytes stay what they are, and each decoding
-makes new objects, so every later execution starts from the same arguments.
+A task may change the objects it receives.  The received bytes never change, and each decoding makes new objects, so
+every later execution starts from the same arguments.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Body:
     """A serialized body.
 
     Args:
-        data: its bytes, or its text.
-        content_type: names its serializer.
+        data: its bytes or text.
+        content_type: the content type, which identifies the serializer.
         encoding: the message's content encoding.
-        app: whose `accept_content` limits what :meth:`decode` reads; None for a body that this process has written.
+        app: the app whose `accept_content` limits what :meth:`decode` reads; None for a body written by this process.
         in_chord: whether its task is a member of a chord.
 
     Attributes:
@@ -50,10 +50,10 @@ class Body:
 
     @property
     def data(self) -> Any:
-        """Return its bytes, or its text.
+        """Return its bytes or text.
 
         Raises:
-            kombu.exceptions.EncodeError: when it could not be written.
+            kombu.exceptions.EncodeError: when it could not be serialized.
         """
         if isinstance(self._data, EncodeError):
             raise self._data
@@ -61,7 +61,7 @@ class Body:
 
     @property
     def serializer(self) -> str | None:
-        """Return the name of its serializer, or None where kombu knows none for its content type."""
+        """Return the name of its serializer, or None if kombu has none for its content type."""
         return celery_internals.serializer_of(self._content_type)
 
     @property
@@ -75,7 +75,7 @@ class Body:
         Raises:
             kombu.exceptions.ContentDisallowed: when the app does not accept its serializer.
             kombu.exceptions.DecodeError: when it cannot be read.
-            kombu.exceptions.EncodeError: when it could not be written.
+            kombu.exceptions.EncodeError: when it could not be serialized.
         """
         data = self.data
         accept: Any = {self._content_type}
@@ -85,10 +85,10 @@ class Body:
         return args, kwargs, dict(embed or {})
 
     def changed(self, changes: Mapping[str, Any], serializer: str | None = None) -> Body:
-        """Return a body with other parts: ``args``, ``kwargs``, or those of its dict, which None removes.
+        """Return a body with changed parts: ``args``, ``kwargs``, or entries of its dict, which None removes.
 
         Args:
-            changes: the other parts.
+            changes: the new parts.
             serializer: the name of another serializer.
 
         Raises:
@@ -101,17 +101,17 @@ class Body:
         return written(args, kwargs, embed, serializer or self.serializer or self._default_serializer())
 
     def as_text(self) -> tuple[list[str | None], str]:
-        """Return content type and encoding, and a text from which :func:`carried` makes the same bytes again."""
+        """Return content type and encoding, and a text from which :func:`carried` restores the same bytes."""
         data, encoding = self._bytes(), self._encoding
         if encoding == "utf-8":
             try:
                 return [self._content_type, encoding], data.decode()
             except UnicodeDecodeError:
-                encoding = "binary"  # kombu registers a serializer as utf-8 unless told otherwise
+                encoding = "binary"  # kombu registers serializers as utf-8 by default
         return [self._content_type, encoding], base64.b64encode(data).decode()
 
     def _default_serializer(self) -> str:
-        assert self._app is not None, "what was written here has a serializer"
+        assert self._app is not None, "a body written by this process has a serializer"
         return str(conf.celery_setting(self._app, "task_serializer"))
 
     def _bytes(self) -> bytes:
@@ -130,7 +130,7 @@ def written(args: Any, kwargs: Any, embed: dict[str, Any], serializer: str) -> B
 
 
 def carried(content: list[str | None], text: str, app: Celery) -> Body:
-    """Return the body of which :meth:`Body.as_text` has made a text."""
+    """Return the body from the text that :meth:`Body.as_text` returned."""
     content_type, encoding = content
     return Body(text if encoding == "utf-8" else base64.b64decode(text), content_type, encoding, app)
 
@@ -138,13 +138,13 @@ def carried(content: list[str | None], text: str, app: Celery) -> Body:
 def received(task: Task[..., object], request: Any, content_type: str | None) -> Body:
     """Return the body of a request's message.
 
-    The received one, or where the request does not carry it, one that is serialized now, before the task's own code
-    runs: Celery decodes messages of protocol 1 itself, and a task may have a ``Request`` or ``Strategy`` of its own.
+    If the request does not carry the received body, serialize one now, before the task's own code runs: Celery decodes
+    messages of protocol 1 itself, and a task may have its own ``Request`` or ``Strategy``.
 
     Args:
         task: the task.
         request: its request.
-        content_type: of the message, where it is known.
+        content_type: the content type of the message, or None if unknown.
     """
     found = (request.properties or {}).get(BODY)
     if found is not None:
@@ -158,5 +158,5 @@ def received(task: Task[..., object], request: Any, content_type: str | None) ->
     )
     try:
         return written(request.args or (), request.kwargs or {}, parts, chosen)
-    except EncodeError as exc:  # matters only if the task is published again
+    except EncodeError as exc:  # raised only if the task is published again
         return Body(exc, None, None, None, in_chord=bool(request.chord))

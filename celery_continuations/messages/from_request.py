@@ -1,7 +1,7 @@
-"""Build a task's message from its request: the same message, one generation on.
+"""Build a task's next message from its request: the same message, for the next generation.
 
-``Task.signature_from_request`` would lose the parent id, serializer, compression, delivery mode and correlation id, and
-on Redis every message of a topic exchange.
+``Task.signature_from_request`` would lose the parent id, serializer, compression, delivery mode and correlation id; on
+Redis it would lose every message of a topic exchange.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["republish", "saved_message"]
 
-# Headers that the broker or this library adds to a delivery, and that belong to that delivery only.
+# Headers that the broker or this library adds to a single delivery.
 _NOT_THE_CALLERS = (
     *OWN_HEADERS,
     "redelivered",
@@ -33,7 +33,7 @@ _NOT_THE_CALLERS = (
     "x-first-death-reason",
 )
 
-# apply_async options that have another name, or another place, in a message.
+# apply_async options with another name, or another place, in a message.
 _RENAMED = {"link": "callbacks", "link_error": "errbacks"}
 _IN_PROPERTIES = ("priority", "delivery_mode", "serializer", "compression", "correlation_id")
 _IN_BODY = ("args", "kwargs", "callbacks", "errbacks", "chain", "chord")
@@ -55,17 +55,16 @@ def republish(
 ) -> None:
     """Publish the task of ``request`` again, with its arguments, callbacks and chain as they were sent.
 
-    A task that changes its arguments, or assigns to ``self.request.args``, ``chain`` or ``callbacks``, changes them
-    for that execution only.  ``options`` of ``self.retry()`` redefine what was sent.
+    If a task changes its arguments, or assigns to ``self.request.args``, ``chain`` or ``callbacks``, the change affects
+    that execution only.  ``options`` of ``self.retry()`` redefine what was sent.
 
     Args:
         task: the task.
-        request: of the execution that leaves.
+        request: the request of the execution that hands over.
         generation: the generation that the message continues.
         snapshot: the snapshot's JSON text, or None to carry none.
-        body: of the message that the execution got.
-        options: ``apply_async`` options that differ from the message's, ``args``, ``kwargs`` and
-            ``retries`` among them.
+        body: the body of the received message.
+        options: ``apply_async`` options that override the message's, including ``args``, ``kwargs`` and ``retries``.
 
     Raises:
         kombu.exceptions.OperationalError: when the broker cannot be reached.
@@ -93,8 +92,8 @@ def republish(
 def saved_message(task: Task[..., object], request: Any, *, body: Body, options: dict[str, Any]) -> str:
     """Return the message that :func:`republish` would send, as the text of a :class:`SavedMessage`.
 
-    The body is the received one, byte for byte, unless ``options`` redefine it or it carries a snapshot, which is
-    older than the record's.  Takes and raises the same as :func:`republish`.
+    The body is the received one, byte for byte, unless ``options`` redefine it or it carries a snapshot, which would be
+    older than the record's.  Arguments and errors are those of :func:`republish`.
     """
     (headers, properties, *_), body, sending = _message(task, request, body, options, started=True)
     if getattr(request, SNAPSHOT, None) is not None:
@@ -117,7 +116,7 @@ def saved_message(task: Task[..., object], request: Any, *, body: Body, options:
 def _message(
     task: Task[..., object], request: Any, body: Body, options: dict[str, Any], started: bool
 ) -> tuple[Any, Body, dict[str, Any]]:
-    """Return Celery's task message, to be given a body; that body; and the properties to send it with."""
+    """Return Celery's task message without its body, the body, and the properties to send it with."""
     options = {_RENAMED.get(name, name): value for name, value in options.items()}
     for name in _RENAMED.values():
         options[name] = maybe_list(options.get(name))
@@ -141,7 +140,7 @@ def _parts(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _fields(task: Task[..., object], request: Any) -> dict[str, Any]:
-    """Return arguments of ``create_task_message``: all but ``expires``, which a started task has met."""
+    """Return the arguments of ``create_task_message``, except ``expires``: a task that has started does not expire."""
     time_limit, soft_time_limit = request.timelimit or (None, None)
     return {
         "task_id": request.id,

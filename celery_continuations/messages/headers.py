@@ -1,4 +1,4 @@
-"""The names by which this library's part of a message is found."""
+"""The names of this library's parts of a message."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ __all__ = ["CHANGED", "DELIVERY", "GENERATION", "OWN_HEADERS", "SNAPSHOT"]
 #: The header that carries the generation a message continues.
 GENERATION = "continuation_generation"
 
-#: The header with the time, in seconds since the epoch, since which a task has waited for code that can resume it.
+#: The header with the time, in seconds since the epoch, at which a task began to wait for code that can resume it.
 CHANGED = "continuation_changed"
 
 #: The key of the message's body that carries the snapshot: RabbitMQ closes the connection on a large header.
 SNAPSHOT = "continuation"
 
-#: The name in a task's request of what only the main process knows of its message.
+#: The key in a task's request of what only the main process knows about its message.
 DELIVERY = "continuation_delivery"
 
-#: What this library adds to a request, of which Celery makes headers.
+#: What this library adds to a request, and Celery copies to the headers.
 OWN_HEADERS = (GENERATION, CHANGED, SNAPSHOT, DELIVERY, "continuation_execution")

@@ -1,4 +1,4 @@
-"""Publish saved messages, and open what publishes."""
+"""Publish saved messages, and open the producers for that."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Publisher", "pooled_producer", "publish_saved", "publisher"]
 
 
 class Publisher:
-    """Publishes saved messages.
+    """Publish saved messages.
 
     Args:
-        app: whose broker.
-        connection: to that broker, connected, and not shared.
+        app: the app of the tasks.
+        connection: an open connection to the app's broker, not shared.
 
     Attributes:
-        producer: on that connection.
+        producer: a producer on that connection.
     """
 
     def __init__(self, app: Celery, connection: Any) -> None:
@@ -37,16 +37,16 @@ class Publisher:
         self.producer: Any = app.amqp.Producer(connection.channel(), auto_declare=False)
 
     def publish(self, text: str, generation: int) -> None:
-        """Publish a saved message, as one that continues ``generation``.
+        """Publish a saved message that continues ``generation``.
 
         Raises:
-            StoreError: for a text that is not a message.
+            StoreError: when the text is not a message.
             kombu.exceptions.OperationalError: when the broker cannot be reached.
         """
         _send_saved(self._app, self.producer, text, generation, retry=False)  # the next sweep tries again
 
     def is_waiting(self, text: str) -> bool:
-        """Whether the queue of a saved message has messages, so that this one may be among them."""
+        """Whether the queue of a saved message has any messages, so this one may be among them."""
         return any(self._count(name) for name in queue_names(self._app, SavedMessage.loads(text).route))
 
     def _count(self, name: str) -> int:
@@ -61,27 +61,27 @@ class Publisher:
 def publisher(app: Celery) -> Iterator[Publisher]:
     """Open a connection for a :class:`Publisher`; with confirms on AMQP.
 
-    For the worker's main process: pooled connections would be inherited by the children that it forks.
+    For the worker's main process: its forked children would inherit pooled connections.
 
     Raises:
         kombu.exceptions.OperationalError: when the broker cannot be reached, now or within the block.
     """
     with app.connection_for_write(transport_options=_confirming(app)) as connection:
         try:
-            connection.connect()  # now, so that no task is recovered that could not be published
+            connection.connect()  # now, so that no task is recovered that cannot be published
             yield Publisher(app, connection)
         except (*connection.connection_errors, *connection.channel_errors) as exc:
             raise OperationalError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def publish_saved(app: Celery, text: str, generation: int) -> None:
-    """Publish a saved message, from any process; raises the same as :meth:`Publisher.publish`."""
+    """Publish a saved message from any process.  Raises as :meth:`Publisher.publish`."""
     with pooled_producer(app) as producer:
         _send_saved(app, producer, text, generation)
 
 
 def pooled_producer(app: Celery) -> Any:
-    """Return a producer from a pool; on AMQP one whose publishes are confirmed."""
+    """Return a producer from a pool; on AMQP, one that waits for confirms."""
     if conf.driver_type(app) == "amqp":
         return producers[app.connection_for_write(transport_options=_confirming(app))].acquire(block=True)
     return app.producer_pool.acquire(block=True)
@@ -94,7 +94,7 @@ def _send_saved(app: Celery, producer: Any, text: str, generation: int, **option
         producer,
         message.task,
         ({**message.headers, GENERATION: generation}, message.properties, message.body(app).data, None),
-        content_type=content_type,  # with which kombu takes the body as it is
+        content_type=content_type,  # so that kombu sends the body unchanged
         content_encoding=encoding,
         **options,
         **message.sending,

@@ -1,4 +1,4 @@
-"""How soon a worker gives back a message that its code cannot run, for another worker to try."""
+"""How soon a worker requeues a message that its code cannot run, for another worker to try."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ REQUEUE_DELAY = 5.0
 def requeue_delay() -> float:
     """Return the seconds until a worker whose code cannot resume a task requeues it.
 
-    They vary: kombu's Redis transport waits for messages in turns of a second, so after the same whole number of
-    seconds the same one of two idle workers would get the message, each time.
+    They vary: kombu's Redis transport polls in turns of one second, so after the same whole number of seconds the same
+    one of two idle workers would receive the message every time.
 
     >>> 2.5 <= requeue_delay() <= 7.5
     True

@@ -1,4 +1,4 @@
-"""The route of a message: the queue, or the exchange and routing key, that it is published to."""
+"""The route of a message: the queue, or the exchange and routing key, it is published to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["destination", "queue_names", "route"]
 
 
 def route(delivery_info: dict[str, Any] | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the route that ``options`` of ``apply_async`` name, or else the one by which the message came."""
+    """Return the route in ``options`` of ``apply_async``, or else the one on which the message arrived."""
     chosen = {name: options[name] for name in ("queue", "exchange", "routing_key") if options.get(name) is not None}
     if chosen:
         return chosen
@@ -28,8 +28,8 @@ def destination(app: Celery, route: dict[str, Any]) -> dict[str, Any]:
     exchange, key = route.get("exchange", ""), route.get("routing_key", "")
     queues = app.amqp.queues.values()
     if exchange == "":
-        # The default exchange routes by the queue's name.  With a Queue of our own Celery does not use the route of a
-        # declared queue of that name, which is declared all the same.
+        # The default exchange routes by queue name.  Our own Queue keeps Celery from using the route of a declared
+        # queue of that name, which is still declared.
         return {
             "queue": Queue(key, Exchange(""), routing_key=key),
             "declare": [queue for queue in queues if queue.name == key],
@@ -45,7 +45,7 @@ def destination(app: Celery, route: dict[str, Any]) -> dict[str, Any]:
 
 
 def queue_names(app: Celery, route: dict[str, Any]) -> list[str]:
-    """Return the names of the queues that a route leads to, if the app knows them."""
+    """Return the names of the queues that a route leads to, as far as the app knows them."""
     if "queue" in route:
         return [route["queue"]]
     if not route.get("exchange"):

@@ -1,4 +1,4 @@
-"""The saved message: the message of a task as its record keeps it, to be published again."""
+"""The saved message: a task's message as its record keeps it, to be published again."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class SavedMessage:
         task: the name of its task.
         route: see :func:`celery_continuations.messages.routing.route`.
         headers: the headers of Celery's protocol 2, and the caller's own.
-        properties: of Celery's message.
+        properties: the properties of Celery's message.
         sending: the other properties to publish it with.
         content: content type and encoding of its body.
-        text: of its body.
+        text: the text of its body.
         in_chord: whether its task is a member of a chord.
-        began: when it was saved, which is when the task began, in seconds since the epoch; None where it is not known.
+        began: when it was saved, which is when the task began, in seconds since the epoch; None if unknown.
     """
 
     task: str
@@ -44,10 +44,10 @@ class SavedMessage:
 
     @classmethod
     def loads(cls, text: str) -> SavedMessage:
-        """Read the text of a record.
+        """Read the text from a record.
 
         Raises:
-            StoreError: for a text that is not a message.
+            StoreError: when the text is not a message.
         """
         try:
             message = json.loads(text)
@@ -85,11 +85,11 @@ class SavedMessage:
         return carried(self.content, self.text, app)
 
     def context(self, app: Celery) -> dict[str, Any]:
-        """Return what the context of a request needs to report the task's end to its chord.
+        """Return the request context that is needed to report the task's end to its chord.
 
         Raises:
-            kombu.exceptions.ContentDisallowed: for a body that the app does not accept.
-            kombu.exceptions.DecodeError: for a body that cannot be read.
+            kombu.exceptions.ContentDisallowed: when the app does not accept the body's serializer.
+            kombu.exceptions.DecodeError: when the body cannot be read.
         """
         _, _, embedded = self.body(app).decode()
         return {**self.headers, **embedded}

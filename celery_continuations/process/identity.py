@@ -1,13 +1,13 @@
-"""Which process is at work, so that others can tell whether it still lives.
+"""Identify processes, so that other processes can check whether they are alive.
 
-A worker's id and the owner of a record say it:
+The identity is part of a worker's id and of a record's owner:
 
     worker   MACHINE.PID.START.RANDOM
     owner    WORKER/PID.START/RANDOM
 
-MACHINE stands for a boot of a kernel and a PID namespace: a host name proves nothing in containers.
-START is the process's start time, for pids are used again.  Where the machine is another, or the
-system has no /proc, nothing can be proved, and the lease decides.
+MACHINE identifies a boot of a kernel and a PID namespace: a host name proves nothing in containers.  START is the
+process's start time, because pids are reused.  On another machine, or without /proc, nothing can be proved, and the
+lease decides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def new_worker() -> str:
 
 
 def new_owner(worker: str) -> str:
-    """Return an owner: an execution of ``worker`` in this process."""
+    """Return the owner for an execution of ``worker`` in this process."""
     return f"{worker}/{_this_process()}/{os.urandom(3).hex()}"
 
 
@@ -49,7 +49,7 @@ def is_gone(name: str) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of that pid, and it has not ended; False where there is no /proc."""
+    """Whether a process with that pid exists and has not ended; False without /proc."""
     found = _stat(pid)
     return found is not None and found[0] not in _ENDED
 
@@ -60,7 +60,7 @@ def _machine() -> str:
         with open("/proc/sys/kernel/random/boot_id") as file:
             boot = file.read().strip()
         identity = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux, or /proc is hidden: a machine like no other
+    except OSError:  # not Linux, or /proc is hidden: a unique machine
         identity = os.urandom(16).hex()
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
@@ -72,7 +72,7 @@ def _this_process() -> str:
 
 @cache
 def _start_of(pid: int) -> str:
-    """Return the start time of a living process; cached for this one, whose pid changes with a fork."""
+    """Return the start time of a living process; cached by pid, which changes with a fork."""
     found = _stat(pid)
     return found[1] if found else "0"
 
@@ -83,7 +83,7 @@ def _has_ended(process: str) -> bool:
         return False
     try:
         found = _stat(int(pid))
-    except PermissionError:  # hidepid=1: there is one, of another user
+    except PermissionError:  # hidepid=1: the process belongs to another user
         return False
     if found is None:
         return _sees_all()
@@ -92,15 +92,15 @@ def _has_ended(process: str) -> bool:
 
 @cache
 def _sees_all() -> bool:
-    """Whether /proc shows the processes of other users too: with hidepid=2 (proc(5)) a missing one proves nothing."""
+    """Whether /proc also shows other users' processes: with hidepid=2 (proc(5)) a missing entry proves nothing."""
     return os.path.exists("/proc/1/stat")
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
-    """Return state and start time, in clock ticks since the boot (proc_pid_stat(5)); None without a process."""
+    """Return state and start time, in clock ticks since boot (proc_pid_stat(5)), or None without a process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()  # a command's name may hold spaces and brackets
-    except (FileNotFoundError, ProcessLookupError):  # the second when it ends while it is read
+            fields = file.read().rpartition(b")")[2].split()  # a command's name may contain spaces and brackets
+    except (FileNotFoundError, ProcessLookupError):  # the second if the process ends during the read
         return None
     return fields[0].decode(), fields[19].decode()

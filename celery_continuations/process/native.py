@@ -1,6 +1,6 @@
-"""Threads, locks and sleeps of the operating system, also where gevent has replaced them.
+"""Threads, locks and sleeps of the operating system, even if gevent has replaced them.
 
-A greenlet that watches a task would not run while the task computes.
+A greenlet could not check a task's triggers while the task computes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def new_lock() -> Any:
 
 
 def sleep(seconds: float) -> None:
-    """Block this thread of the operating system."""
+    """Block this operating system thread."""
     _original(time, "sleep")(seconds)
 
 
 def start_thread(func: Callable[[], None]) -> None:
-    """Run ``func`` in a thread of the operating system that does not keep the process alive."""
+    """Run ``func`` in an operating system thread that does not keep the process alive."""
     _original(_thread, "start_new_thread")(func, ())

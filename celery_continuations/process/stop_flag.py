@@ -1,7 +1,7 @@
-"""What a worker's main process tells its tasks: whether to stop, its id, and until when its lease holds.
+"""What a worker's main process shares with its tasks: whether to stop, its id, and when its lease expires.
 
-A small file, mapped by the main process and by its pool children.  A file and not anonymous
-memory, because children of the spawn start method inherit none.
+A small file, mapped by the main process and its pool children.  It is not anonymous memory, because children of the
+spawn start method do not inherit that.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["COLD", "RUNNING", "STOPPING", "StopFlag", "flag_at", "flag_of", "new
 
 RUNNING, STOPPING, COLD = 0, 1, 2
 
-# The level; how often the lease has run out, counted in a byte; the end of the lease by time.monotonic, which is
-# the same for all processes of a machine, or 0 without a lease; and the worker's id.
+# The level; how often the lease has expired, in one byte; the end of the lease by time.monotonic, which is the same for
+# all processes of a machine, or 0 without a lease; and the worker's id.
 _LEASE = struct.Struct("d")
 _LAPSES_AT, _LEASE_AT, _WORKER_AT, _SIZE = 1, 8, 16, 80
 
@@ -36,15 +36,15 @@ _SHARED_MEMORY = "/dev/shm"
 
 _PREFIX = "celery-continuations-"
 
-# For tasks with a Request class of their own, whose requests do not carry the path.
+# For tasks with their own Request class, whose requests do not carry the path.
 _VARIABLE = "CELERY_CONTINUATIONS_FLAG"
 
 
 class StopFlag:
-    """``RUNNING``, ``STOPPING`` (at the next checkpoint), or ``COLD`` (at once).
+    """A level: ``RUNNING``, ``STOPPING`` (at the next checkpoint) or ``COLD`` (immediately).
 
     Args:
-        path: the file; made if ``worker`` is given.
+        path: the file; created if ``worker`` is given.
         worker: the worker's id, in its main process.
 
     Attributes:
@@ -73,29 +73,29 @@ class StopFlag:
         return self._map[0]
 
     def raise_to(self, level: int) -> None:
-        """Raise the flag; it never comes down."""
+        """Raise the level; it is never lowered."""
         if self._map[0] < level:
             self._map[0] = level
 
     def extend_lease(self, until: float) -> None:
-        """The worker's lease holds until then, by ``time.monotonic``."""
+        """Note that the worker's lease expires at ``until``, by ``time.monotonic``."""
         if self.lease_is_over:
             self._map[_LAPSES_AT] = (self._map[_LAPSES_AT] + 1) % 256
         self._map[_LEASE_AT:_WORKER_AT] = _LEASE.pack(until)
 
     @property
     def lapses(self) -> int:
-        """How often the lease had run out before it was renewed, modulo 256."""
+        """How often the lease had expired when it was renewed, modulo 256."""
         return self._map[_LAPSES_AT]
 
     @property
     def lease_is_over(self) -> bool:
-        """Whether the worker had a lease and could not renew it, so that others may have its tasks."""
+        """Whether the worker's lease has expired, so that other workers may have recovered its tasks."""
         (until,) = _LEASE.unpack(self._map[_LEASE_AT:_WORKER_AT])
         return bool(0 < until < time.monotonic())
 
     def remove(self) -> None:
-        """Remove the file; those who have it mapped keep seeing it."""
+        """Remove the file; processes that have mapped it still see it."""
         if self._maker == os.getpid():
             self._maker = None
             with suppress(FileNotFoundError):
@@ -106,7 +106,7 @@ class StopFlag:
 
 
 class _Fixed(StopFlag):
-    """A flag without a file, that stays as it is."""
+    """A flag without a file, whose level never changes."""
 
     def __init__(self, level: int) -> None:
         self.path = self.worker = ""
@@ -120,7 +120,7 @@ _by_path: dict[str, StopFlag] = {}
 
 
 def new_flag(hostname: str) -> StopFlag:
-    """Make the flag of a worker that starts in this process."""
+    """Create the flag of a worker that starts in this process."""
     folder = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
     _remove_abandoned(folder)
     path = _locked_file(folder)
@@ -132,7 +132,7 @@ def new_flag(hostname: str) -> StopFlag:
 
 
 def _remove_abandoned(folder: str) -> None:
-    """Remove the flags of workers that were killed: their locks are no longer held."""
+    """Remove the flags of killed workers: their locks are no longer held."""
     for path in glob(f"{folder}/{_PREFIX}*"):
         with suppress(OSError):  # another user's, or just removed
             fd = os.open(path, os.O_RDWR)
@@ -144,16 +144,16 @@ def _remove_abandoned(folder: str) -> None:
 
 
 def _locked_file(folder: str) -> str:
-    """Make a file, locked for as long as this process lives, and its forked children."""
+    """Create a file that stays locked while this process or one of its forked children lives."""
     while True:
         fd, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
         if not _lock(fd, wait=True) or os.fstat(fd).st_nlink:
             return path
-        os.close(fd)  # another worker that starts took it for abandoned, just before it was locked
+        os.close(fd)  # another starting worker took it for abandoned just before it was locked
 
 
 def _lock(fd: int, *, wait: bool = False) -> bool:
-    """Lock a file, and return whether it was free; where locks do not work, nothing is ever taken for abandoned."""
+    """Lock a file and return whether it was free; False if locks do not work, so that no file seems abandoned."""
     if fcntl is None:  # pragma: no cover - Windows
         return False
     try:
@@ -164,20 +164,20 @@ def _lock(fd: int, *, wait: bool = False) -> bool:
 
 
 def flag_of(hostname: str) -> StopFlag | None:
-    """Return the flag of the newest worker of that name in this process."""
+    """Return the flag of the newest worker with that name in this process."""
     return _by_hostname.get(hostname)
 
 
 def flag_at(path: str | None) -> StopFlag:
-    """Return the flag whose path came with a task, or else with the environment."""
+    """Return the flag at ``path``, or else at the path in the environment."""
     path = path or os.environ.get(_VARIABLE)
     if path is None:
-        return _Fixed(RUNNING)  # no worker: something else runs the message
+        return _Fixed(RUNNING)  # no worker: something else runs the task
     flag = _by_path.get(path)
     if flag is None:
         try:
             flag = StopFlag(path)
         except FileNotFoundError:
-            flag = _Fixed(STOPPING)  # the worker has ended, and its child will
+            flag = _Fixed(STOPPING)  # the worker has ended, so its child will end too
         _by_path[path] = flag
     return flag

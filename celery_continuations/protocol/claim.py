@@ -1,4 +1,4 @@
-"""The claim: whether the execution of a message gets the right to write the task's record."""
+"""The claim: decide whether the execution of a message may write the task's record."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def claim(
     ended: Ended,
     loss_of: Callable[[str], Loss | None],
 ) -> OwnedRecord | None:
-    """Claim the task of a message, or learn that the message is stale.
+    """Claim the task of a message, unless the message is stale.
 
     Args:
         store: where the record is.
         task_id: the task.
-        generation: that the message continues; 0 when it is fresh.
+        generation: the generation that the message continues; 0 for a fresh message.
         owner: the claiming execution.
-        snapshot: that the message carries.
-        message: returns what is needed to publish the task again; written with a new record.
+        snapshot: the snapshot that the message carries, or None.
+        message: returns the saved message; written with a new record.
         ended: see :data:`Ended`.
         loss_of: returns why an owner's execution was lost; None while the owner may run it.
 
     Returns:
-        The right to write the record, or None: then the message is to be ended without touching anything.
+        The right to write the record, or None for a stale message: then its execution ends without touching anything.
     """
     one = _Claim(store, task_id, generation, owner, snapshot, message, ended, loss_of)
     try:
@@ -50,12 +50,12 @@ def claim(
 
 
 class _Stale(Exception):
-    """The message is to be ended without touching anything."""
+    """The message is stale: its execution ends without touching anything."""
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """Each method returns None where the record has changed meanwhile, and is to be read again."""
+    """One claim.  Its methods return None if the record has changed meanwhile and must be read again."""
 
     store: Store
     task_id: str
@@ -67,7 +67,7 @@ class _Claim:
     loss_of: Callable[[str], Loss | None]
 
     def of_expected(self) -> OwnedRecord | None:
-        """The usual cases, in one round trip: a fresh message, and the message that the record waits for."""
+        """Claim in the usual cases, in one round trip: a fresh message, or the message that the record waits for."""
         if not self.generation:
             return self.of_none()
         mine = self._fence(self.generation)
@@ -75,14 +75,14 @@ class _Claim:
         return None if taken is None else self._owned(mine, self.snapshot or taken.snapshot, taken.value)
 
     def of_found(self, record: Record | None) -> OwnedRecord | None:
-        """Claim what was read."""
+        """Claim the record that was read."""
         if record is None:
-            # Rule 1: a message that continues a record which is gone is trusted, unless the task has ended.
+            # Rule 1: a message that continues a missing record is trusted, unless the task has ended.
             if self.generation and self.ended(None) is not None:
                 raise _Stale
             return self.of_none()
         known = record.fence
-        if known.owner == self.owner:  # written by the first attempt, whose answer was lost
+        if known.owner == self.owner:  # written by a first attempt whose answer was lost
             return self._owned(known, self.snapshot or record.snapshot, record.value)
         # Rule 2: a message does not touch a record that has ended, waits or is paused.
         if known.status in NOT_CLAIMABLE:
@@ -100,24 +100,24 @@ class _Claim:
         return self._owned(mine, newest, record.value) if written else None
 
     def of_none(self) -> OwnedRecord | None:
-        """Claim where there is no record."""
+        """Claim without a record."""
         mine = self._fence(self.generation)
         written = self.store.compare_and_swap(self.task_id, None, Update(mine, self.snapshot, self.message()))
         return self._owned(mine, self.snapshot) if written else None
 
     def of_dead_owner(self, record: Record) -> OwnedRecord | None:
-        """Succeed an owner, if that is dead."""
+        """Claim a record from its owner, if the owner is dead."""
         known = record.fence
-        # Rule 4: the second delivery of what a live owner runs ends; should that die, the sweep has it.
+        # Rule 4: a second delivery ends while the owner lives; if the owner dies, a sweep recovers the task.
         loss = self.loss_of(known.owner)
         if loss is None or known.command:
             raise _Stale
-        # Rule 5: before a dead owner is succeeded the result backend is asked; only the last write may be missing.
+        # Rule 5: ask the result backend before superseding a dead owner; only its last write may be missing.
         result = self.ended(record)
         if result is not None:
             OwnedRecord(self.store, self.task_id, known).end(result[0], None, result[1])
             raise _Stale
-        with_loss(record.snapshot or self.snapshot, loss)  # raises for what cannot be read, before anything is changed
+        with_loss(record.snapshot or self.snapshot, loss)  # raises before anything is changed if it cannot be read
         mine = self.succeeding(known)
         if not self.store.compare_and_swap(self.task_id, known, Update(mine)):
             return None
@@ -125,21 +125,20 @@ class _Claim:
         return None if counted is None else self._owned(mine, counted, record.value, is_recovered=True)
 
     def refuse(self, record: Record) -> None:
-        """End the message at a record that it may not touch."""
+        """Refuse a message whose record is not claimable."""
         known = record.fence
         if known.status == Status.PAUSED and record.message is None:
-            # Paused before its message came: from now on the record has what is needed to publish it. A caller that
-            # resumes it just now has nothing to publish; the fencing token lets one of the two be first, and the
-            # other read again.
+            # Paused before its message arrived: save the message, so that it can be published. A caller that resumes
+            # the task at this moment has nothing to publish. The fencing token orders the two: the second reads again.
             kept = Update(known._replace(message_saved=True), message=self.message())
             if not self.store.compare_and_swap(self.task_id, known, kept):
                 return
         raise _Stale
 
     def newest(self, record: Record) -> str | None:
-        """Return the newer one of the message's snapshot and the record's."""
+        """Return the newer of the message's snapshot and the record's."""
         known = record.fence
-        # Rule 7: a message of the record's own generation was made after the record's last save.
+        # Rule 7: a message of the record's own generation is newer than the record's last save.
         if self.snapshot and self.generation >= known.generation:
             return self.snapshot
         return record.snapshot or self.snapshot
@@ -148,8 +147,8 @@ class _Claim:
         return Fence(generation + 1, Status.RUNNING, self.owner)
 
     def succeeding(self, known: Fence) -> Fence:
-        """Return the fencing token that succeeds another one."""
-        # Rule 6: each claim has a generation of its own, and an owner.
+        """Return the fencing token of a claim that supersedes ``known``."""
+        # Rule 6: each claim has its own generation and owner.
         return self._fence(max(known.generation, self.generation)).with_command(known.command)
 
     def _owned(

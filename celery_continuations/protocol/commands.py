@@ -1,7 +1,7 @@
 """What callers and operators may do to a task's record: deliver, pause, resume, cancel, retry.
 
-The rules go on from those of :mod:`celery_continuations.protocol.owned`.  A running execution keeps its
-record: a delivery leaves the fencing token as it is, and a command only adds to it.
+The rules continue those of :mod:`celery_continuations.protocol.owned`.  A running execution keeps its record: a
+delivery does not change the fencing token, and a command only adds to it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from celery_continuations.stores.base import Command, Due, Fence, Record, Status
 
 __all__ = ["cancel", "check_retry", "deliver", "pause", "resume", "retry", "wake"]
 
-#: Asks the result backend for the state of a task without a record: None if it may still come.
+#: Asks the result backend for the state of a task without a record: None if the task may still start.
 Ended = Callable[[], str | None]
 
-# Of a record that a caller has made, before its task has started.
+# The fencing token of a record that a caller has created before the task has started.
 _BEFORE_ITS_TASK = Fence(0, Status.QUEUED)
 
 _OVER = {
@@ -43,21 +43,21 @@ def deliver(
     kept_for: float,
     earlier_names: Callable[[Record], list[str]] = lambda _: [],
 ) -> Record | None:
-    """Keep a payload for the wait of that name, and end the wait.
+    """Store a payload for the wait of that name, and end the wait.
 
     Args:
         store: where the record is.
         task_id: the task.
-        name: of the wait.
+        name: the name of the wait.
         outcome: the payload.
-        ended: returns the state of a task without a record, if it has ended.
-        largest: how many bytes all that is delivered to a task may have.
-        kept_for: seconds for which it is kept for a task that does not start.
-        earlier_names: returns the names that the wait had in older code: a task that waits under one of them gets
-            the payload under that, which its code knows.
+        ended: returns the state of a task without a record if it has ended.
+        largest: the size limit, in bytes, of everything delivered to one task.
+        kept_for: seconds for which the payload is kept if the task does not start.
+        earlier_names: returns the names of the wait in older code: if the task waits under one of them, the payload is
+            stored under that name, which its code knows.
 
     Returns:
-        The record, for its message to be published, where that waited for it.
+        The record whose message must be published, if it waited for the payload; else None.
 
     Raises:
         DeliveryError: when the task is over, or the wait has another outcome.
@@ -70,9 +70,9 @@ def deliver(
         if text is None:
             return None
         known = record.fence if record else None
-        # Rule 18: what comes before the task is kept until that starts; not forever, while there is nothing else.
+        # Rule 18: what is delivered before the task starts is kept until then; not forever while it is alone.
         is_alone = known in (None, _BEFORE_ITS_TASK) and not (record and record.message)
-        # Rule 19: the payload is kept and the wait ended in one write.
+        # Rule 19: one write stores the payload and ends the wait.
         waits = record is not None and _waits_for(record, name)
         delivery = Update(
             Fence(known.generation, Status.QUEUED) if known and waits else known or _BEFORE_ITS_TASK,
@@ -86,7 +86,7 @@ def deliver(
 
 
 def _with_delivery(task_id: str, record: Record | None, name: str, outcome: Outcome, largest: int) -> str | None:
-    """Return the inbox with a payload in it, or None where it is there already."""
+    """Return the inbox with the payload added, or None if it is there already."""
     inbox = Inbox.loads(record.inbox if record else None)
     if name in inbox:
         _refuse_another(task_id, name, inbox[name], outcome)
@@ -103,7 +103,7 @@ def _with_delivery(task_id: str, record: Record | None, name: str, outcome: Outc
 
 
 def wake(store: Store, task_id: str, key: str) -> Record | None:
-    """End the wait for a result; return the record, for its message to be published, where that waited for it."""
+    """End the wait for a result; return the record whose message must be published, if it waited for that."""
     record = store.read(task_id)
     if record is None or not _waits_for(record, key):
         return None
@@ -112,7 +112,7 @@ def wake(store: Store, task_id: str, key: str) -> Record | None:
 
 
 def pause(store: Store, task_id: str, *, ended: Ended) -> None:
-    """Stop the task at its next checkpoint, until it is resumed; arguments as in :func:`deliver`.
+    """Stop the task at its next checkpoint until it is resumed.  Arguments as in :func:`deliver`.
 
     Raises:
         DeliveryError: when the task is over.
@@ -122,7 +122,7 @@ def pause(store: Store, task_id: str, *, ended: Ended) -> None:
         _refuse_over(task_id, record, ended)
         if record is not None and (record.fence.status == Status.PAUSED or record.fence.command):
             return
-        # Rule 21: a running execution is asked; from any other status the record is taken.
+        # Rule 21: a running execution gets a command; in any other status the record is changed directly.
         known = record.fence if record else None
         if known is not None and known.owner and known.status == Status.RUNNING:
             paused = known.with_command(Command.PAUSE)
@@ -133,7 +133,7 @@ def pause(store: Store, task_id: str, *, ended: Ended) -> None:
 
 
 def resume(store: Store, task_id: str, *, ended: Ended) -> Record | None:
-    """Take back a pause; return the record, for its message to be published, where there is one.
+    """Withdraw a pause; return the record whose message must be published, if any.
 
     Arguments as in :func:`deliver`.
 
@@ -158,7 +158,7 @@ def resume(store: Store, task_id: str, *, ended: Ended) -> Record | None:
 
 
 def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool:
-    """End the task, at its next checkpoint.
+    """Cancel the task, at its next checkpoint.
 
     Args:
         store: where the record is.
@@ -167,7 +167,7 @@ def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool
         kept_for: seconds for which a tombstone is kept.
 
     Returns:
-        Whether it has ended here; else an execution is to end it.
+        Whether it has ended already; otherwise its execution ends it.
 
     Raises:
         DeliveryError: when the task is over.
@@ -189,18 +189,18 @@ def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool
 
 
 def check_retry(store: Store, task_id: str, step: str | None, accept_source: bool = False) -> None:
-    """Raise what :func:`retry` would, and change nothing."""
+    """Raise what :func:`retry` would raise; change nothing."""
     _reopened(store.read(task_id), task_id, step, accept_source)
 
 
 def retry(store: Store, task_id: str, step: str | None = None, accept_source: bool = False) -> Record:
-    """Take up a failed task; return its record, for its message to be published.
+    """Requeue a failed task; return its record, whose message must be published.
 
     Args:
         store: where the record is.
         task_id: the task.
-        step: to begin again at, instead of going on in the one that failed.
-        accept_source: whether the loop that failed continues in its source as that is now.
+        step: the step to restart from; by default the task continues in the step that failed.
+        accept_source: whether the failed loop continues with its source as it is now.
 
     Raises:
         DeliveryError: when it has not failed, when its record is gone, or has no such step.
@@ -208,18 +208,18 @@ def retry(store: Store, task_id: str, step: str | None = None, accept_source: bo
     record = store.read(task_id)
     queued = _reopened(record, task_id, step, accept_source)
     assert record is not None
-    # Rule 22: a failed task is taken up by one.
+    # Rule 22: only one caller retries a failed task.
     if not store.compare_and_swap(task_id, record.fence, queued):
-        raise DeliveryError(task_id, "somebody else has just changed it")
+        raise DeliveryError(task_id, "another caller has just changed it")
     return record
 
 
 def _reopened(record: Record | None, task_id: str, step: str | None, accept_source: bool) -> Update:
     if record is None or record.fence.status != Status.FAILED or not record.message:
-        status = "there is no record of it" if record is None else f"it is {record.fence.status}"
+        status = "it has no record" if record is None else f"it is {record.fence.status}"
         raise DeliveryError(task_id, f"only a failed task can be retried; {status}")
     snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
-    dropped = _go_back(task_id, snapshot, step)
+    dropped = _rewind(task_id, snapshot, step)
     if accept_source:
         _accept_source(task_id, snapshot)
     inbox = Inbox.loads(record.inbox)
@@ -230,15 +230,15 @@ def _reopened(record: Record | None, task_id: str, step: str | None, accept_sour
     return Update(queued, snapshot.dumps(), inbox=inbox.dumps(), due_in=OVERDUE_AFTER)
 
 
-def _go_back(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
-    """Forget what came of a step and of those after it; return their names."""
+def _rewind(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
+    """Forget the outcomes of a step and of all after it; return their names."""
     snapshot.losses, snapshot.lost_at, snapshot.waiting, snapshot.misfit = (0, 0), None, None, None
     if step is None:
         return [snapshot.current[0]] if snapshot.current else []
     names = snapshot.steps
     if step not in names:
         known = ", ".join(map(repr, names)) or "none yet"
-        raise DeliveryError(task_id, f"it has no step {step!r} that was begun; its steps are: {known}")
+        raise DeliveryError(task_id, f"it has not begun a step {step!r}; its steps are: {known}")
     dropped = names[names.index(step) :]
     snapshot.leave_step()
     for name in dropped:
@@ -248,10 +248,10 @@ def _go_back(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
 
 
 def _accept_source(task_id: str, snapshot: Snapshot) -> None:
-    """Have the loop that failed compare nothing when it resumes."""
+    """Make the failed loop resume without checking its source."""
     if snapshot.current is None or snapshot.current[1] is None or snapshot.kind in NO_LOOPS:
         where = "it has no current step" if snapshot.current is None else f"step {snapshot.current[0]!r} has none"
-        raise DeliveryError(task_id, f"there is no source to accept: {where}; only a loop that was begun has one")
+        raise DeliveryError(task_id, f"no source to accept: {where}; only a loop that was begun has one")
     snapshot.mark = ACCEPTED
 
 
@@ -268,7 +268,7 @@ def _refuse_over(task_id: str, record: Record | None, ended: Ended) -> None:
         if state is not None:
             raise DeliveryError(task_id, f"it has ended: {state}")
         return
-    # A kept value is that of a finished execution, also where it was lost and its record is queued again.
+    # A record with a value has returned, even if its execution was lost and the record is queued again.
     status = Status.RETURNED if record.value else record.fence.status
     if status in _OVER:
         raise DeliveryError(task_id, _OVER[status])
@@ -276,6 +276,6 @@ def _refuse_over(task_id: str, record: Record | None, ended: Ended) -> None:
 
 def _refuse_another(task_id: str, name: str, known: Outcome, outcome: Outcome) -> None:
     if known == TIMED_OUT:
-        raise DeliveryError(task_id, f"the wait {name!r} is over: nothing came in time")
-    if Inbox({name: known}).dumps() != Inbox({name: outcome}).dumps():  # to Python 1 equals True
+        raise DeliveryError(task_id, f"the wait {name!r} has timed out")
+    if Inbox({name: known}).dumps() != Inbox({name: outcome}).dumps():  # in Python 1 equals True
         raise DeliveryError(task_id, f"something else was delivered to {name!r} before")

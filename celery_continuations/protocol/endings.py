@@ -1,4 +1,4 @@
-"""What the result backend says of a task's end, and how long the record of a task that has ended is kept."""
+"""Whether a task has ended, by its result backend, and how long the record of an ended task is kept."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def ended(owner: Task[..., object] | Celery, task_id: str, backend: Any) -> tupl
     """Ask the result backend whether a task has ended.
 
     Args:
-        owner: whose settings count: the task, or the app where that is not known.
+        owner: whose settings apply: the task, or the app if the task is unknown.
         task_id: the task.
-        backend: to ask.
+        backend: the result backend.
 
     Returns:
-        The status that its record should have, and for how many seconds to keep that; or None.
+        The status that the record should have, and for how many seconds to keep it; None if the task has not ended.
 
     Raises:
         StoreError: when the backend cannot be asked.
@@ -42,16 +42,16 @@ def ended(owner: Task[..., object] | Celery, task_id: str, backend: Any) -> tupl
 
 
 def needs_chord_count(record: Record, in_chord: bool, backend: Any) -> bool:
-    """Whether a chord may not have counted the task yet, though its result is stored: Celery does that last.
+    """Whether a chord may not have counted the task yet although its result is stored: Celery counts last.
 
-    Its value is kept, and returning it once more counts it, where counting twice counts once.
+    The value is kept, and returning it again counts the task, if the backend counts each member only once.
     """
     finished = record.fence.status == Status.RETURNED and bool(record.value)
     return in_chord and finished and celery_internals.counts_in_chords_once(backend)
 
 
 def seconds_kept(owner: Task[..., object] | Celery, status: Status) -> float:
-    """Return for how many seconds the record of a task that has ended is kept."""
+    """Return for how many seconds the record of an ended task is kept."""
     if status != Status.FAILED:
         return conf.tombstone_seconds(owner if isinstance(owner, Celery) else owner.app)
     name = "keep_failed"

@@ -1,4 +1,4 @@
-"""Whether the owner of a record may still run its task, and why the execution was lost if not."""
+"""Whether a record's owner may still be running its task; if not, why the execution was lost."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Loss", "loss_of"]
 
 
 class Loss(str, enum.Enum):
-    """Why an execution was lost; a worker notes it on its lease, for the sweep that finds the worker dead."""
+    """Why an execution was lost; a worker notes it on its lease for the sweep that finds it dead."""
 
     #: It counts towards ``continuation_max_crashes``.
     CRASH = "crashed"
-    #: It counts as a tenth of that: another task may have brought the worker down.
+    #: It counts as a tenth of a crash: another task may have crashed the worker.
     SUSPECTED_CRASH = "shared"
     #: The worker was stopping: it does not count.
     STOP = "stopping"
@@ -26,17 +26,17 @@ _BY_NOTE = {"": Loss.CRASH, **{loss.value: loss for loss in Loss}}
 
 
 def loss_of(owner: str, leases: Iterable[Lease], *, by_lease: bool = True) -> Loss | None:
-    """Return why an owner's execution was lost; None while the owner may run it.
+    """Return why an owner's execution was lost; None while the owner may be running it.
 
     Args:
-        owner: of a record.
-        leases: as the store knows them.
-        by_lease: whether an expired lease proves that its worker is dead.  It does not for a sweeping worker that could
-            not reach the store itself of late: it would take the tasks of all the others.
+        owner: the owner of a record.
+        leases: the leases in the store.
+        by_lease: whether an expired lease proves that its worker is dead.  False for a sweeping worker that itself
+            could not reach the store recently: it would take the tasks of all other workers.
     """
     worker = owner.partition("/")[0]
     if not worker:
-        return Loss.CRASH  # something else than a worker runs tasks here, and renews no lease
+        return Loss.CRASH  # a task run outside of a worker, without a lease
     lease = next((one for one in leases if one.worker == worker), Lease(worker, 0.0))
     if is_gone(worker):
         return _noted(lease)

@@ -1,8 +1,8 @@
-"""The right to write a record, which the execution that has claimed it holds.
+"""The right to write a record, held by the execution that has claimed it.
 
-Publishing may happen twice; claiming is what counts.  A message carries the generation *m*
-that it continues, 0 when it is fresh; a record has a generation *g*, the number of its claims.
-Each rule has a number, which docs/protocol.md explains and tests/model breaks in turn.
+A message may be published twice; the claim decides.  A message carries the generation *m* that it continues, 0 for a
+fresh message; a record has a generation *g*, the number of its claims.  docs/protocol.md explains the numbered rules,
+and tests/model breaks each in turn.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Superseded(Exception):
 class OwnedRecord:
     """A record as its owner knows it; every write of an execution goes through it.
 
-    Each write raises :class:`Superseded` where another execution owns the record, and StoreError where the store
-    cannot be reached.
+    Each write raises :class:`Superseded` if another execution owns the record, and StoreError if the store cannot be
+    reached.
 
     Args:
         store: where the record is.
         task_id: the task.
-        fence: of the execution's claim.
+        fence: the fencing token of the claim.
         snapshot: what the execution resumes from, or None for a fresh start.
-        value: the encoded return value of an execution that was lost after its body had returned, or None.
-        is_recovered: whether the execution before this one was lost.
-        message: returns what is needed to publish the task again, should the store have lost it.
+        value: the encoded return value of an earlier execution that was lost after its body had returned, or None.
+        is_recovered: whether the previous execution was lost.
+        message: returns the saved message, in case the store has lost it.
 
     Attributes:
-        fence: as this execution wrote it last, with the pending command that it found.
+        fence: the fencing token last written by this execution, with the pending command found in it.
     """
 
     def __init__(
@@ -62,65 +62,65 @@ class OwnedRecord:
         self._message = message
 
     def within(self, connection: object) -> OwnedRecord:
-        """Return the same right for writes in the transaction of ``connection``, see :meth:`Store.within`."""
+        """Return the same right for writes in the transaction of ``connection``; see :meth:`Store.within`."""
         return OwnedRecord(
             self._store.within(connection), self._task_id, self.fence, self.snapshot, message=self._message
         )
 
     def is_found(self) -> bool:
-        """Whether the store has the record, and no other execution owns it."""
+        """Whether the store has the record and no other execution owns it."""
         found = self._store.read(self._task_id)
         return found is not None and self._is_own(found.fence)
 
     def save(self, snapshot: str) -> None:
-        """Save progress; the fencing token then has the command that may have been added to it."""
-        # Rule 8: only the owner writes, in its own generation. Here and below, compare_and_swap holds it.
+        """Save progress; afterwards the fencing token includes a command added meanwhile."""
+        # Rule 8: only the owner writes, in its own generation. compare_and_swap enforces it, here and below.
         while not self._store.compare_and_swap(self._task_id, self.fence, Update(self.fence, snapshot)):
             found = self._store.read(self._task_id)
             if found is None:
-                # Rule 14: a record that is gone was lost by its store, and not taken by another execution.
+                # Rule 14: a missing record was lost by its store, not taken by another execution.
                 lost = Update(self.fence, snapshot, self._message())
                 if not self._store.compare_and_swap(self._task_id, None, lost):
                     raise Superseded
                 return
-            # Rule 15: a command does not take the record from its owner; nor does one that is withdrawn.
+            # Rule 15: neither a command nor its withdrawal takes the record from its owner.
             if not self._is_own(found.fence):
                 raise Superseded
             self.fence = found.fence
 
     def was_saved(self, fence: Fence, snapshot: str) -> bool:
-        """Whether a save in a transaction, with that fencing token, was committed: the answer was lost."""
-        # The write waits for a transaction that the server has not ended yet.
+        """Whether a save in a transaction, with that fencing token, was committed although its answer was lost."""
+        # This write waits for a transaction that the server has not ended yet.
         self._store.compare_and_swap(self._task_id, fence, Update(fence))
         found = self._store.read(self._task_id)
         return found is not None and found.snapshot == snapshot
 
     def queue(self, snapshot: str, due_in: float, message: str | None = None) -> None:
-        """Save, and leave the task to the message of this generation, which the caller publishes.
+        """Save, and hand the task over to the message of this generation, which the caller publishes.
 
-        Where the record is not queued then, nothing is to be published: it is paused, or still the execution's own,
-        which cancels it.
+        If the record is not queued afterwards, the caller must not publish: the task is paused, or this execution still
+        owns it and must cancel it.
         """
         queued = Fence(self.fence.generation, Status.QUEUED)
         self._hand_over(Update(queued, snapshot, message, due_in=due_in + OVERDUE_AFTER))
 
     def wait(self, snapshot: str, due_in: float | None, is_there: Callable[[str], bool]) -> None:
-        """Save, and leave the task until a time or a delivery; see :meth:`queue`.
+        """Save, and suspend the task until a time or a delivery; see :meth:`queue`.
 
         Args:
-            snapshot: the progress, with what it waits for.
-            due_in: seconds from now when it continues in any case, or None.
-            is_there: whether what it waits for is in this inbox.
+            snapshot: the progress, including what the task waits for.
+            due_in: seconds from now after which it continues in any case, or None.
+            is_there: whether an inbox contains what the task waits for.
         """
         waiting = Fence(self.fence.generation, Status.WAITING)
         while True:
             found = self._store.read(self._task_id)
             if found is None:
-                self.fence = Fence(self.fence.generation, Status.QUEUED)  # Rule 14: the message has all that is left
+                self.fence = Fence(self.fence.generation, Status.QUEUED)  # Rule 14: only the message is left
                 return
             inbox = found.inbox or ""
-            # Rule 16: a task does not wait for what is there. A delivery that comes just now changes the inbox, and
-            # the write is refused; one that comes later finds the record waiting.
+            # Rule 16: a task does not wait for what was already delivered. A delivery at this moment changes the inbox,
+            # so that the write is refused; a later one finds the record waiting.
             if is_there(inbox):
                 self.queue(snapshot, 0.0)
                 return
@@ -133,26 +133,26 @@ class OwnedRecord:
                     raise
 
     def release(self, snapshot: str | None) -> None:
-        """Save, and let the message that was claimed claim again; no-op where another execution owns the record."""
-        # The generation stays, or that message's older snapshot would be taken for the newer. Due at once to
-        # nobody: the sweep finds it should that message never come back.
+        """Save, and let the claimed message claim again; no-op if another execution owns the record."""
+        # With a new generation, that message's older snapshot would count as the newer one. The record becomes due, so
+        # that a sweep finds it if the message never returns.
         released = Update(Fence(self.fence.generation, Status.RUNNING), snapshot, due_in=OVERDUE_AFTER)
         with suppress(Superseded):
             self._hand_over(released)
 
     def finish(self, snapshot: str, value: str | None) -> None:
-        """The body has returned."""
-        # Rule 9: the value is kept before Celery passes it on, so that no user code runs again for it.
-        # A pause or a cancellation is too late now.
+        """Save the return value."""
+        # Rule 9: the value is saved before Celery passes it on, so that no user code runs again for it.
+        # It is too late for a pause or cancel command.
         returned = self.fence.with_command(None)._replace(status=Status.RETURNED)
         self._write(Update(returned, snapshot, value=value), heeds_commands=False)
 
     def end(self, status: Status, snapshot: str | None, expires_in: float) -> None:
-        """The result is stored: keep a tombstone, or the failed record, for ``expires_in`` seconds.
+        """Keep a tombstone, or the failed record, for ``expires_in`` seconds: the result is stored.
 
-        No-op where another execution owns the record.
+        No-op if another execution owns the record.
         """
-        # Rule 10: a record that has ended stays, so that a late delivery ends too.
+        # Rule 10: the record of an ended task stays, so that a late delivery of its message is refused.
         kept = None if status == Status.FAILED else ""  # a failed task can be retried
         ended = Fence(self.fence.generation, status)
         update = Update(ended, snapshot, message=kept, value="", inbox=kept, expires_in=expires_in)
@@ -171,10 +171,10 @@ class OwnedRecord:
         return Inbox.loads(found.inbox if found else None)
 
     def close_wait(self, name: str) -> Outcome:
-        """Nothing came in time: let nothing come later.
+        """Close a wait that has timed out, so that later deliveries are refused.
 
         Returns:
-            The outcome, which is what came in the last moment, or that nothing did.
+            The outcome: a payload delivered at the last moment, or the timeout.
         """
         while True:
             found = self._store.read(self._task_id)
@@ -185,7 +185,7 @@ class OwnedRecord:
                 return inbox[name]
             if not self._is_own(found.fence):
                 raise Superseded
-            # Rule 20: a wait has one outcome, and that it timed out is one.
+            # Rule 20: a wait has one outcome, which may be a timeout.
             inbox[name] = TIMED_OUT
             closed = Update(found.fence, inbox=inbox.dumps(), expected_inbox=found.inbox or "")
             if self._store.compare_and_swap(self._task_id, found.fence, closed):
@@ -195,7 +195,7 @@ class OwnedRecord:
         return found.with_command(None) == self.fence.with_command(None)
 
     def _hand_over(self, update: Update) -> None:
-        """Leave the record, unless a command is pending that says otherwise."""
+        """Give up ownership with ``update``, or obey a pending command."""
         while self.fence.command != Command.CANCEL:
             try:
                 if self.fence.command == Command.PAUSE:
@@ -209,11 +209,11 @@ class OwnedRecord:
                 if found is None or not self._is_own(found.fence):
                     raise
                 if found.fence == self.fence and update.expected_inbox is not None:
-                    raise  # the inbox is another one, to be looked at first
+                    raise  # the inbox has changed, and must be read first
                 self.fence = found.fence
 
     def _write(self, update: Update, *, heeds_commands: bool = True) -> None:
-        """Write over the own fencing token, or over what an own write, whose answer was lost, has made of it."""
+        """Write over the own fencing token, or over what an own write made of it if its answer was lost."""
         if not self._store.compare_and_swap(self._task_id, self.fence, update):
             found = self._store.read(self._task_id)
             if not self._is_written(found, update) and not self._written_over(found, update, heeds_commands):
@@ -221,9 +221,9 @@ class OwnedRecord:
         self.fence = update.fence
 
     def _is_written(self, found: Record | None, update: Update) -> bool:
-        if found is None:  # Rule 14: no other execution has taken it
+        if found is None:  # Rule 14: no other execution owns it
             return True
-        # A sweep leaves the same fencing token, and another snapshot.
+        # A sweep may write the same fencing token, but another snapshot.
         return found.fence == update.fence and update.snapshot in (None, found.snapshot)
 
     def _written_over(self, found: Record | None, update: Update, heeds_commands: bool) -> bool:

@@ -1,4 +1,4 @@
-"""What a sweep does to a record: take it from a dead owner, and publish again a message that nobody has claimed."""
+"""What a sweep does to a record: take it from a dead owner, or republish its overdue message."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from celery_continuations.stores.base import OWNED, Command, Due, Fence, Record,
 
 __all__ = ["Ended", "count_loss", "overdue_after", "recover", "republish_overdue", "with_loss"]
 
-#: Asks the result backend whether the task has ended, given its record if there is one; returns the status that the
-#: record should have, and for how many seconds to keep it, or None.
+#: Asks the result backend whether the task of a record, if there is one, has ended; returns the status that the record
+#: should have, and for how many seconds to keep it, or None.
 Ended = Callable[[Record | None], tuple[Status, float] | None]
 
-# Checks that double the time until the next one: up to more than a day.
+# The number of checks that double the time until the next one: up to more than a day.
 _DOUBLINGS = 14
 
 
 def overdue_after(fence: Fence) -> float:
-    """Return the seconds after which the message of a queued record is overdue; they double each time."""
+    """Return the seconds after which a queued record's message is overdue; they double with each check."""
     return OVERDUE_AFTER * 2.0 ** min(fence.republished, _DOUBLINGS)
 
 
 def recover(store: Store, task_id: str, *, ended: Ended, loss_of: Callable[[str], Loss | None]) -> Record | None:
-    """Take a record from an owner that is dead, and leave it to a message.
+    """Take a record from a dead owner, and requeue it.
 
     Args:
         store: where the record is.
         task_id: the task.
         ended: see :data:`Ended`.
-        loss_of: returns why an owner's execution was lost; None while the owner may run it.
+        loss_of: returns why an owner's execution was lost; None while the owner may be running it.
 
     Returns:
-        The record as it is now, for its message to be published, or, where it is not queued, to be cancelled; or None
-        when there is nothing to do.
+        The new record: if it is queued, its message must be published; otherwise its task must be cancelled.  None if
+        there is nothing to do.
     """
     record = store.read(task_id)
     if record is None or record.fence.status not in OWNED or not record.fence.owner:
@@ -49,10 +49,10 @@ def recover(store: Store, task_id: str, *, ended: Ended, loss_of: Callable[[str]
     if result is not None:
         OwnedRecord(store, task_id, known).end(result[0], None, result[1])
         return None
-    with_loss(record.snapshot, loss)  # raises for what cannot be read, before anything is changed
+    with_loss(record.snapshot, loss)  # raises before anything is changed if it cannot be read
     if known.command == Command.CANCEL:
         return record
-    # Rule 11: of two sweepers one gets it, and only then is the message published.
+    # Rule 11: only one of two sweepers takes the record, and only that one publishes the message.
     is_paused = known.command == Command.PAUSE
     left = Fence(known.generation, Status.PAUSED if is_paused else Status.QUEUED)
     due_in = None if is_paused else OVERDUE_AFTER
@@ -63,11 +63,11 @@ def recover(store: Store, task_id: str, *, ended: Ended, loss_of: Callable[[str]
 
 
 def republish_overdue(store: Store, task_id: str, may_publish: Callable[[Record], bool]) -> Record | None:
-    """Find the message of a queued record overdue; a killed worker may hold it.
+    """Note that a queued record's message is overdue: a killed worker may hold it.
 
     Returns:
-        The record, for its message to be published again; or None when there is nothing to do, or
-        when the message may still be in its queue.
+        The record whose message must be published again; None if there is nothing to do, or if the message may still
+        be in its queue.
     """
     record = store.read(task_id)
     if record is None or record.due is None:
@@ -75,12 +75,12 @@ def republish_overdue(store: Store, task_id: str, may_publish: Callable[[Record]
     known = record.fence
     queued = Fence(known.generation, Status.QUEUED)
     if known.status == Status.WAITING:
-        # Rule 17: a waiting task continues when its time has come. Of the time and a delivery one gets it.
+        # Rule 17: a waiting task continues when its time has come, or a delivery before that: only one succeeds.
         return record if store.compare_and_swap(task_id, known, Update(queued, due_in=OVERDUE_AFTER)) else None
-    # Rule 12: a released record whose message has not come back is queued.
+    # Rule 12: a released record is queued if its message has not returned.
     if known.status not in (Status.QUEUED, Status.RUNNING) or (known.status == Status.RUNNING and known.owner):
         return None
-    # Rule 13: each check doubles the time until the next, and their number lets one of two sweepers make it.
+    # Rule 13: each check doubles the time until the next; their number lets only one of two sweepers make it.
     checks = known.republished + 1 if known.status == Status.QUEUED else 0
     queued = queued._replace(republished=checks)
     if not store.compare_and_swap(task_id, known, Update(queued, due_in=overdue_after(queued))):
@@ -91,12 +91,12 @@ def republish_overdue(store: Store, task_id: str, may_publish: Callable[[Record]
 def count_loss(store: Store, task_id: str, fence: Fence, loss: Loss) -> str | None:
     """Count a loss in a record that was taken from a dead owner; return its snapshot.
 
-    None where another execution has the record by now.
+    None if another execution owns the record by now.
     """
-    # Rule 23: it is read again. An owner that was only slow may have saved until its record was taken.
+    # Rule 23: read the record again. An owner that was only slow may have saved until its record was taken.
     while True:
         found = store.read(task_id)
-        # A check for its message, or a command, changes the fencing token, and takes it from no execution.
+        # A check for its message, or a command, changes the fencing token but not the owner.
         if found is None or (found.fence.generation, found.fence.status) != (fence.generation, fence.status):
             return None
         snapshot = with_loss(found.snapshot, loss)

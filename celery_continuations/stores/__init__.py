@@ -1,4 +1,4 @@
-"""Where a record lives between two executions."""
+"""Stores: they keep records between two executions."""
 
 from celery_continuations.stores.base import (
     NOT_CLAIMABLE,

@@ -1,10 +1,10 @@
-"""What a record is, what a lease is, and what a store does with them.
+"""Records, leases, and the interface of a store.
 
-A store is a few primitives.  What is written when, and who may, is decided in
-:mod:`celery_continuations.protocol`, once, for all of them.
+A store has only a few primitives.  :mod:`celery_continuations.protocol` decides, for all stores, who may write what,
+and when.
 
-Every record has a *fencing token* (:class:`Fence`).  ``compare_and_swap`` writes only if the token in the store is
-the one that the writer knows, so that an execution which was superseded changes nothing any more.
+Every record has a *fencing token* (:class:`Fence`).  ``compare_and_swap`` writes only if the token in the store is the
+one that the writer knows, so that a superseded execution cannot change the record.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ __all__ = [
 
 
 class _Text(str, enum.Enum):
-    """An enum of texts, each of which is shown as it is stored."""
+    """An enum of texts, shown as they are stored."""
 
     __str__ = str.__str__
 
 
 class Status(_Text):
-    """The statuses of a record."""
+    """The status of a record."""
 
     RUNNING = "running"
     QUEUED = "queued"
     WAITING = "waiting"
     PAUSED = "paused"
-    #: The body has returned, and its value is kept.
+    #: The body has returned, and its value is saved.
     RETURNED = "finishing"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -56,7 +56,7 @@ class Status(_Text):
 
 
 class Command(_Text):
-    """What an operator asked of a running execution: to stop until the task is resumed, or to end."""
+    """A command to a running execution: stop until the task is resumed, or end."""
 
     PAUSE = "pause"
     CANCEL = "cancel"
@@ -68,16 +68,16 @@ class Due(enum.Enum):
     UNCHANGED = "unchanged"
 
 
-#: An execution is running these.
+#: An execution owns the record.
 OWNED = frozenset((Status.RUNNING, Status.RETURNED))
 
 #: The task has ended.
 TERMINAL = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED))
 
-#: A message that finds one of these ends without touching anything.
+#: A message with such a record ends without touching anything.
 NOT_CLAIMABLE = TERMINAL | {Status.WAITING, Status.PAUSED}
 
-#: How many due records a sweep handles, one sweep after the other.
+#: How many due records one sweep handles.
 LIMIT = 100
 
 _PARTS_OF_OWNER = 3
@@ -85,7 +85,7 @@ _PARTS_OF_OWNER = 3
 _STATUSES = {status.value: status for status in Status}
 _COMMANDS = {command.value: command for command in Command}
 
-# What stands in the owner's place of a paused record whose message was saved later.
+# Written in the owner's place of a paused record whose message was saved after the pause.
 _MESSAGE_SAVED = "kept"
 
 
@@ -94,9 +94,9 @@ class Fence(NamedTuple):
 
     Attributes:
         generation: how many times the task was claimed.
-        status: of the record.
-        owner: the execution that runs the task, ``worker/process/execution``; ``""`` where there is none.
-        command: the pending command to that execution, which it finds at its next save: that is refused.
+        status: the status of the record.
+        owner: the execution that runs the task, ``worker/process/execution``; ``""`` if there is none.
+        command: the pending command to that execution; it makes the next save fail, which then finds the command.
         republished: how many times the message of a queued record was found overdue.
         message_saved: whether the message of a paused record was saved after the pause.
 
@@ -118,7 +118,7 @@ class Fence(NamedTuple):
     message_saved: bool = False
 
     def with_command(self, command: Command | None) -> Fence:
-        """Return the token with another pending command, or with none."""
+        """Return the token with another pending command, or without one."""
         return self._replace(command=command)
 
     @property
@@ -127,7 +127,7 @@ class Fence(NamedTuple):
         return self.owner.partition("/")[0] if self.status in OWNED else ""
 
     def dumps(self) -> str:
-        """Write it as one line."""
+        """Return the token as one line."""
         place = self.owner
         if self.command is not None:
             place = f"{place}/{self.command}"
@@ -156,7 +156,7 @@ class Fence(NamedTuple):
 
 
 def without_command(place: str) -> str:
-    """Return the owner that stands in the text of a fencing token, without a pending command.
+    """Return the owner from the text of a fencing token, without a pending command.
 
     >>> without_command("worker/7/a/pause")
     'worker/7/a'
@@ -172,16 +172,15 @@ def _command(name: str) -> Command | None:
 
 @dataclass(frozen=True)
 class Record:
-    """A snapshot in a store, with who owns it.
+    """A snapshot in a store, with its owner.
 
     Attributes:
         fence: the fencing token.
-        snapshot: the snapshot's JSON text, or None where there is none yet.
-        message: what is needed to publish the task again, opaque; written once.
+        snapshot: the snapshot's JSON text, or None if there is none yet.
+        message: the saved message, opaque; written once.
         value: the encoded return value, once the body has returned; ``""`` once the result is stored.
-        inbox: what was delivered to the task, opaque; None or ``""`` where nothing was.
-        due: the time by the store's clock, in seconds since the epoch, from which on something
-            is to be done; None for never.
+        inbox: what was delivered to the task, opaque; None or ``""`` if nothing was.
+        due: when a sweep must handle the record, by the store's clock, in seconds since the epoch; None for never.
     """
 
     fence: Fence
@@ -198,14 +197,13 @@ class Update:
 
     Attributes:
         fence: the new fencing token.
-        snapshot: the new text; None leaves what is there, in this and the next three.
+        snapshot: the new text; None keeps the old one, also in the next three.
         message: the new text.
         value: the new text.
         inbox: the new text.
-        due_in: seconds from now when the record becomes due; None for never, ``Due.UNCHANGED`` to leave it.
+        due_in: seconds until the record becomes due; None for never, ``Due.UNCHANGED`` to keep the due time.
         expires_in: seconds after which the record may be forgotten; 0 removes it, None keeps it forever.
-        expected_inbox: write only if the record's inbox is this, ``""`` for an empty one; None where it does not
-            matter.
+        expected_inbox: write only if the record has this inbox, ``""`` for an empty one; None to ignore the inbox.
     """
 
     fence: Fence
@@ -224,7 +222,7 @@ class Update:
         return self.expected_inbox is None or ((found.inbox if found else None) or "") == self.expected_inbox
 
     def applied_to(self, found: Record | None, now: float) -> Record:
-        """Return the record that this makes of the one in the store; ``now`` by the store's clock."""
+        """Return the updated record; ``now`` is by the store's clock."""
         record = found or Record(self.fence)
         return replace(
             record,
@@ -242,17 +240,17 @@ class Update:
         return None if self.due_in is None else now + self.due_in
 
     def expires(self, now: float) -> float | None:
-        """Return the time when the record expires; long ago for one to remove, also if the clock is set back."""
+        """Return the time when the record expires: 0 for a removed record, None for never."""
         return self.expires_in and now + self.expires_in
 
 
 class Lease(NamedTuple):
-    """For how long a worker's ownership of its records still counts.
+    """For how long a worker's ownership of its records remains valid.
 
     Attributes:
-        worker: its id.
-        left: seconds by the store's clock; 0 or less once it is over.
-        note: what the worker last said of itself, for the sweep that finds it dead; one word or ``""``.
+        worker: the worker's id.
+        left: the remaining seconds, by the store's clock; 0 or less once expired.
+        note: the worker's last note, for the sweep that finds it dead; one word or ``""``.
     """
 
     worker: str
@@ -261,13 +259,13 @@ class Lease(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a sweep begins with.
+    """The read that a sweep begins with.
 
     Attributes:
-        leases: of every worker that has not been retired.
-        due: ids of records whose due time has passed, the longest past first.
-        owned: the owner of each record that an execution of the asking worker owns, by task id; without a pending
-            command.
+        leases: the leases of all workers that have not been retired.
+        due: ids of records whose due time has passed, the earliest first.
+        owned: the owner, without a pending command, of each record that the given worker's executions own, by task
+            id.
     """
 
     leases: list[Lease]
@@ -276,7 +274,7 @@ class Scan(NamedTuple):
 
 
 def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Iterator[tuple[str, Record | StoreError]]:
-    """Read them one by one, for :meth:`Store.records`."""
+    """Read records one by one, for :meth:`Store.records`."""
     for task_id in task_ids:
         found: Record | StoreError | None
         try:
@@ -288,28 +286,28 @@ def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Itera
 
 
 class Store(abc.ABC):
-    """Where records live.  All times are in seconds, and by the store's own clock.
+    """The interface of a store.  All times are in seconds, by the store's own clock.
 
-    Every method raises StoreError when the store cannot be reached, or holds something
-    that is not a record; none of them waits for longer than its driver does.
+    Every method raises StoreError when the store cannot be reached, or contains something that is not a record.  No
+    method waits longer than its driver does.
     """
 
-    #: False for a store that keeps nothing, so that nothing is saved while a task runs.
+    #: False for a store that keeps nothing, so that nothing is saved while a task is running.
     keeps = True
 
     # -- records
 
     @abc.abstractmethod
     def read(self, task_id: str) -> Record | None:
-        """Return the record, or None where there is none."""
+        """Return the record, or None if there is none."""
 
     @abc.abstractmethod
     def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
-        """Apply ``update`` if the record in the store has the fencing token ``expected``; atomically.
+        """Apply ``update`` atomically if the record in the store has the fencing token ``expected``.
 
         Args:
-            task_id: whose record.
-            expected: None to write only if there is no record.
+            task_id: the task of the record.
+            expected: the expected token; None to write only a new record.
             update: what to write.
 
         Returns:
@@ -317,9 +315,9 @@ class Store(abc.ABC):
         """
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
-        """Write only a new fencing token; return the record then, its message aside, or None if refused.
+        """Write only a new fencing token; return the new record, possibly without its message, or None if refused.
 
-        A store that can do it in one round trip should.
+        Override it if the store can do it in one round trip.
         """
         if not self.compare_and_swap(task_id, expected, Update(fence)):
             return None
@@ -329,49 +327,50 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """Yield every record with its task's id, those that have ended too, in no order.
+        """Yield every record with its task's id, including those of ended tasks, in any order.
 
-        For people, and never part of running a task: it reads them all.  A record that is written meanwhile may be
-        missed, or come as it was or as it is.  In the place of one that cannot be read comes the StoreError.
+        For operators only, because it reads all records; running tasks does not use it.  A record that is written
+        meanwhile may be missing, or be its old or new version.  A record that cannot be read is replaced by its
+        StoreError.
         """
 
     # -- workers
 
     @abc.abstractmethod
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """Let the worker's ownership of its records count for ``seconds`` from now."""
+        """Renew the worker's lease for ``seconds`` from now."""
 
     @abc.abstractmethod
     def retire(self, worker: str) -> None:
-        """Forget the lease of a worker, unless it still owns a record."""
+        """Delete a worker's lease, unless the worker still owns a record."""
 
     @abc.abstractmethod
     def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
-        """Return what a sweep begins with; at a cost that does not depend on how many records there are.
+        """Return what a sweep begins with, at a cost that does not depend on the number of records.
 
-        A worker that owns a record is among the leases also when it has never renewed one.
+        The leases include every worker that owns a record, even if it has never renewed a lease.
 
         Args:
-            worker: whose own records to return as well.
-            limit: how many due records to return at most.
+            worker: the worker whose own records are returned as well.
+            limit: the maximum number of due records.
         """
 
     def within(self, connection: Any) -> Store:
-        """Return a store of which ``read`` and ``compare_and_swap`` run on the caller's connection, in its transaction.
+        """Return a store whose ``read`` and ``compare_and_swap`` run on the caller's connection, in its transaction.
 
         They neither commit nor roll back.  Their StoreError has the driver's error as its cause.
 
         Args:
-            connection: a connection of the driver, as of PEP 249.
+            connection: a PEP 249 connection of the driver.
 
         Raises:
-            StoreError: when this store is in no database, or in one of another kind.
+            StoreError: when this store is not in a database, or in another kind of database.
         """
         raise StoreError(
             type(self).__name__,
             "transaction= needs a continuation_store in the database of the transaction: 'django', or a "
-            "db+postgresql:// or db+sqlite:/// URL; this one is in none",
+            "db+postgresql:// or db+sqlite:/// URL; this store is not in a database",
         )
 
     def close(self) -> None:
-        """Give back connections and files."""
+        """Close connections and files."""

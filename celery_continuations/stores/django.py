@@ -1,7 +1,7 @@
-"""Records in a database of a Django project, by its ORM and its connection.
+"""Records in a Django project's database, through its ORM and connection.
 
-The tables are those of :mod:`celery_continuations.contrib.django`, made by its migrations.  Every statement
-commits by itself, unless the caller has a transaction open, and all times are by the database's clock.
+The tables belong to :mod:`celery_continuations.contrib.django` and are created by its migrations.  Every statement
+commits automatically, unless the caller has a transaction open, and all times are by the database's clock.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PARTS = ("fence", "snapshot", "message", "value", "due", "inbox")
 
 
 class _Clock(Func):
-    """The database's time in seconds since the epoch; one for all of a statement."""
+    """The database's time in seconds since the epoch, constant within a statement."""
 
     output_field = FloatField()
 
@@ -61,11 +61,11 @@ def _from_now(seconds: float) -> Any:
     return _Clock() + Value(float(seconds), output_field=FloatField())
 
 
-# A child must not inherit a SQLite connection that is in use, nor the locks that SQLite believes to hold for it.
+# A child must not inherit a SQLite connection that is in use, nor the locks that SQLite keeps for it.
 _in_sqlite = threading.RLock()
 
-# The stores' databases; and their connections of before a fork, which stay: to collect them could close what is
-# still the parent's.
+# The stores' databases; and their connections from before a fork, which are kept: collecting them could close what the
+# parent still uses.
 _aliases: set[str] = set()
 _inherited: list[Any] = []
 
@@ -87,11 +87,11 @@ class DjangoStore(Store):
     """A row for each record.
 
     Args:
-        alias: of the database, as ``DATABASES`` has it.
-        namespace: keeps apart services that share a database.
+        alias: the alias of the database in ``DATABASES``.
+        namespace: separates services that share a database.
 
     Raises:
-        StoreError: when the app is not installed, or the database is of another kind.
+        StoreError: when the app is not installed, or the kind of database is not supported.
     """
 
     def __init__(self, alias: str, namespace: str) -> None:
@@ -138,7 +138,7 @@ class DjangoStore(Store):
         return self._run(lambda: bool(rows.update(**values) == 1), task_id)
 
     def within(self, connection: Any) -> Store:
-        """Use the transaction that is open on Django's own connection."""
+        """Return this store, which uses the transaction on Django's own connection."""
         if connections[self._alias].connection is not connection:
             raise StoreError(
                 "django",
@@ -147,7 +147,7 @@ class DjangoStore(Store):
         return self
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """Reads a page at a time."""
+        """Yield every record, read a page at a time."""
         after = 0
         while True:
             page = self._living().filter(id__gt=after).order_by("id").values_list("id", "task_id")[:PAGE]
@@ -158,7 +158,7 @@ class DjangoStore(Store):
             after = ids[-1][0]
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """Removes now and then what has expired."""
+        """Renew the lease, and remove expired records at intervals."""
         _checked("a worker", worker)
         row = {"namespace": self._namespace, "worker": worker}
         values = {"until": _from_now(seconds), "note": note}
@@ -166,7 +166,7 @@ class DjangoStore(Store):
         def work() -> None:
             leases = self._leases().filter(worker=worker)
             while not leases.update(**values) and not self._insert(self._leases(), {**row, **values}):
-                pass  # another thread has made it just now
+                pass  # another thread has just created it
             self._cleaning.clean(self._remove_expired)
 
         self._run(work)
@@ -174,7 +174,7 @@ class DjangoStore(Store):
     def retire(self, worker: str) -> None:
         owned = self._living().filter(worker=OuterRef("worker"))
         idle = self._leases().filter(~Exists(owned), worker=worker)
-        self._run(lambda: idle._raw_delete(self._alias))  # one statement: delete() would look first what there is
+        self._run(lambda: idle._raw_delete(self._alias))  # one statement: delete() would query the rows first
 
     def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
         leases = self._leases().values_list("worker", F("until") - _Clock(), "note")
@@ -211,7 +211,7 @@ class DjangoStore(Store):
         return self._living().filter(task_id=_checked("a task id", task_id))
 
     def _add(self, task_id: str, values: dict[str, Any]) -> bool:
-        """Write where there is nothing, or nothing that lives."""
+        """Insert a record; if the task has one, replace it only if it has expired."""
         row = {"namespace": self._namespace, "task_id": _checked("a task id", task_id)}
         if self._insert(self._rows(), {**row, **values}):
             return True
@@ -221,7 +221,7 @@ class DjangoStore(Store):
     def _insert(self, rows: Any, values: dict[str, Any]) -> bool:
         is_open = connections[self._alias].in_atomic_block
         try:
-            # Within a transaction a refused row would spoil the rest of it.
+            # A refused row would make the rest of an open transaction fail.
             with transaction.atomic(using=self._alias) if is_open else nullcontext():
                 rows.create(**values)
         except IntegrityError:
@@ -240,12 +240,12 @@ class DjangoStore(Store):
                 if not connection.in_atomic_block and not self._is_usable(connection):
                     connection.close()
                     if again:
-                        # The server has been away since. What was cut off may have been written all the same:
-                        # whoever swaps asks for that when it is refused.
+                        # The server was unavailable. The interrupted write may still have taken effect: callers of
+                        # compare_and_swap check for that when the retry is refused.
                         again = False
                         continue
                 raise StoreError("django", f"{where}{type(exc).__name__}: {exc}") from exc
-            except (ValueError, TypeError) as exc:  # of what the driver cannot write
+            except (ValueError, TypeError) as exc:  # the driver cannot write a value
                 raise StoreError("django", f"{where}{type(exc).__name__}: {exc}") from exc
 
     def _is_usable(self, connection: Any) -> bool:
@@ -254,7 +254,7 @@ class DjangoStore(Store):
     def _remove_expired(self, most: int) -> int:
         rows = apps.get_model(_APP, "RecordRow")._base_manager.using(self._alias)
         expired = list(rows.filter(expires__lte=_Clock()).order_by("expires").values_list("id", flat=True)[:most])
-        # Asked again: it may have been replaced since.
+        # Checked again: a row may have been replaced since.
         rows.filter(id__in=expired, expires__lte=_Clock()).delete()
         return len(expired)
 
@@ -262,7 +262,7 @@ class DjangoStore(Store):
         try:
             return record_of(*parts)
         except (ValueError, TypeError) as exc:
-            raise StoreError("django", f"task {task_id!r} of {self._namespace}: no record: {exc!r}") from exc
+            raise StoreError("django", f"task {task_id!r} of {self._namespace}: not a record: {exc!r}") from exc
 
 
 def _checked(what: str, text: str) -> str:

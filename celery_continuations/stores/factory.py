@@ -1,4 +1,4 @@
-"""From the setting ``continuation_store`` to a store."""
+"""Open the store that ``continuation_store`` names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["open_store", "without_store"]
 
 _REDIS = ("redis", "rediss", "redis+socket", "sentinel")
-_IN_MEMORY = "a database in memory is found by no other process"
+_IN_MEMORY = "other processes cannot see a database in memory"
 
 _opened: WeakKeyDictionary[Celery, dict[str, Store]] = WeakKeyDictionary()
 
-# Stores that were opened before a fork. They stay where they are: to collect them would close connections
-# that are still the parent's.
+# Stores opened before a fork. They are kept, because collecting them would close connections that the parent still
+# uses.
 _inherited: list[Any] = []
 
 
@@ -45,16 +45,16 @@ def open_store(app: Celery, setting: str) -> Store:
     """Return the store that ``setting`` names; the same one each time, for one app.
 
     Args:
-        app: whose namespace, and whose result backend and broker ``"auto"`` looks at.
+        app: the app, for its namespace, and for the result backend and broker that ``"auto"`` considers.
         setting: a value of ``continuation_store``.
 
     Raises:
-        ImproperlyConfigured: for a URL of an unknown kind, for a database in memory, and for a path that leads to
-            no store.
+        ImproperlyConfigured: for a URL of an unknown kind, a database in memory, or a path that does not lead to a
+            store.
         StoreError: when the store's driver is missing.
     """
     stores = _opened.setdefault(app, {})
-    # setdefault, so that of two threads which find none both use the same
+    # setdefault, so that two threads that find none use the same one
     return stores.get(setting) or stores.setdefault(setting, _open(app, setting))
 
 
@@ -66,7 +66,7 @@ def stores_of(app: Celery) -> list[Store]:
 
 
 def without_store(app: Celery) -> str | None:
-    """Say why ``"auto"`` finds no store for this app, or return None when it does."""
+    """Return why ``"auto"`` finds no store for this app, or None if it finds one."""
     return _auto(app)[1]
 
 
@@ -92,7 +92,7 @@ def _own(app: Celery, path: str) -> Store:
     store = conf.found_at("store", path)(app, conf.namespace(app))
     if not isinstance(store, Store):
         raise ImproperlyConfigured(
-            f"continuation_store = {path!r} returned {store!r:.80}, which is no celery_continuations.stores.Store"
+            f"continuation_store = {path!r} returned {store!r:.80}, which is not a celery_continuations.stores.Store"
         )
     return store
 
@@ -142,7 +142,7 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
         def open_redis() -> Store:
             from celery_continuations.stores.redis import RedisStore, impatient
 
-            # Celery's own reading of the URL and of the settings that go with it: TLS, Sentinel, credentials.
+            # Celery itself reads the URL and its related settings: TLS, Sentinel, credentials.
             backend = _backend(app, url)
             backend.connparams.update(impatient(backend.connparams))
             return RedisStore(backend.client, space)

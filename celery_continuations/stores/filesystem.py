@@ -2,10 +2,10 @@
 
 ================  =======================================================================
 ``NAME.json``     a record
-``live/NAME``     empty: the record has not ended, so a sweep looks at it
+``live/NAME``     empty: marks a record for sweeps, whose task has not ended
 ``leases/NAME``   the lease of a worker
-``XX.lock``       one lock for every 256th record: their number stays small, and none is ever
-                  deleted, which would hand the same lock to two holders
+``XX.lock``       256 locks for all records: few enough that none is ever deleted, which would give
+                  the same lock to two holders
 ================  =======================================================================
 """
 
@@ -37,12 +37,12 @@ _A_DAY = 86400
 class FilesystemStore(Store):
     """One file for each record, replaced as a whole under a lock.
 
-    What a kill -9 of a worker leaves is the old file or the new one.  The files are not
-    synced to the disk: a crash of the machine itself may lose the last writes.
+    If a worker is killed by SIGKILL, either the old or the new file remains.  The files are not synced to the disk: a
+    crash of the machine may lose the last writes.
 
     Args:
-        folder: where the files are; made if it is missing.
-        namespace: keeps apart services that share the folder.
+        folder: the folder of the files; created if missing.
+        namespace: separates services that share the folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str], namespace: str) -> None:
@@ -78,7 +78,7 @@ class FilesystemStore(Store):
                 "due": whole.due,
                 "expires": update.expires(now),
             }
-            # Marked before it is written, and unmarked after: a kill in between leaves a mark too many.
+            # Marked before the write and unmarked after it: a kill in between leaves an extra mark.
             live = bool(whole.fence.worker) or whole.due is not None
             if live:
                 (self._live / path.stem).touch()
@@ -88,7 +88,7 @@ class FilesystemStore(Store):
             return True
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """One that cannot be read comes under its file's name."""
+        """Yield every record; one that cannot be read comes under its file's name."""
         for name in self._names(self._folder, "json"):
             path = self._folder / name
             try:
@@ -120,7 +120,7 @@ class FilesystemStore(Store):
         owned: dict[str, str] = {}
         for task_id, record in self._read_live():
             if record is None:
-                due.append((0.0, task_id))  # let the sweep read it, and name what is wrong with it
+                due.append((0.0, task_id))  # the sweep reads it, and reports the problem
                 continue
             name = record.fence.worker
             if name:
@@ -132,7 +132,7 @@ class FilesystemStore(Store):
         return Scan(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], owned)
 
     def _read_live(self) -> Iterator[tuple[str, Record | None]]:
-        """Yield what has not ended; None for a record that cannot be read, under its file's name."""
+        """Yield records whose tasks have not ended; None, under its file's name, for one that cannot be read."""
         for name in self._names(self._live):
             try:
                 found = _load(self._folder / f"{name}.json")
@@ -163,11 +163,9 @@ class FilesystemStore(Store):
             raise StoreError("filesystem", f"{folder}: {exc}") from exc
 
     def _remove_expired(self) -> None:
-        """Remove what has expired.  No tombstone does within a day, so younger files are not even opened."""
+        """Remove expired records.  Tombstones live longer than a day, so younger files are not opened."""
         for path in self._folder.glob("*.json"):
-            with suppress(
-                OSError, StoreError, ValueError, KeyError, TypeError
-            ):  # what is not a record is not ours to judge
+            with suppress(OSError, StoreError, ValueError, KeyError, TypeError):  # ignore files that are not records
                 if path.stat().st_mtime < time.time() - _A_DAY:
                     with self._locked_file(path):
                         expires = json.loads(path.read_text("ascii"))["expires"]
@@ -194,7 +192,7 @@ class FilesystemStore(Store):
 
 
 def _load(path: Path) -> tuple[str, Record] | None:
-    """Return the task's id and its record, or None where there is none, or it has expired."""
+    """Return the task's id and its record, or None if there is none or it has expired."""
     try:
         text = path.read_text("ascii")
     except FileNotFoundError:
@@ -230,7 +228,7 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 
 def _file_name(text: str) -> str:
-    """Return a name that any file system takes, different for different texts."""
+    """Return a file name that every file system accepts, unique for each text."""
     if text.replace("-", "").isalnum() and text.isascii() and text.islower() and len(text) <= 64:
         return text
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -11,24 +11,24 @@ __all__ = ["MessageStore"]
 
 
 class MessageStore(Store):
-    """Keeps nothing and agrees to everything: what a message says is all there is to know."""
+    """Keep nothing and accept every write: all progress is in the message."""
 
     keeps = False
 
     def read(self, task_id: str) -> Record | None:
-        """There never is a record."""
+        """Return None: there are no records."""
         return None
 
     def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
-        """Agree."""
+        """Accept."""
         return True
 
     def take(self, task_id: str, expected: Fence, fence: Fence) -> Record | None:
-        """Agree."""
+        """Accept."""
         return Record(fence)
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """There never is a record."""
+        """Return nothing: there are no records."""
         return iter(())
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
@@ -38,5 +38,5 @@ class MessageStore(Store):
         """No-op: there are no leases."""
 
     def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
-        """There is nothing to find."""
+        """Return an empty scan."""
         return Scan([], [], {})

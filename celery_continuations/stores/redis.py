@@ -1,14 +1,14 @@
-"""Records in Redis, and an index of those that a sweep looks at; one script call for each operation.
+"""Records in Redis, and an index for sweeps; one script call for each operation.
 
 ===============================  ==================================================================
-``continuation:SPACE:TASK``      string: the fence, and behind a line feed the snapshot; written often
+``continuation:SPACE:TASK``      string: the fence, and after a line feed the snapshot; written often
 ``continuation-kept:SPACE:TASK`` hash: ``message`` and ``value``, each written once, and ``inbox``
 ``continuations:SPACE:due``      sorted set: task ids by due time
-``continuations:SPACE:leases``   hash: by worker, the end of its lease and its note
+``continuations:SPACE:leases``   hash: by worker, the end and the note of its lease
 ``continuations:SPACE:owned:W``  hash: by task id, the owner of each record that worker ``W`` owns
 ===============================  ==================================================================
 
-SPACE is a digest of the namespace: keys stay short, and it is certain where a namespace ends.
+SPACE is a digest of the namespace: keys stay short, and the end of the namespace is unambiguous.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ except ImportError as exc:  # pragma: no cover - tested in a subprocess without 
 
 __all__ = ["TIMEOUT", "RedisStore", "impatient"]
 
-#: Seconds for which a call waits for an answer.
+#: Seconds that a call waits for an answer.
 TIMEOUT = 3.0
 
-# Where all records are read: how many keys a SCAN goes past, and how many records come at a time.
+# For reading all records: how many keys one SCAN visits, and how many records are read at a time.
 _SCANNED = 1000
 _BATCH = 100
 
 
 class _ScriptMissing(Exception):
-    """The server has not seen this script, or has been restarted since."""
+    """The server does not know this script, or has been restarted since."""
 
 
 def _script(text: str) -> tuple[str, str]:
@@ -60,8 +60,8 @@ def _script(text: str) -> tuple[str, str]:
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-# KEYS: the record, and what is kept with it. ARGV: the prefix of the index, the task's id, then what each
-# script says.
+# KEYS: the record, and what is kept with it. ARGV: the prefix of the index, the task's id, then the arguments that each
+# script lists.
 _COMMON = """
 local index, id = ARGV[1], ARGV[2]
 local function clock()
@@ -90,7 +90,7 @@ local function list(fence)
 end
 """
 
-# Sets was: the fence in the store, "" without a record. No fence is longer.
+# Sets was: the fence in the store, "" without a record. Fences are shorter than the range.
 _FENCE = """
 local was = string.match(redis.call('GETRANGE', KEYS[1], 0, 511), '^[^\\n]*')
 """
@@ -98,7 +98,7 @@ local was = string.match(redis.call('GETRANGE', KEYS[1], 0, 511), '^[^\\n]*')
 # ... expected fence ("" for none), fence and snapshot ("" without a snapshot), and unless it is a save: new fence,
 # seconds until it is due ("" for never, "=" to leave it), milliseconds to live ("" forever, 0 to remove it), "=" and
 # the expected inbox ("" for any), then field, value, ... of what is kept.
-# The first half alone is what a save runs.
+# A save runs the first half only.
 _SWAP = _script(
     """
 local expected, whole, fence, due, ttl = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -203,10 +203,10 @@ return {
 
 
 def impatient(connection: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a connection of Celery's result backend is to differ for a store.
+    """Return the changes that a store makes to the connections of Celery's result backend.
 
-    A task waits for its save, and a worker that cannot renew its lease loses its tasks, so nothing may hang for
-    the two minutes that are Celery's default.  A pooled connection that the server has closed is tried once more.
+    A task waits for its save, and a worker that cannot renew its lease loses its tasks, so nothing may hang for two
+    minutes, which is Celery's default.  A call on a pooled connection that the server has closed is retried once.
 
     Args:
         connection: the arguments of the backend's connections; shorter timeouts in them are kept.
@@ -223,7 +223,7 @@ class RedisStore(Store):
 
     Args:
         client: a redis-py client.
-        namespace: keeps apart services that share a server.
+        namespace: separates services that share a server.
     """
 
     def __init__(self, client: Any, namespace: str) -> None:
@@ -284,7 +284,7 @@ class RedisStore(Store):
             try:
                 found.append(Lease(name, float(until) - float(now), note))
             except ValueError as exc:
-                raise StoreError("redis", f"{self._index}leases has no lease for {name}: {lease!r}") from exc
+                raise StoreError("redis", f"{self._index}leases has an invalid lease for {name}: {lease!r}") from exc
         owners = _by_two(owned, f"{key}owned:{worker}")
         return Scan(
             found,
@@ -294,7 +294,7 @@ class RedisStore(Store):
 
     @property
     def client(self) -> Any:
-        """The redis-py client, for checks of how the server is set up."""
+        """The redis-py client, for checks of the server's configuration."""
         return self._client
 
     def close(self) -> None:
@@ -303,17 +303,17 @@ class RedisStore(Store):
 
     def _ids(self) -> Iterator[set[str]]:
         """Yield the ids of all tasks, a few at a time."""
-        pattern = f"{self._prefix}*"  # nothing in the prefix is special in a pattern
+        pattern = f"{self._prefix}*"  # the prefix has no special characters of patterns
         cursor = None
         while cursor != 0:
             cursor, keys = self._call(pattern, self._client.scan, cursor or 0, pattern, _SCANNED)
             yield {_text(key, pattern).removeprefix(self._prefix) for key in keys}
 
     def _read_all(self, task_ids: list[str]) -> Iterator[tuple[str, Record | StoreError]]:
-        """Read them in one round trip."""
+        """Read records in one round trip."""
         pipeline = self._client.pipeline(transaction=False)
         for task_id in task_ids:
-            # as bytes also of a client that decodes: it would fail for all when one is not text
+            # as bytes, because a decoding client would fail for all records if one is not text
             pipeline.execute_command("EVAL", _READ[0], *self._args(task_id), **{NEVER_DECODE: True})
         answers = self._call(f"{self._prefix}*", pipeline.execute, False)
         found = dict(zip(task_ids, answers, strict=True))
@@ -362,7 +362,7 @@ class RedisStore(Store):
         except RedisError as exc:
             raise StoreError("redis", f"{key}: {type(exc).__name__}: {exc}") from exc
         except UnicodeDecodeError as exc:  # of a client that decodes responses
-            raise StoreError("redis", f"{key} holds bytes that are no text: {exc}") from exc
+            raise StoreError("redis", f"{key} contains bytes that are not text: {exc}") from exc
 
 
 def _text(value: Any, key: str) -> str:

@@ -1,4 +1,4 @@
-"""What the two stores in SQL databases share: the columns, the limits, and how a row is read."""
+"""Shared by the two SQL stores: the columns, the limits, and reading a row."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = [
     "worker_of",
 ]
 
-#: How many characters a namespace, a task id or a worker may have.
+#: The maximum length of a namespace, a task id or a worker.
 LONGEST = 255
 
-#: The columns that an update may leave as they are.
+#: The columns that an update may leave unchanged.
 TEXTS = ("snapshot", "message", "value", "inbox")
 
-#: How many records are read at a time where all are.
+#: How many records are read at a time when all are read.
 PAGE = 100
 
-# clock_timestamp() would be another one for each row, which no index can be searched for.
+# clock_timestamp() would differ for each row, so that no index could be searched.
 CLOCK_OF_POSTGRESQL = "CAST(extract(epoch from statement_timestamp()) AS DOUBLE PRECISION)"
 
 # To the millisecond; unixepoch('subsec') came with SQLite 3.42.
 CLOCK_OF_SQLITE = "((julianday('now') - 2440587.5) * 86400.0)"
 
-# Expired rows are removed in batches of this size, and looked for at this interval in seconds.
+# Expired rows are removed in batches of this size, at this interval in seconds.
 _BATCH = 500
 _CLEAN_EVERY = 60.0
 
@@ -46,46 +46,46 @@ _LONG_AGO = -1e9
 
 
 class Cleaning:
-    """Removes expired rows now and then, of any namespace, also of those that are no longer opened."""
+    """Remove expired rows at intervals, in every namespace, including unused ones."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def clean(self, remove: Callable[[int], int]) -> None:
-        """Call ``remove``, if it is time: it removes as many rows at most, and returns how many it found."""
+        """Call ``remove`` if it is time: it removes at most the given number of rows, and returns how many it found."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _CLEAN_EVERY
             if remove(_BATCH) == _BATCH:
-                self._next = now  # there is more
+                self._next = now  # there are more
 
 
 def checked(store: str, what: str, text: str) -> str:
-    """Return the text, or raise StoreError for one that is too long: PostgreSQL would cut it, SQLite take it."""
+    """Return the text; raise StoreError if it is too long.  PostgreSQL would cut it, SQLite accept it."""
     if len(text) > LONGEST:
         raise StoreError(store, f"{what} has at most {LONGEST} characters, not {len(text)}: {text}")
     return text
 
 
 def seconds_left(update: Update) -> float | None:
-    """Return when the record expires; long ago for one to remove, also if the clock is set back."""
+    """Return the seconds until the record expires; for a removal long ago, in case the clock is set back."""
     return _LONG_AGO if update.expires_in == 0 else update.expires_in
 
 
 def worker_of(store: str, update: Update) -> str | None:
-    """Return the worker that owns the record then, or None; one to remove has none."""
+    """Return the worker that owns the updated record, or None; a removed record has no owner."""
     return None if update.expires_in == 0 else checked(store, "a worker", update.fence.worker) or None
 
 
 def owner_of(fence: Any) -> str:
-    """Return the owner in a fencing token that may be wrong: one such row must not hide the others."""
+    """Return the owner in a fencing token, even in an invalid one: such a row must not hide the others."""
     return without_command(str(fence).split(" ", 2)[-1])
 
 
 def record_of(
     fence: Any, snapshot: Any, message: Any = None, value: Any = None, due: Any = None, inbox: Any = None
 ) -> Record:
-    """Return the record of a row.  Raises ValueError or TypeError for one that is none."""
+    """Return the record of a row.  Raises ValueError or TypeError if the row is not a record."""
     for text in (fence, snapshot, message, value, inbox):
         if not (text is None or isinstance(text, str)):
             raise TypeError(f"{text[:20]!r} is not text")

@@ -1,4 +1,4 @@
-"""What tests of your own can use."""
+"""Helpers for your own tests."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = [
     "run_until_done",
 ]
 
-# So that a failing assertion shows what was compared; it has to be said before the module is imported.
+# So that a failing assertion shows what was compared; it must be registered before the module is imported.
 if "pytest" in sys.modules:
     sys.modules["pytest"].register_assert_rewrite(f"{__name__}.sources", f"{__name__}.stores")
 
 
 @contextmanager
 def delivered(**payloads: Any) -> Iterator[None]:
-    """Within the block, tasks that are called directly find these payloads at their waits, by name.
+    """Deliver payloads, within the block, to the waits of tasks that are called directly.
 
     >>> with delivered(approval="yes"):
     ...     pass  # publish() calls self.wait_for("approval"), which returns "yes"

@@ -8,10 +8,10 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """The time of a rehearsed run, in which waits pass at once.
+    """The time of a rehearsed run, in which waits pass immediately.
 
     Args:
-        start: seconds since the epoch; without it the whole second that it is now.
+        start: seconds since the epoch; by default the current time in whole seconds.
 
     >>> clock = Clock()
     >>> clock.skip(3600)
@@ -43,5 +43,5 @@ class Clock:
         self._now += seconds
 
     def skip_to(self, moment: float) -> None:
-        """Let time pass until then; a moment that is over changes nothing."""
+        """Let time pass until ``moment``; no-op for a moment in the past."""
         self._now = max(self._now, moment)

@@ -1,4 +1,4 @@
-"""How two states of the world differ, in a few short lines."""
+"""Describe how two states of the world differ, in a few short lines."""
 
 from __future__ import annotations
 

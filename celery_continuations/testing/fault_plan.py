@@ -13,24 +13,24 @@ __all__ = ["FaultPlan", "Killed"]
 
 
 class Killed(BaseException):
-    """The process that runs a task dies here."""
+    """Raised where the process that runs a task dies."""
 
 
 class FaultPlan:
-    """Disturbs nothing.
+    """A plan without faults.
 
     Attributes:
-        attentive: whether the run asks at each checkpoint.
+        attentive: whether the run calls :meth:`checkpoint` at each checkpoint.
     """
 
     attentive = False
 
     def checkpoint(self, execution: RehearsedExecution, run: Run) -> str | None:
-        """At a checkpoint: return a reason to interrupt, or None."""
+        """Return a reason to interrupt at this checkpoint, or None."""
         return None
 
     def before(self, execution: RehearsedExecution, run: Run, what: str) -> None:
-        """Before a save (``"save"``), or before the task is known to have returned (``"end"``)."""
+        """Called before a save (``"save"``), or before the task is known to have returned (``"end"``)."""
 
     def left(self, snapshot: Snapshot) -> None:
-        """An execution has left."""
+        """Called when an execution was interrupted or killed."""

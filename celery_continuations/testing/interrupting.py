@@ -24,16 +24,16 @@ ANY: Any = object()
 
 @contextmanager
 def interrupt_during_step(task: AppTask[..., Any] | Rehearsal, name: str, cursor: Any = ANY) -> Iterator[Rehearsal]:
-    """Interrupt a task at a checkpoint inside of a step, as a worker does that is stopped there.
+    """Interrupt a task at a checkpoint inside a step, like a worker that is stopped there.
 
     Args:
-        task: whose next call by ``apply()``, or ``delay()`` with ``task_always_eager``, is to be interrupted;
-            or a run that was interrupted before, and is to be a second time.
-        name: of the step.
-        cursor: where the step then resumes; without it the first checkpoint.
+        task: the task whose next call by ``apply()``, or ``delay()`` with ``task_always_eager``, is interrupted; or an
+            interrupted run, to interrupt it again.
+        name: the name of the step.
+        cursor: where the step then resumes; by default at its first checkpoint.
 
     Yields:
-        The run; after the block it is at that place.
+        The run; after the block, it is at that place.
 
     Raises:
         AssertionError: at the end of the block, when the task has no such checkpoint, or was not called.
@@ -87,7 +87,7 @@ def interrupt_after_step(task: AppTask[..., Any] | Rehearsal, name: str) -> Iter
 
 
 class _Place(FaultPlan):
-    """Interrupts at one place."""
+    """Interrupt at one place."""
 
     attentive = True
 
@@ -101,11 +101,11 @@ class _Place(FaultPlan):
         return STOPPING if self.is_here(run) else None
 
     def is_here(self, run: Run) -> bool:
-        """Whether a run stands at the place."""
+        """Whether a run is at the place."""
         raise NotImplementedError
 
     def was_left(self, run: Rehearsal) -> bool:
-        """Whether a run was left at the place."""
+        """Whether a run was interrupted at the place."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
-"""A task run in this process, execution by execution: no broker, no worker, no sleeping.
+"""Run a task in this process, execution by execution: no broker, no worker, no sleeping.
 
-Celery's own eager tracer runs it, with the errors and the settings of a worker.  The next execution gets only what the
-text of the snapshot holds.
+Celery's own eager tracer runs it, with the errors and the settings of a worker.  The next execution receives only what
+the text of the snapshot contains.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Rehearsal:
     """One run of a task, as a test sees it: between two of its executions, or at its end.
 
     Attributes:
-        task: which task.
-        id: its id, once it has begun.
-        state: its state in Celery: ``"PENDING"``, ``"RETRY"`` between two executions, ``"SUCCESS"``, ``"FAILURE"`` …
-        clock: its time, which passes only when it is skipped.
+        task: the task.
+        id: the task's id, once the run has begun.
+        state: its Celery state: ``"PENDING"``, ``"RETRY"`` between two executions, ``"SUCCESS"``, ``"FAILURE"`` …
+        clock: the time of the run, which passes only when it is skipped.
         begun: how many executions have begun.
     """
 
@@ -65,7 +65,7 @@ class Rehearsal:
         self._message: Body | None = None
         self._options: dict[str, Any] = {}
 
-    # -- what a test looks at
+    # -- for a test to read
 
     @property
     def ended(self) -> bool:
@@ -74,18 +74,18 @@ class Rehearsal:
 
     @property
     def snapshot(self) -> Snapshot:
-        """Everything that the next execution will know."""
+        """The snapshot: everything that the next execution will know."""
         return Snapshot() if self._text is None else Snapshot.loads(self._text)
 
     @property
     def step(self) -> str | None:
-        """Name of the current step, or None between two."""
+        """Name of the current step, or None between two steps."""
         current = self.snapshot.current
         return current[0] if current else None
 
     @property
     def cursor(self) -> Any:
-        """Where that step resumes, or None."""
+        """Where the current step resumes, or None."""
         current = self.snapshot.current
         return codec.decode(current[1], f"the cursor of step {current[0]!r}") if current else None
 
@@ -101,7 +101,7 @@ class Rehearsal:
 
     @property
     def reason(self) -> str | None:
-        """Why the last execution left, or None."""
+        """Why the last execution was interrupted, or None."""
         return self.snapshot.reason
 
     @property
@@ -109,14 +109,14 @@ class Rehearsal:
         """What the task waits for, with ``kind``, ``until`` and ``key``, or None."""
         return self.snapshot.waiting
 
-    # -- what a test does
+    # -- for a test to call
 
     def deliver(self, name: str, payload: Any) -> None:
-        """Deliver to the wait ``name``, also before the task waits.
+        """Deliver to the wait ``name``, even before the task waits.
 
         Raises:
             DeliveryError: when the task has ended, or the wait has another outcome.
-            UnserializableValueError: for a payload that cannot be saved.
+            UnserializableValueError: when the payload cannot be saved.
         """
         outcome = Outcome.of_value(payload, f"the payload for {name!r}")
         if self.ended:
@@ -125,7 +125,7 @@ class Rehearsal:
             raise DeliveryError(str(self.id), f"{name!r} has another outcome: {self._inbox[name].data!r}")
 
     def resume(self) -> None:
-        """Run the next execution now, by the clock as it is.
+        """Run the next execution now, without moving the clock.
 
         Raises:
             ValueError: when the task has not begun, or has ended.
@@ -156,7 +156,7 @@ class Rehearsal:
         else:
             self.clock.skip_to(waiting.until)
 
-    # -- what the helpers of this package use
+    # -- for the helpers of this package
 
     def apply(self, args: Any, kwargs: Any) -> None:
         """Run one execution."""
@@ -167,7 +167,7 @@ class Rehearsal:
             direct.rehearsing.reset(token)
 
     def arguments(self, task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments of the run's first execution: those that a message would carry."""
+        """Return the arguments of the run's first execution, as a message would carry them."""
         if self.begun or not self._is_of(task, task_id):
             return args, kwargs
         try:
@@ -177,7 +177,7 @@ class Rehearsal:
         return self._message.decode()[:2]
 
     def take(self, task: Any, request: Any) -> Execution | None:
-        """Return the execution of this request, or None if it is not of this run."""
+        """Return the execution of this request, or None if it does not belong to this run."""
         if not self._is_of(task, request.id):
             return None
         if self.begun == 0:
@@ -197,7 +197,7 @@ class Rehearsal:
         return bool(task.name == self.task.name and (self.id is None or task_id == self.id))
 
     def begin(self) -> Snapshot:
-        """Return what an execution starts with."""
+        """Return the snapshot that an execution starts with."""
         version = conf.setting(self.task, "version")
         if self._text is None:
             return Snapshot(executions=1, task_version=version)
@@ -220,13 +220,13 @@ class Rehearsal:
         return self._inbox.get(name)
 
     def inbox(self) -> Inbox:
-        """Return all that was delivered."""
+        """Return everything that was delivered."""
         for name in direct.delivered.get():
             self.delivered(name)
         return Inbox(self._inbox)
 
     def close_wait(self, name: str) -> Outcome:
-        """Return the outcome of a wait whose time is over."""
+        """Close a wait that has timed out, and return its outcome."""
         return self.delivered(name) or self._inbox.setdefault(name, TIMED_OUT)
 
     def save(self, text: str | None) -> str | None:
@@ -235,7 +235,7 @@ class Rehearsal:
         return replaced
 
     def left(self, text: str, options: dict[str, Any]) -> None:
-        """An execution has left, with these options for the message of the next."""
+        """Note that an execution has handed over, with these options for the next message."""
         self._text, self.state = text, states.RETRY
         eta = options.get("eta")
         self._due = eta.timestamp() if eta else self.clock.now() + float(options.get("countdown") or 0)
@@ -248,7 +248,7 @@ class Rehearsal:
         self.faults.left(self.snapshot)
 
     def lost(self) -> None:
-        """An execution was killed."""
+        """Note that an execution was killed."""
         snapshot = self.snapshot
         snapshot.lose()
         self._text, self.state = snapshot.dumps(), states.RETRY
@@ -256,7 +256,7 @@ class Rehearsal:
         self.faults.left(snapshot)
 
     def end(self, state: str, value: Any = None, error: BaseException | None = None) -> None:
-        """The task has ended."""
+        """Note that the task has ended."""
         self.state, self.value, self.error = state, value, error
 
     def __repr__(self) -> str:
@@ -265,12 +265,12 @@ class Rehearsal:
 
 
 def rehearse(task: AppTask[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Rehearsal:
-    """Run the first execution of a task: to its end, or to where it waits or leaves.
+    """Run the first execution of a task: to its end, or until it waits or is interrupted.
 
     Args:
-        task: which task.
-        args: of the task.
-        kwargs: of the task.
+        task: the task.
+        args: the task's arguments.
+        kwargs: the task's keyword arguments.
 
     >>> from celery import Celery
     >>> from celery_continuations import ContinuableTask
@@ -291,17 +291,17 @@ def rehearse(task: AppTask[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Reh
 
 
 def run_until_done(run: Rehearsal, *, executions: int = EXECUTIONS) -> Any:
-    """Resume a run until its task has ended; its sleeps and timeouts pass at once.
+    """Resume a run until its task has ended; its sleeps and timeouts pass immediately.
 
     Args:
         run: from :func:`rehearse`, :func:`interrupt_during_step` or :func:`interrupt_after_step`.
-        executions: how many there may be in all.
+        executions: the maximum number of executions.
 
     Returns:
-        What the task has returned.
+        The return value of the task.
 
     Raises:
-        Exception: what the task has raised.
+        Exception: the error of the task.
         AssertionError: when it waits for a value that is never delivered, or does not end.
     """
     while not run.ended:
@@ -312,7 +312,7 @@ def run_until_done(run: Rehearsal, *, executions: int = EXECUTIONS) -> Any:
 
 
 def resume_when_due(run: Rehearsal, executions: int = EXECUTIONS) -> None:
-    """Run the next execution, once it is due."""
+    """Skip to when the next execution is due, and run it."""
     if run.begun >= executions:
         raise AssertionError(f"{run!r} has not ended after {run.begun} executions")
     run.skip()
@@ -321,7 +321,7 @@ def resume_when_due(run: Rehearsal, executions: int = EXECUTIONS) -> None:
 
 @contextmanager
 def within(run: Rehearsal) -> Iterator[None]:
-    """Within the block, a call of the run's task belongs to the run."""
+    """Make calls of the run's task, within the block, part of the run."""
     token = direct.rehearsing.set(run)
     try:
         yield

@@ -1,4 +1,4 @@
-"""One execution of a rehearsed run: a real one, whose store, broker and clock are those of the rehearsal."""
+"""One execution of a rehearsed run: a real one, with the rehearsal's store, broker and clock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["RehearsedExecution"]
 
 
-# The code is the same in each execution, so other workers cannot resume what it does not fit either.
+# The code is the same in each execution, so a requeue could not help a snapshot that does not fit it.
 _SETTINGS = {"change_grace": 0, "on_change": "fail"}
 
 
@@ -65,12 +65,12 @@ class RehearsedExecution(Execution):
         return _Waiter(self.checkpoints, self._rehearsal)
 
     def write(self, run: Run) -> None:
-        """Save without a fault."""
+        """Save without consulting the fault plan."""
         assert self.checkpoints is not None
         self._rehearsal.save(self.checkpoints.text())
 
     def kill(self) -> NoReturn:
-        """Die here: nothing more is saved.
+        """Kill the execution here: nothing more is saved.
 
         Raises:
             Killed: always.
@@ -81,7 +81,7 @@ class RehearsedExecution(Execution):
         raise Killed
 
     def disturb(self, what: str) -> None:
-        """Let the test kill the execution before a save, or before it is known to have returned."""
+        """Let the fault plan kill the execution before a save, or before it is known to have returned."""
         assert self.run is not None
         self._rehearsal.faults.before(self, self.run, what)
 
@@ -120,10 +120,10 @@ class RehearsedExecution(Execution):
         return instead
 
     def settle(self, state: str | None, result: Any) -> None:
-        """Do nothing: the rehearsal knows."""
+        """No-op: the rehearsal knows the state."""
 
     def close(self) -> None:
-        """Forget the attributes that the body set on the task: another process would not know them."""
+        """Reset the attributes that the body has set on the task: another process would not have them."""
         if self.message.request is not None:
             own = vars(self.message.task)
             own.clear()
@@ -132,7 +132,7 @@ class RehearsedExecution(Execution):
 
 
 class _Message(Message):
-    """The broker: what is published is the rehearsal's next execution."""
+    """Replace the broker: a published message is the rehearsal's next execution."""
 
     store: Any = SimpleNamespace(keeps=True)
 
@@ -156,7 +156,7 @@ class _Message(Message):
 
 
 class _Record(OwnedRecord):
-    """The store: the rehearsal keeps one snapshot, and what was delivered."""
+    """Replace the store: the rehearsal keeps one snapshot, and what was delivered."""
 
     def __init__(self, execution: RehearsedExecution, rehearsal: Rehearsal) -> None:
         self.fence = Fence(1, Status.RUNNING, "rehearsal/0/0")
@@ -177,15 +177,15 @@ class _Record(OwnedRecord):
         self._before = self._rehearsal.save(snapshot)
 
     def was_saved(self, fence: Fence, snapshot: str) -> bool:
-        """The transaction of the save was undone, and the save with it."""
+        """Undo the save, whose transaction was rolled back; return False."""
         self._rehearsal.save(self._before)
         return False
 
     def queue(self, snapshot: str, due_in: float, message: str | None = None) -> None:
-        """Do nothing: the message has it."""
+        """No-op: the message carries the snapshot."""
 
     def wait(self, snapshot: str, due_in: float | None, is_there: Any) -> None:
-        """Do nothing: the message has it."""
+        """No-op: the message carries the snapshot."""
 
     def delivered(self) -> Inbox:
         return self._rehearsal.inbox()
@@ -195,7 +195,7 @@ class _Record(OwnedRecord):
 
 
 class _Waiter(Waiter):
-    """The clock, which a test moves."""
+    """Replace the clock by the rehearsal's, which a test moves."""
 
     is_direct = True  # children are applied in place
 
@@ -208,7 +208,7 @@ class _Waiter(Waiter):
 
 
 class _Triggers(Triggers):
-    """The faults of the test make a checkpoint do something, and nothing else does."""
+    """Let only the fault plan make a checkpoint do something."""
 
     def __init__(self, execution: RehearsedExecution, run: Run, faults: Any) -> None:
         self.answer = None
@@ -225,10 +225,10 @@ class _Triggers(Triggers):
         return False
 
     def saving(self) -> None:
-        """Do nothing."""
+        """No-op."""
 
     def saved(self, rest: float = 0.0) -> None:
-        """Do nothing."""
+        """No-op."""
 
     def attended(self, is_leaving: bool) -> None:
         self.run.attention = self._faults.attentive
@@ -239,20 +239,20 @@ class _Triggers(Triggers):
 
 
 class _Silent(Reporter):
-    """No signals and events; what a loop cannot notice shows in the outcomes of the runs."""
+    """Send no signals and events; changes that a loop cannot detect show in the outcomes of the runs."""
 
     def source_unchecked(self, step: Step) -> None:
-        """Do nothing."""
+        """No-op."""
 
     def step(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Do nothing."""
+        """No-op."""
 
     def interrupted(self, shown: Interrupted, error: Exception | None, run: Run | None) -> None:
-        """Do nothing."""
+        """No-op."""
 
 
 def _release(error: BaseException) -> None:
-    """Close what the ended execution has open, as its process would: its error refers to the sources it read."""
+    """Close what the ended execution has open, like its process would: its error refers to its sources."""
     traceback.clear_frames(error.__traceback__)
 
 

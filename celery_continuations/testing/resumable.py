@@ -1,4 +1,4 @@
-"""Prove that a task is resumable, by interrupting and killing it at each place at which that can happen.
+"""Prove that a task is resumable, by interrupting and killing it at every possible place.
 
 >>> from celery import Celery
 >>> from celery_continuations import ContinuableTask
@@ -35,10 +35,10 @@ from celery_continuations.testing.trials import INTERRUPT, KILL, Place, Plan, Tr
 
 __all__ = ["assert_resumable"]
 
-# The same in each run: values that are derived from the task's id must not differ.
+# The same in each run, because values derived from the task's id must not differ.
 _TASK_ID = "00000000-0000-4000-8000-000000000000"
 
-# The value of ``expected`` for the world that the task itself leaves.
+# The default of ``expected``: the state of the world that the task itself leaves.
 _SAME: Any = object()
 
 # A disturbed run may have this many times the checkpoints and executions of the undisturbed one, and some more.
@@ -62,21 +62,21 @@ def assert_resumable(
     The outcome is what the task returns and what ``check()`` returns afterwards.  The runs are, in this order:
     interrupted at each checkpoint; killed at each checkpoint, before each completion of a step is saved, and
     before the task is known to have returned; and disturbed twice.  A kill repeats the work since the previous
-    checkpoint.  Sleeps and timeouts pass at once; use :func:`delivered` for the values that the task waits for.
+    checkpoint.  Sleeps and timeouts pass immediately; use :func:`delivered` for the values that the task waits for.
 
     With ``upgrade_from`` it proves that the task resumes what older code has begun: each run begins with the old task,
-    and continues with the new one from the first place at which it is stopped or killed.  Only ``check()`` is
+    and continues with the new one after the first interruption or kill.  Only ``check()`` is
     compared, with its value after an undisturbed run of the new task.
 
     Args:
-        task: which task.
-        args: of the task.
-        kwargs: of the task.
-        check: returns the state of the world, as anything that can be compared and copied.
+        task: the task.
+        args: the task's arguments.
+        kwargs: the task's keyword arguments.
+        check: returns the state of the world, as a value that can be compared and copied.
         setup: called before each run, to restore the state of the world.
         kills: whether the task is killed as well.
         pairs: how many runs are disturbed twice; the sample is the same in each call.
-        only: the one run to do, as the error's last line names it.
+        only: the one run to do, as named in the last line of the error.
         upgrade_from: the old task, kept in the tests under any name.
         expected: what ``check()`` returns after an upgraded run, if it differs from a run of the new task alone.
 
@@ -117,7 +117,7 @@ class _Proof:
         self._executions = 0
 
     def hold(self, kills: bool, pairs: int, only: str | None) -> None:
-        """Do all the runs, or the only one."""
+        """Do all runs, or the only one."""
         __tracebackhide__ = True
         repeated = None if only is None else parse(only)
         expected, places = self._undisturbed()
@@ -134,7 +134,7 @@ class _Proof:
             self._disturbed(plan, expected, places)
 
     def _undisturbed(self) -> tuple[_Outcome, list[Place]]:
-        """Return the outcome and the places of two runs, which must agree."""
+        """Return the outcome and the places of two undisturbed runs, which must agree."""
         expected, first = self._run(())
         if expected.value is None and self._check is None:
             raise ValueError(f"{self._task.name} returns nothing, so there is nothing to compare: give check=")
@@ -220,7 +220,7 @@ class _Proof:
 
 
 class _Upgrade(_Proof):
-    """The runs that an old task begins and a new one ends."""
+    """The runs that the old task begins and the new one ends."""
 
     def __init__(
         self, task: Any, args: Any, kwargs: Any, check: Any, setup: Any, upgrade_from: Any, expected: Any
@@ -252,7 +252,7 @@ class _Upgrade(_Proof):
         return trial, run
 
     def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
-        """Compare the worlds, not the values returned."""
+        """Compare the states of the world, not the return values."""
         return super()._compare(_Outcome(world=expected.world), _Outcome(error=found.error, world=found.world))
 
     def _problem(self) -> str:
@@ -265,6 +265,6 @@ class _Upgrade(_Proof):
 def _refuse_incomparable(what: str, value: Any) -> None:
     if not are_same(value, copy.deepcopy(value)):
         raise ValueError(
-            f"{what} cannot be compared, for a {type(value).__name__} does not equal its own copy: {short(value)}; "
-            "let it be made of lists, dicts, strings and numbers"
+            f"{what} cannot be compared, because a {type(value).__name__} does not equal its own copy: {short(value)}; "
+            "use lists, dicts, strings and numbers"
         )

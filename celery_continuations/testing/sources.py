@@ -1,4 +1,4 @@
-"""What every source has to do, as tests: run them on a source of your own."""
+"""The requirements of a source, as tests: run them on your own source."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["SourceConformance"]
 
 
 class SourceConformance:
-    """The tests of a source; pytest runs them in a subclass that says how to make one.
+    """The tests of a source; pytest runs them in a subclass whose ``make`` returns one.
 
-    Some dozens of items are enough: each test goes on from every one of them.
+    A few dozen items are enough: each test continues from every one of them.
 
     >>> from celery_continuations.sources import pages
     >>> class TestUsers(SourceConformance):
@@ -32,43 +32,43 @@ class SourceConformance:
     # -- hook
 
     def make(self) -> Source:
-        """Return a new source; of the same two items or more, each time."""
+        """Return a new source with two items or more, the same each time."""
         raise NotImplementedError
 
     # -- cursors
 
     def test_it_has_items_enough(self) -> None:
-        """Fewer than two could not be told apart from none."""
-        assert len(self._pairs()) >= 2, "make() is to return a source of two items or more"
+        """There are two items or more: fewer would prove nothing."""
+        assert len(self._pairs()) >= 2, "make() must return a source of two items or more"
 
     def test_it_yields_the_same_again(self) -> None:
-        """From its beginning, when it is read again, and when it is made again."""
+        """Reading from the beginning yields the same items from the same source, and from a new one."""
         source = self.make()
         expected = self._pairs()
         for what, pairs in (("once", source.read(None)), ("twice", source.read(None))):
-            assert list(pairs) == expected, f"read {what}, it yields something else than another of its kind"
+            assert list(pairs) == expected, f"read {what}, it yields other items than another source from make()"
 
     def test_it_goes_on_after_every_item(self) -> None:
-        """From the cursor after it, as it comes out of a snapshot: the rest, and nothing else."""
+        """From the cursor after an item, as restored from a snapshot, it yields exactly the remaining items."""
         expected = self._pairs()
         for place, (item, cursor) in enumerate(expected, 1):
             rest = list(self.make().read(_restored(cursor)))
             assert rest == expected[place:], (
                 f"after item {place}, {item!r}, from cursor {cursor!r} on: {len(rest)} items {rest[:3]!r}..., "
-                f"to be {len(expected) - place} items {expected[place : place + 3]!r}..."
+                f"expected {len(expected) - place} items {expected[place : place + 3]!r}..."
             )
 
     def test_its_cursors_stay_as_they_are(self) -> None:
-        """A cursor that was passed on is not changed by reading on, and none is the beginning."""
+        """Further reading does not change a cursor, and no cursor is None, which means the beginning."""
         kept, texts = [], []
         for _, cursor in self.make().read(None):
-            assert cursor is not None, "None is the beginning, and cannot come after an item"
+            assert cursor is not None, "None means the beginning, so it cannot be the cursor after an item"
             kept.append(cursor)
             texts.append(codec.dumps(cursor, "the cursor"))
         assert [codec.dumps(cursor, "the cursor") for cursor in kept] == texts
 
     def test_two_can_be_read_at_once(self) -> None:
-        """Of one source: neither moves the other."""
+        """Two readers of one source do not affect each other."""
         expected = self._pairs()
         source = self.make()
         one, other = iter(source.read(None)), iter(source.read(None))
@@ -79,7 +79,7 @@ class SourceConformance:
     # -- in a task
 
     def test_it_goes_on_in_a_task(self) -> None:
-        """That is interrupted after each item, or each batch, of any size: each item is passed on once, in order."""
+        """A task interrupted after each item, or batch of any size, receives each item once, in order."""
         expected = [item for item, _ in self._pairs()]
         for size in (None, *range(1, len(expected) + 2)):
             for every in (1, 2, 3):
@@ -89,14 +89,14 @@ class SourceConformance:
                 assert done == expected, f"in batches of {size}, interrupted after every {every}"
 
     def test_its_progress_goes_forward(self) -> None:
-        """And not beyond the total, where it is known."""
+        """Progress never decreases, and does not exceed the total, if that is known."""
         opened = opener("source", self.make())()
         before = 0
         for cursor in [None, *(cursor for _, cursor in self._pairs())]:
             done, total = opened.reader.progress(cursor)
             if done is not None:
-                assert done >= before, f"at {cursor!r} {done} are done, before it {before}"
-                assert total is None or done <= total, f"at {cursor!r} {done} are done, of {total}"
+                assert done >= before, f"at {cursor!r} {done} items are done, but {before} before it"
+                assert total is None or done <= total, f"at {cursor!r} {done} items are done, of {total}"
                 before = done
 
     # -- what the tests share
@@ -105,7 +105,7 @@ class SourceConformance:
         return [(item, _restored(cursor)) for item, cursor in self.make().read(None)]
 
     def _executions(self, size: int | None, every: int, limit: int) -> Iterator[Any]:
-        """Yield what a loop gets, in as many executions as it takes."""
+        """Yield what a loop receives, over all executions."""
         text = Snapshot().dumps()
         for _ in range(limit):
             run = Run("source", Snapshot.loads(text), _Host())
@@ -119,12 +119,12 @@ class SourceConformance:
                 run.snapshot.resumptions += 1
             text = run.take_snapshot().dumps()
         raise AssertionError(
-            f"interrupted after every {every} of its items, the source is not at its end {limit} times"
+            f"interrupted after every {every} items, the source has not ended after {limit} executions"
         )
 
 
 class _Host:
-    """Interrupts whenever it is asked."""
+    """A host that interrupts at each checkpoint that calls it."""
 
     def guard(self, step: str | None, own: Any) -> None:
         pass
@@ -142,7 +142,7 @@ class _Host:
         pass
 
     def back_off(self, run: Run, seconds: float) -> NoReturn:
-        raise InvalidStepError(f"the source holds back for {seconds:g} s, and cannot be tested meanwhile")
+        raise InvalidStepError(f"the source is throttled for {seconds:g} s and cannot be tested meanwhile")
 
     def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         return False

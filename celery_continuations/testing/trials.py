@@ -17,7 +17,7 @@ INTERRUPT, KILL = "interrupt", "kill"
 
 
 class Disturbance(NamedTuple):
-    """A fault, and its place, counted from the disturbance before."""
+    """A fault, and its place, counted from the previous disturbance."""
 
     kind: str
     place: int
@@ -34,9 +34,9 @@ class Place(NamedTuple):
     """Where a run can be disturbed.
 
     Attributes:
-        what: its name, which is the same in each run.
+        what: the name of the place, the same in each run.
         is_checkpoint: whether it is a checkpoint, or the moment before a save.
-        cursor: the cursor there, for the error; that of a new row differs between runs.
+        cursor: the cursor there, for the error message; for a new row it differs between runs.
     """
 
     what: str
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
 
 class Trial(FaultPlan):
-    """Counts the places of one run, and disturbs it at some of them."""
+    """Count the places of one run, and disturb it at some of them."""
 
     attentive = True
 
@@ -121,7 +121,7 @@ def _saving(run: Run, what: str) -> str:
 
 
 def plans(places: list[Place], kills: bool, pairs: int) -> Iterator[Plan]:
-    """Yield the plans of a proof: each place once, then a sample of two at a time, which is the same in each proof."""
+    """Yield the plans of a proof: each place once, then pairs of places, the same sample in each proof."""
     numbers = range(1, len(places) + 1)
     singles = [Disturbance(INTERRUPT, at) for at in numbers if places[at - 1].is_checkpoint]
     if kills and len(places) > 1:
@@ -143,10 +143,10 @@ def plans(places: list[Place], kills: bool, pairs: int) -> Iterator[Plan]:
 
 
 def parse(only: str) -> Plan:
-    """Read a plan that an error names.
+    """Read a plan from an error message.
 
     Raises:
-        ValueError: for any other text.
+        ValueError: when the text is not a plan.
 
     >>> [str(one) for one in parse("interrupt@17,kill@3")]
     ['interrupt@17', 'kill@3']
@@ -163,6 +163,6 @@ def parse(only: str) -> Plan:
 
 
 def short(value: Any) -> str:
-    """Return what Python shows of a value, cut off where it is long."""
+    """Return the repr of a value, cut off if it is long."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,1 +1,1 @@
-"""The worker's side: hearing the stop, watching, refusing while stopping."""
+"""The worker's main process: raise the stop flag, renew the lease, sweep, and refuse messages while stopping."""

@@ -1,12 +1,12 @@
-"""Four hooks that together hear every way of stopping a worker at once.  No three of them do.
+"""Four hooks that together detect every way of stopping a worker immediately.  No three of them do.
 
 =============================  ==========================================================
-``worker_shutting_down``       SIGTERM and the first SIGINT, at once
-``wait_for_soft_shutdown``     SIGQUIT, the second SIGINT, REMAP_SIGTERM, at once; the signal
-                               above comes only after the tasks were killed
-SIGHUP's own handler           SIGHUP, of which Celery sends no signal, and whose event loop may notice
-                               it only when the next message or heartbeat wakes it
-the bootstep's ``close``       control.shutdown, fatal errors, an embedded worker's end
+``worker_shutting_down``       SIGTERM and the first SIGINT, immediately
+``wait_for_soft_shutdown``     SIGQUIT, the second SIGINT and REMAP_SIGTERM, immediately; Celery sends
+                               the signal above only after it has killed the tasks
+a SIGHUP handler of our own    SIGHUP, for which Celery sends no signal; its event loop may notice it
+                               only when the next message or heartbeat wakes it
+the bootstep's ``close``       control.shutdown, fatal errors, the end of an embedded worker
 =============================  ==========================================================
 """
 
@@ -24,9 +24,9 @@ from celery_continuations import celery_internals, conf, events
 from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Status
 from celery_continuations.stores.factory import without_store
-from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.maintenance import Maintenance
 from celery_continuations.worker.requests import decide
-from celery_continuations.worker.unknown_tasks import hand_back_unknown
+from celery_continuations.worker.unknown_tasks import requeue_unknown
 
 __all__ = ["Hearing"]
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Hearing(bootsteps.StartStopStep):
-    """Raises the worker's stop flag, and starts and ends its keeper."""
+    """Raise the worker's stop flag, and start and stop its maintenance."""
 
     name = "Continuations"
     requires = ("celery.worker.components:Pool",)
@@ -42,7 +42,7 @@ class Hearing(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self.flag = flags.new_flag(worker.hostname)
-        self.keeper: Keeper | None = None
+        self.maintenance: Maintenance | None = None
         celery_internals.around_soft_shutdown(
             worker,
             before=lambda: self.flag.raise_to(flags.STOPPING),
@@ -53,18 +53,18 @@ class Hearing(bootsteps.StartStopStep):
         signals.task_revoked.connect(self._on_revoked, weak=False)
 
     def start(self, worker: Any) -> None:
-        """Celery's signal handlers are in place: hear SIGHUP too.  And say what cannot be kept here."""
+        """Start maintenance and handle SIGHUP: Celery's handlers are in place.  Warn if the app has no store."""
         if conf.app_setting(worker.app, "store") == "auto":
             problem = without_store(worker.app)
             if problem is not None:
                 logger.warning("%s", problem)
-        conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a path that leads nowhere ends it here
+        conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a wrong path stops the worker here
         self._hear_hangup()
-        self.keeper = Keeper(
+        self.maintenance = Maintenance(
             worker.app, self.flag, lambda: celery_internals.pool_pids(worker), lambda: _sends_as(worker)
         )
-        self.keeper.start()
-        hand_back_unknown(worker.consumer, self.keeper)
+        self.maintenance.start()
+        requeue_unknown(worker.consumer, self.maintenance)
 
     def _hear_hangup(self) -> None:
         if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
@@ -75,21 +75,21 @@ class Hearing(bootsteps.StartStopStep):
 
         def on_hangup(signum: int, frame: Any) -> None:
             restart(signum, frame)
-            if state.should_stop is not None:  # the handler was Celery's, and not one that does something else
+            if state.should_stop is not None:  # the handler was Celery's own
                 self.flag.raise_to(flags.STOPPING)
 
         signal.signal(signal.SIGHUP, on_hangup)
 
     def close(self, worker: Any) -> None:
-        """The worker stops, however it was told to."""
+        """Raise the flag: the worker stops, for whatever reason."""
         self.flag.raise_to(flags.STOPPING)
 
     def stop(self, worker: Any) -> None:
-        """As :meth:`close`; called in its place when the worker never started."""
+        """Raise the flag; called instead of :meth:`close` when the worker never started."""
         self.flag.raise_to(flags.STOPPING)
 
     def terminate(self, worker: Any) -> None:
-        """As :meth:`close`."""
+        """Raise the flag."""
         self.flag.raise_to(flags.STOPPING)
 
     def _on_shutting_down(self, **kwargs: Any) -> None:
@@ -97,16 +97,16 @@ class Hearing(bootsteps.StartStopStep):
 
     def _on_shutdown(self, **kwargs: Any) -> None:
         signals.task_revoked.disconnect(self._on_revoked)
-        if self.keeper is not None:
-            self.keeper.end()
+        if self.maintenance is not None:
+            self.maintenance.stop()
         self.flag.remove()
 
     def _on_revoked(self, sender: Any = None, request: Any = None, **kwargs: Any) -> None:
-        if self.keeper is not None and hasattr(sender, "claims_at_start"):
-            decide(sender, request.id, self.keeper, Status.CANCELLED)
+        if self.maintenance is not None and hasattr(sender, "claims_at_start"):
+            decide(sender, request.id, self.maintenance, Status.CANCELLED)
 
 
 def _sends_as(worker: Any) -> str | None:
-    """Return the worker's name, while it sends events of tasks."""
+    """Return the worker's name, or None while it does not send task events."""
     wanted = events.are_wanted(getattr(worker.consumer, "event_dispatcher", None))
     return str(worker.hostname) if wanted else None

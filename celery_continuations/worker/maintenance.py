@@ -1,6 +1,6 @@
-"""What a worker's main process does beside Celery: it keeps its lease, notices dead pool children, and sweeps.
+"""The main process's maintenance: renew the worker's lease, detect dead pool children, and sweep.
 
-Two threads, for a broker that does not answer must not cost the worker its lease.
+Two threads, so an unresponsive broker cannot delay lease renewal.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from celery_continuations.worker.sweeper import Sweeper
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Keeper", "keeper_of"]
+__all__ = ["Maintenance", "maintenance_of"]
 
 logger = logging.getLogger("celery_continuations")
 
-# Seconds between two looks at the pool's processes and at the stop flag.
+# Seconds between two checks of the pool's processes and of the stop flag.
 _TICK = 0.25
 
-# A lease is renewed so many times before it would be over.
+# How many times a lease is renewed before it would expire.
 _RENEWALS = 4
 
-# Workers that start together must not sweep together: each interval is shorter by up to this part.
+# Each sweep interval is shortened by up to this fraction, so that workers started together do not sweep together.
 _JITTER = 0.2
 
-_keepers: dict[str, Keeper] = {}
+_by_worker: dict[str, Maintenance] = {}
 
 
-class Keeper:
-    """Keeps a worker's lease in each store that its tasks use.
+class Maintenance:
+    """Renew a worker's lease in, and sweep, each store that its tasks use.
 
     Args:
-        app: of the worker.
-        flag: of the worker; tells the tasks until when the lease holds.
+        app: the worker's app.
+        flag: the worker's stop flag, through which its tasks learn when the lease expires.
         processes: returns the pids of the pool's processes.
-        sends_as: returns the worker's name, while it sends events of tasks.
+        sends_as: returns the worker's name, or None while it does not send task events.
     """
 
     def __init__(
@@ -63,135 +63,136 @@ class Keeper:
         self._pids: set[int] = set()
         self._lease = float(conf.app_setting(app, "lease"))
         self._interval = float(conf.app_setting(app, "sweep_interval"))
-        self._charges = [
-            _Charge(store, Sweeper(app, store, flag.worker, self._may_be_at_work, sends_as))
+        self._stores = [
+            _MaintainedStore(store, Sweeper(app, store, flag.worker, self._may_be_in_progress, sends_as))
             for store in stores_of(app)
             if store.keeps
         ]
         self._ending = threading.Event()
-        _keepers[flag.worker] = self
+        _by_worker[flag.worker] = self
 
     def start(self) -> None:
-        """Take the lease, before the first task is run, and keep it from now on."""
-        for charge in self._charges:
-            self._renew(charge)
-        if self._charges:
-            for duty in (self._renew_all, self._sweep_all):
-                threading.Thread(target=self._repeat, args=(duty,), name="continuations-keeper", daemon=True).start()
+        """Take the lease before the first task runs, and start both threads."""
+        for maintained in self._stores:
+            self._renew(maintained)
+        if self._stores:
+            for job in (self._renew_all, self._sweep_all):
+                thread = threading.Thread(
+                    target=self._repeat, args=(job,), name="continuations-maintenance", daemon=True
+                )
+                thread.start()
 
-    def end(self) -> None:
-        """The worker has ended, and its tasks have left."""
-        _keepers.pop(self._flag.worker, None)
+    def stop(self) -> None:
+        """Stop both threads and release the lease, once the worker's tasks have ended or handed over."""
+        _by_worker.pop(self._flag.worker, None)
         if self._ending.is_set():
             return
         self._ending.set()
-        for charge in self._charges:
+        for maintained in self._stores:
             try:
-                charge.store.retire(self._flag.worker)
+                maintained.store.retire(self._flag.worker)
             except StoreError as exc:
-                logger.info(
-                    "The lease of this worker could not be given back: %s", exc, extra={"action": "lease_failed"}
-                )
+                logger.info("This worker's lease could not be released: %s", exc, extra={"action": "lease_failed"})
 
     def sweeper_of(self, store: Store) -> Sweeper | None:
-        """Return this worker's sweeper of a store, or None for one that keeps nothing."""
-        return next((charge.sweeper for charge in self._charges if charge.store is store), None)
+        """Return this worker's sweeper of a store; None for a store that keeps nothing."""
+        return next((maintained.sweeper for maintained in self._stores if maintained.store is store), None)
 
-    def _repeat(self, duty: Callable[[], None]) -> None:
+    def _repeat(self, job: Callable[[], None]) -> None:
         while not self._ending.wait(_TICK):
             try:
-                duty()
+                job()
             except Exception:
-                # The worker's lease and its tasks depend on these threads: whatever it was, go on.
+                # The worker's lease and its tasks depend on these threads: continue after any error.
                 logger.exception(
-                    "The keeper of this worker met an error, and goes on", extra={"action": "keeper_failed"}
+                    "Unexpected error in worker maintenance; continuing", extra={"action": "keeper_failed"}
                 )
 
     def _renew_all(self) -> None:
         stopping = self._flag.level > 0
-        for charge in self._charges:
-            if time.monotonic() >= charge.renew_at or stopping != charge.told_stopping:
-                self._renew(charge)
+        for maintained in self._stores:
+            if time.monotonic() >= maintained.renew_at or stopping != maintained.reported_stopping:
+                self._renew(maintained)
 
     def _sweep_all(self) -> None:
         child_ended = self._child_ended()
-        for charge in self._charges:
-            if child_ended or (self._interval and time.monotonic() >= charge.sweep_at):
-                self._sweep(charge)
+        for maintained in self._stores:
+            if child_ended or (self._interval and time.monotonic() >= maintained.sweep_at):
+                self._sweep(maintained)
 
     def _child_ended(self) -> bool:
-        """Whether a process of the pool has ended since the last look."""
+        """Whether a pool process has ended since the last check."""
         # The pool itself may not have noticed yet, so its list is not enough.
         before, self._pids = self._pids, {pid for pid in self._processes() if is_running(pid)}
         return bool(before - self._pids)
 
-    def _renew(self, charge: _Charge) -> None:
+    def _renew(self, maintained: _MaintainedStore) -> None:
         now = time.monotonic()
         stopping = self._flag.level > 0
-        note = Loss.STOP.value if stopping else Loss.SUSPECTED_CRASH.value if charge.running > 1 else ""
-        charge.renew_at = now + self._lease / _RENEWALS
+        note = Loss.STOP.value if stopping else Loss.SUSPECTED_CRASH.value if maintained.running > 1 else ""
+        maintained.renew_at = now + self._lease / _RENEWALS
         try:
-            charge.store.renew(self._flag.worker, self._lease, note)
+            maintained.store.renew(self._flag.worker, self._lease, note)
         except StoreError as exc:
-            charge.away = True
-            logger.warning("The lease of this worker could not be renewed: %s", exc, extra={"action": "lease_failed"})
+            maintained.unavailable = True
+            logger.warning("This worker's lease could not be renewed: %s", exc, extra={"action": "lease_failed"})
             return
-        charge.told_stopping = stopping
-        if charge.away or self._was_slow(now):
-            # All workers' leases may have run out meanwhile: each gets the time to renew its own before it is judged.
-            charge.away, charge.judges_at = False, time.monotonic() + self._lease
-        charge.held_until = now + self._lease
-        self._flag.extend_lease(min(charge.held_until for charge in self._charges))
+        maintained.reported_stopping = stopping
+        if maintained.unavailable or self._was_slow(now):
+            # Every worker's lease may have expired meanwhile: give each worker the time to renew its own.
+            maintained.unavailable, maintained.trusts_leases_at = False, time.monotonic() + self._lease
+        maintained.held_until = now + self._lease
+        self._flag.extend_lease(min(maintained.held_until for maintained in self._stores))
 
-    def _sweep(self, charge: _Charge) -> None:
+    def _sweep(self, maintained: _MaintainedStore) -> None:
         now = time.monotonic()
-        charge.sweep_at = now + self._interval * random.uniform(1 - _JITTER, 1)
+        maintained.sweep_at = now + self._interval * random.uniform(1 - _JITTER, 1)
 
-        def judges() -> bool:
-            return not charge.away and now >= charge.judges_at and not self._was_slow(now)
+        def trusts_leases() -> bool:
+            return not maintained.unavailable and now >= maintained.trusts_leases_at and not self._was_slow(now)
 
         try:
-            look = charge.sweeper.sweep(judges)
+            scan = maintained.sweeper.sweep(trusts_leases)
         except (StoreError, OperationalError, OSError) as exc:
-            logger.warning("Could not look for lost tasks: %s", exc, extra={"action": "sweep_failed"})
+            logger.warning("Could not sweep for lost tasks: %s", exc, extra={"action": "sweep_failed"})
         else:
-            charge.running = len(look.owned)
-            if len(look.due) >= LIMIT:
-                charge.sweep_at = now  # there may be more
+            maintained.running = len(scan.owned)
+            if len(scan.due) >= LIMIT:
+                maintained.sweep_at = now  # there may be more
 
-    def _may_be_at_work(self, task_id: str) -> bool:
-        # A stopping worker has Celery forget requests whose tasks are still on their way to a checkpoint.
-        return self._flag.level > 0 or _is_at_work(task_id)
+    def _may_be_in_progress(self, task_id: str) -> bool:
+        # While a worker stops, Celery forgets requests whose tasks have not reached their next checkpoint yet.
+        return self._flag.level > 0 or _is_in_progress(task_id)
 
     def _was_slow(self, since: float) -> bool:
-        """Whether the store took so long to answer that others may not have been able to renew."""
+        """Whether the store answered so slowly that other workers may have failed to renew."""
         return time.monotonic() - since > self._lease / _RENEWALS
 
 
-def _is_at_work(task_id: str) -> bool:
-    """Whether a worker of this process has received the task, and not yet seen it end."""
+def _is_in_progress(task_id: str) -> bool:
+    """Whether a worker in this process has received the task and not yet seen it end."""
     while True:
         try:
             return any(one.id == task_id for known in (state.reserved_requests, state.active_requests) for one in known)
-        except RuntimeError:  # the main thread has received another one meanwhile
+        except RuntimeError:  # the main thread has received another request meanwhile
             continue
 
 
-class _Charge:
-    """What is kept for one store.  Times are of ``time.monotonic``."""
+class _MaintainedStore:
+    """The lease and sweeps of one store.  Times are by ``time.monotonic``."""
 
     def __init__(self, store: Store, sweeper: Sweeper) -> None:
         self.store = store
         self.sweeper = sweeper
         self.renew_at = 0.0
         self.sweep_at = 0.0
-        self.judges_at = 0.0
+        self.trusts_leases_at = 0.0
         self.held_until = 0.0
-        self.away = True  # until the store has been reached
-        self.told_stopping = False
+        self.unavailable = True  # until the store has been reached
+        self.reported_stopping = False
         self.running = 0
 
 
-def keeper_of(worker: str) -> Keeper | None:
-    """Return the keeper of a worker of this process."""
-    return _keepers.get(worker)
+def maintenance_of(worker: str) -> Maintenance | None:
+    """Return the maintenance of a worker in this process."""
+    return _by_worker.get(worker)

@@ -1,10 +1,10 @@
-"""The main process: what it adds to a task on its way to the pool, what it refuses, and what it decides.
+"""Requests in the main process: what they add for the pool process, what they refuse, and what they decide.
 
-A stopping worker neither runs nor keeps a continuation: it may be killed before it gives it
-back, and on Redis the message would then be out of reach for the visibility timeout.
+A stopping worker neither runs nor holds a continuation: if it were killed before requeueing the message, Redis would
+not deliver that again before the visibility timeout.
 
-Some tasks are ended by the main process, and not by the process that ran them: by a hard time limit,
-``revoke``, or the death of that process.  The record follows here.
+A hard time limit, ``revoke`` or the death of the pool process ends a task in the main process.  The record is updated
+here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from celery_continuations.messages.body import BODY
 from celery_continuations.messages.headers import DELIVERY, GENERATION
 from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Status, Store, open_store
-from celery_continuations.worker.maintenance import Keeper, keeper_of
+from celery_continuations.worker.maintenance import Maintenance, maintenance_of
 
 __all__ = ["Request", "decide", "strategy"]
 
@@ -32,63 +32,63 @@ logger = logging.getLogger("celery_continuations")
 
 
 class Request(CeleryRequest):
-    """Tell the task its worker's stop flag, its message's body and serializer, and whether to send events."""
+    """Pass the pool process the stop flag, the message's body and serializer, and whether to send events."""
 
     def __init__(self, message: Any, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
         flag = flag_of(self.hostname)
-        self._keeper: Keeper | None = keeper_of(flag.worker) if flag else None
-        self._is_being_ended = False  # by this process, so that the death of the task's is not a surprise
+        self._maintenance: Maintenance | None = maintenance_of(flag.worker) if flag else None
+        self._is_being_ended = False  # by this process, so the death of the task's process is expected
         self.request_dict[DELIVERY] = {
             "flag": flag.path if flag else None,
             "content_type": message.content_type,
             "sends_as": self.hostname if self.task.send_events and events.are_wanted(self.eventer) else None,
         }
         if not self._decoded:  # type: ignore[attr-defined]
-            # The very object that Celery sends to the pool's process too: pickle writes it once.
+            # The same object that Celery also sends to the pool process: pickle writes it once.
             body = (self._body, self._content_type, self._content_encoding)  # type: ignore[attr-defined]
             self.request_dict["properties"] = {**self.request_dict["properties"], BODY: body}
 
     # -- what the main process decides
 
     def terminate(self, *args: Any, **kwargs: Any) -> Any:
-        """See Celery's Request: revoked while it runs."""
+        """Note that this process ends the task: it is revoked while it runs."""
         self._is_being_ended = True
-        decide(self.task, self.id, self._keeper, None)
+        decide(self.task, self.id, self._maintenance, None)
         return super().terminate(*args, **kwargs)
 
     def cancel(self, *args: Any, **kwargs: Any) -> Any:
-        """See Celery's Request: the connection to the broker is lost, which will deliver the message again."""
+        """Note that this process ends the task: the broker connection is lost, and the message comes again."""
         self._is_being_ended = True
         return super().cancel(*args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """See Celery's Request."""
+        """Update the record on a hard time limit."""
         if soft or celery_state.should_terminate:
             super().on_timeout(soft, timeout)
             return
-        decide(self.task, self.id, self._keeper, None)
+        decide(self.task, self.id, self._maintenance, None)
         super().on_timeout(soft, timeout)
         # acks_on_timeout came with Celery 5.7
         acks = getattr(self.task, "acks_on_timeout", self.task.acks_on_failure_or_timeout)
-        goes_back = self.task.acks_late and not acks
-        decide(self.task, self.id, self._keeper, Status.RUNNING if goes_back else Status.FAILED)
+        is_requeued = self.task.acks_late and not acks
+        decide(self.task, self.id, self._maintenance, Status.RUNNING if is_requeued else Status.FAILED)
 
     # -- a process that died
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """See Celery's Request; but a task whose process was lost continues instead of failing."""
-        if not self._is_being_ended and celery_internals.is_lost_process(exc_info.exception) and self._goes_on():
+        """Recover a task whose process was lost, instead of failing it."""
+        if not self._is_being_ended and celery_internals.is_lost_process(exc_info.exception) and self._recovered():
             celery_state.task_ready(self)
             return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
-    def _goes_on(self) -> bool:
-        """Leave a claimed task to its record; return False for one that was not claimed."""
-        if self._keeper is None:
+    def _recovered(self) -> bool:
+        """Recover a claimed task from its record; return False for a task that was not claimed."""
+        if self._maintenance is None:
             return False
         store = _store_of(self.task)
-        sweeper = self._keeper.sweeper_of(store)
+        sweeper = self._maintenance.sweeper_of(store)
         if sweeper is None:
             return False
         try:
@@ -97,18 +97,18 @@ class Request(CeleryRequest):
                 return False  # a delivery or a command may have made the record before the task was claimed
             sweeper.recover(self.id)
         except StoreError as exc:
-            self._tell_later("recovered", exc)
+            self._report_delay("recovered", exc)
             self.reject(requeue=True)
             return True
         except (OperationalError, OSError) as exc:
             # The record is in the store: the next sweep publishes it.
-            self._tell_later("published", exc)
+            self._report_delay("published", exc)
         self.acknowledge()
         return True
 
-    def _tell_later(self, what: str, exc: Exception) -> None:
+    def _report_delay(self, what: str, exc: Exception) -> None:
         logger.warning(
-            "Task %s[%s] was lost, and cannot be %s yet: %s",
+            "Task %s[%s] was lost and cannot be %s yet: %s",
             self.name,
             self.id,
             what,
@@ -117,9 +117,9 @@ class Request(CeleryRequest):
         )
 
 
-def decide(task: Any, task_id: str, keeper: Keeper | None, status: Status | None) -> None:
-    """The main process ends a task: keep it from being recovered, or write its status; see :meth:`Sweeper.decide`."""
-    sweeper = keeper.sweeper_of(_store_of(task)) if keeper else None
+def decide(task: Any, task_id: str, maintenance: Maintenance | None, status: Status | None) -> None:
+    """Prevent the recovery of a task that the main process ends, or write its status; see :meth:`Sweeper.decide`."""
+    sweeper = maintenance.sweeper_of(_store_of(task)) if maintenance else None
     if sweeper is not None:
         sweeper.decide(task_id, status)
 
@@ -129,18 +129,18 @@ def _store_of(task: Any) -> Store:
 
 
 def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., Any]:
-    """Celery's default strategy, but for continuations that reach a stopping worker."""
+    """Return Celery's default strategy, except that a stopping worker requeues continuations."""
     handle = celery_strategy.default(task, app, consumer, **kwargs)
     flag = flag_of(consumer.hostname)
 
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kwargs: Any) -> Any:
         if flag is not None and flag.level and (message.headers or {}).get(GENERATION):
-            # Consume no more first, or the message given back would come again at once.
+            # Stop consuming first, or the requeued message would be delivered here again immediately.
             if consumer.task_consumer is not None:
                 consumer.task_consumer.cancel()
             message.requeue()
             logger.info(
-                "Task %s[%s] given back: this worker is stopping",
+                "Task %s[%s] requeued: this worker is stopping",
                 task.name,
                 message.headers["id"],
                 extra={"action": "given_back", "task_id": message.headers["id"], "task_name": task.name},

@@ -1,4 +1,4 @@
-"""Finding what dead workers have left, and putting it back into its queue."""
+"""Find and requeue what dead workers left."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["Report", "Sweeper"]
 
 logger = logging.getLogger("celery_continuations")
 
-# A message that is overdue only after this many seconds is published again although its queue is not empty: Celery
-# itself takes as long to requeue what a killed worker held, on Redis.
+# A message that is overdue after this many seconds or more is published again even if its queue is not empty: on Redis
+# Celery itself takes that long to requeue what a killed worker held.
 _LONG = 3600.0
 
 
 class Report(NamedTuple):
-    """What a sweep did with a task, or could not do.
+    """What a sweep did with a task, or failed to do.
 
     Attributes:
         task_id: the task.
@@ -63,11 +63,11 @@ class Sweeper:
     """Recovers the tasks of dead workers from one store.
 
     Args:
-        app: whose tasks.
+        app: the app of the tasks.
         store: where their records are.
         worker: the id of the worker that sweeps.
-        is_at_work: whether this worker has a task in hand.
-        sends_as: returns the worker's name, while it sends events of tasks.
+        is_in_progress: whether this worker has received a task and not yet seen it end.
+        sends_as: returns the worker's name, or None while it does not send task events.
         report: called with what a sweep did with each task.
     """
 
@@ -76,36 +76,36 @@ class Sweeper:
         app: Celery,
         store: Store,
         worker: str,
-        is_at_work: Callable[[str], bool],
+        is_in_progress: Callable[[str], bool],
         sends_as: Callable[[], str | None] = lambda: None,
         report: Callable[[Report], None] = log,
     ) -> None:
         self._report = report
         self._sends_as = sends_as
-        self._is_at_work = is_at_work
+        self._is_in_progress = is_in_progress
         self._app = app
         self._store = store
         self._worker = worker
         self._decided: dict[str, Status | None] = {}
-        self._told: set[str] = set()
-        self._idle: set[str] = set()  # owners that had nothing in hand at the last look
+        self._reported: set[str] = set()  # tasks that cannot be recovered
+        self._idle: set[str] = set()  # owners that had no task in progress at the last scan
 
     def sweep(self, by_lease: Callable[[], bool]) -> Scan:
         """Scan once, and recover what dead workers left.
 
         Args:
-            by_lease: asked after the scan; see :func:`loss_of`.
+            by_lease: called after the scan; see :func:`loss_of`.
 
         Raises:
-            StoreError: when the store is away.
-            OSError, kombu.exceptions.OperationalError: when the broker is.
+            StoreError: when the store is unavailable.
+            OSError, kombu.exceptions.OperationalError: when the broker is unavailable.
         """
         scan = self._store.scan(self._worker)
-        judges = by_lease()
+        trusts_leases = by_lease()
         lost: list[_Lost] = []
         dead = []
         for lease in scan.leases:
-            loss = loss_of(lease.worker, scan.leases, by_lease=judges)
+            loss = loss_of(lease.worker, scan.leases, by_lease=trusts_leases)
             if loss and lease.worker != self._worker:
                 dead.append(lease.worker)
                 owned = self._store.scan(lease.worker, 0).owned
@@ -116,34 +116,34 @@ class Sweeper:
         if lost or scan.due:
             with publisher(self._app) as publishing:
                 for one in lost:
-                    self._carefully(self._recover, one.task_id, one, publishing)
+                    self._attempt(self._recover, one.task_id, one, publishing)
                 for task_id in scan.due:
-                    self._carefully(self._republish_overdue, task_id, publishing)
+                    self._attempt(self._republish_overdue, task_id, publishing)
         for worker in dead:
             self._store.retire(worker)
         return scan
 
     def _lost_here(self, scan: Scan) -> list[_Lost]:
-        """Return what this worker owns and no longer works on."""
+        """Return the tasks that this worker owns and no longer runs."""
         lost = []
         idle: set[str] = set()
         for task_id, owner in scan.owned.items():
             loss = loss_of(owner, scan.leases, by_lease=False)
             if self._decided.get(task_id):
-                self._carefully(self._settle, task_id)
+                self._attempt(self._settle, task_id)
             elif loss and task_id not in self._decided:
                 lost.append(_Lost(task_id, owner, loss))
-            elif not self._is_at_work(task_id):
+            elif not self._is_in_progress(task_id):
                 idle.add(owner)
-                # Its claim was written and the answer lost, or its last write could not be made. Twice in a row,
-                # for Celery forgets a request that it cancels before its process has ended.
+                # The answer to its claim was lost, or its last write failed. Two scans in a row must find it idle,
+                # because Celery forgets a request that it cancels before the process has ended.
                 if owner in self._idle:
                     lost.append(_Lost(task_id, owner, Loss.STOP))
         self._idle = idle
         return lost
 
     def recover(self, task_id: str) -> None:
-        """Recover one task of this worker, whose process has ended, if that has not been done yet.
+        """Recover one task of this worker, whose process has ended, unless that is done already.
 
         Raises: see :meth:`sweep`.
         """
@@ -153,30 +153,30 @@ class Sweeper:
         if loss:
             with publisher(self._app) as publishing:
                 self._recover(task_id, _Lost(task_id, owner, loss), publishing)
-        elif not owner and self._was_left_just_now(task_id):
+        elif not owner and self._handed_over_recently(task_id):
             with publisher(self._app) as publishing:
                 self._republish_overdue(task_id, publishing)
 
-    def _was_left_just_now(self, task_id: str) -> bool:
-        """Whether the record is left to a message that its process may not have lived to publish."""
+    def _handed_over_recently(self, task_id: str) -> bool:
+        """Whether the record waits for a message that the process may have died before publishing."""
         record = self._store.read(task_id)
         if record is None or record.fence != Fence(record.fence.generation, Status.QUEUED):
             return False
-        # Not where it is to be run later, as after self.retry(countdown=3600). The times of two clocks: it is safe
-        # to be wrong, for the record is due in the end.
+        # False for a task scheduled for later, as by self.retry(countdown=3600). This compares two clocks: an error is
+        # harmless, because the record becomes due eventually.
         return record.due is not None and record.due - time.time() <= 2 * OVERDUE_AFTER
 
     def decide(self, task_id: str, status: Status | None = None) -> None:
-        """The worker's main process ends a task itself: it is not to be recovered.
+        """Prevent the recovery of a task that the worker's main process ends itself.
 
         Args:
             task_id: the task.
-            status: that its record gets, now or as soon as the store can be reached; None while
-                that is still to come.
+            status: the record's new status, written now or as soon as the store can be reached; None while it is
+                not known yet.
         """
         self._decided[task_id] = status
         if status is not None:
-            self._carefully(self._settle, task_id)
+            self._attempt(self._settle, task_id)
 
     def _settle(self, task_id: str) -> None:
         record = self._store.read(task_id)
@@ -198,7 +198,7 @@ class Sweeper:
             self._store,
             task_id,
             ended=lambda found: self._ended(task_id, found),
-            loss_of=lambda owner: lost.loss if owner == lost.owner else None,  # another may have it by now
+            loss_of=lambda owner: lost.loss if owner == lost.owner else None,  # another execution may own it by now
         )
         if record is not None and record.fence.command == Command.CANCEL:
             self._cancelled(task_id, record)
@@ -210,7 +210,7 @@ class Sweeper:
             signals.task_recovered.send(sender=self._app.tasks.get(name), task_id=task_id)
 
     def _cancelled(self, task_id: str, record: Record) -> None:
-        """It was to be cancelled, and its execution was lost before that."""
+        """End a task whose execution was lost before it could obey a cancel command."""
         revoke(self._app, task_id, record)
         seconds = seconds_kept(self._app, Status.CANCELLED)
         OwnedRecord(self._store, task_id, record.fence).end(Status.CANCELLED, "", seconds)
@@ -230,23 +230,21 @@ class Sweeper:
 
         record = republish_overdue(self._store, task_id, may_publish)
         if record is not None:
-            self._publish(task_id, record, publishing, "published_again", "published again: nobody has taken it up")
+            self._publish(task_id, record, publishing, "published_again", "published again: no worker has claimed it")
 
     def _publish(self, task_id: str, record: Record, publishing: Publisher, action: str, text: str) -> None:
         if record.message is None:
-            raise StoreError("record", f"of task {task_id} keeps no message to publish")
+            raise StoreError("record", f"task {task_id} has no saved message to publish")
         publishing.publish(record.message, record.fence.generation)
-        self._tell(task_id, action, text)
-
-    def _tell(self, task_id: str, action: str, text: str) -> None:
         self._report(Report(task_id, action, text))
 
-    def _carefully(self, act: Callable[..., None], task_id: str, *args: Any) -> None:
-        """A record that cannot be read must not keep the others from being recovered."""
+    def _attempt(self, act: Callable[..., None], task_id: str, *args: Any) -> None:
+        """Call ``act``; report a record that cannot be read, so that it does not block the recovery of the others."""
         try:
             act(task_id, *args)
-            self._told.discard(task_id)
+            self._reported.discard(task_id)
         except (StoreError, UnserializableValueError, InvalidStepError) as exc:  # the last: of a later release
-            if task_id not in self._told:
-                self._told.add(task_id)
-                self._tell(task_id, "recovery_failed", f"cannot be recovered, its record stays unchanged: {exc}")
+            if task_id not in self._reported:
+                self._reported.add(task_id)
+                text = f"cannot be recovered; its record is unchanged: {exc}"
+                self._report(Report(task_id, "recovery_failed", text))

@@ -1,6 +1,6 @@
-"""A continuation whose task this worker does not know: during a rolling deploy another one may.
+"""Requeue continuations of unknown tasks: during a rolling deploy another worker may know them.
 
-Celery would store a failure at once and drop the message.
+Celery would store a failure immediately and drop the message.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from celery_continuations import conf
 from celery_continuations.messages.headers import GENERATION
 from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.stores import Status, open_store
-from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.maintenance import Maintenance
 
-__all__ = ["hand_back_unknown"]
+__all__ = ["requeue_unknown"]
 
 logger = logging.getLogger("celery_continuations")
 
 
-def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
-    """Have ``consumer`` hand such messages back for ``continuation_change_grace``, before it fails them."""
+def requeue_unknown(consumer: Any, maintenance: Maintenance) -> None:
+    """Make ``consumer`` requeue such messages for ``continuation_change_grace`` before it fails them."""
     fail = consumer.on_unknown_task
     grace = float(conf.seconds(conf.app_setting(consumer.app, "change_grace")))
     first_seen: dict[str, float] = {}
@@ -35,7 +35,7 @@ def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
         if now - first_seen.setdefault(task_id, now) < grace:
             delay = requeue_delay()
             logger.warning(
-                "Task %s[%s] is not known here and handed back, in %s s",
+                "Task %s[%s] requeued in %s s: this worker does not know the task",
                 message.headers.get("task"),
                 task_id,
                 delay,
@@ -44,12 +44,12 @@ def hand_back_unknown(consumer: Any, keeper: Keeper) -> None:
             return consumer.timer.call_after(delay, _in_loop(consumer, message.requeue))
         del first_seen[task_id]
         fail(body, message, exc)
-        sweeper = keeper.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))
+        sweeper = maintenance.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))
         return sweeper.decide(task_id, Status.FAILED) if sweeper else None
 
     consumer.on_unknown_task = on_unknown_task
 
 
 def _in_loop(consumer: Any, act: Callable[[], Any]) -> Callable[[], Any]:
-    """Where the timer is a thread, its calls must not meet those of the consumer's own."""
+    """Call ``act`` in the consumer's own thread: the timer may be another one."""
     return lambda: consumer.call_soon(act)

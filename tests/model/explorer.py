@@ -162,7 +162,7 @@ def simulated() -> Iterator[None]:
         for module in (execution, claiming, leaving):
             stack.enter_context(patch.object(module, "watcher", NoWatcher()))
         stack.enter_context(patch.object(claiming, "new_owner", lambda worker: Now.world.new_owner(worker)))
-        stack.enter_context(patch.object(maintenance, "_is_at_work", lambda task_id: Now.world.is_at_work(task_id)))
+        stack.enter_context(patch.object(maintenance, "_is_in_progress", lambda task_id: Now.world.is_at_work(task_id)))
         stack.enter_context(patch.object(liveness, "is_gone", lambda name: Now.world.is_gone(name)))
         task_revoked.connect(_on_revoked)
         stack.callback(task_revoked.disconnect, _on_revoked)

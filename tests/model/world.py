@@ -22,9 +22,9 @@ from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Fence, Record, Status
 from celery_continuations.stores.base import NOT_CLAIMABLE
 from celery_continuations.stores.memory import MemoryStore
-from celery_continuations.worker import maintenance as keepers
+from celery_continuations.worker import maintenance
 from celery_continuations.worker.bootstep import Hearing
-from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.maintenance import Maintenance
 from celery_continuations.worker.requests import Request
 from tests.model.clients import KIND, TASK_ID, Clients, Process
 from tests.model.promises import FINAL, FINISHED, Promises, Violation
@@ -86,20 +86,20 @@ class Worker:
         self.lost_children: set[str] = set()
         self.unacked: list[Message] = []
         flags._by_hostname[name] = flags._by_path[name] = self.flag
-        self.keeper = Keeper(world.app, self.flag, list)
-        (self._charge,) = self.keeper._charges
+        self.maintenance = Maintenance(world.app, self.flag, list)
+        (self._maintained,) = self.maintenance._stores
         self.renew()
-        self._charge.judges_at = 0.0  # it has been running for a while
+        self._maintained.trusts_leases_at = 0.0  # it has been running for a while
 
     def renew(self) -> None:
-        self.keeper._renew(self._charge)
+        self.maintenance._renew(self._maintained)
 
     def sweep(self) -> None:
-        self.keeper._sweep(self._charge)
+        self.maintenance._sweep(self._maintained)
 
     def end(self) -> None:
         self.has_ended = True
-        self.keeper.end()
+        self.maintenance.stop()
 
     @property
     def is_up(self) -> bool:
@@ -110,13 +110,12 @@ class Worker:
         return bool(self.flag.level)
 
     def told(self, text: str, unacked: str) -> str:
-        """Return the part of its state that the future depends on."""
-        judges = max(0.0, round(self._charge.judges_at - Now.world.clock, 3))
+        self._maintained.trusts_leases_at = 0.0  # it has been running for a while
         children = [child for child in sorted(self.lost_children) if f"{self.name}/{child}/" in text]
         return (
             f"{self.name} {self.is_crashed:d}{self.is_frozen:d}{self.has_ended:d}{self.lapsed:d}{self.was_frozen:d} "
             f"{self.flag.level} {children} {unacked} "
-            f"{judges} {self._charge.away:d} {self._charge.sweeper._decided}\n"
+            f"{trusts_leases_in} {self._maintained.unavailable:d} {self._maintained.sweeper._decided}\n"
         )
 
 
@@ -697,7 +696,7 @@ class World:
         for actor in [*self.stack, *self.frozen, *self.clients.aside]:
             self.kill(actor)
         for worker in self.workers:
-            keepers._keepers.pop(worker.name, None)
+            maintenance._by_worker.pop(worker.name, None)
             flags._by_hostname.pop(worker.name, None)
             flags._by_path.pop(worker.name, None)
 

@@ -141,13 +141,13 @@ def test_a_process_that_dies_before_it_has_claimed_leaves_its_message_to_celery(
     result = loop.apply_async()
     result.deliver("approval", "yes")
     sweeper = Sweeper(app, store, new_worker(), lambda task_id: True)
-    keeper = SimpleNamespace(sweeper_of=lambda store: sweeper)
+    maintenance = SimpleNamespace(sweeper_of=lambda store: sweeper)
     delivery = worker.deliver_nothing()
     lost = Request(
         delivery.message, on_ack=delivery.on_ack, on_reject=delivery.on_reject, app=app, task=loop, hostname="unit@test"
     )
-    lost._keeper = keeper
-    assert not lost._goes_on()
+    lost._maintenance = maintenance
+    assert not lost._recovered()
     assert (delivery.end, worker.queued()) == (None, 0)
 
 
@@ -396,14 +396,14 @@ def test_a_failed_task_continues_from_a_named_step(worker: Any, failing: Any) ->
 def test_a_step_that_was_never_begun(worker: Any, failing: Any) -> None:
     result = failing.apply_async()
     worker.drain()
-    with pytest.raises(DeliveryError, match="has no step 'three' that was begun; its steps are: 'one', 'two'"):
+    with pytest.raises(DeliveryError, match="has not begun a step 'three'; its steps are: 'one', 'two'"):
         result.retry("three")
     assert result.state == states.FAILURE, "nothing was changed"
 
 
 def test_only_a_failed_task_is_retried(worker: Any, failing: Any) -> None:
     result = failing.apply_async()
-    with pytest.raises(DeliveryError, match="only a failed task can be retried; there is no record of it"):
+    with pytest.raises(DeliveryError, match="only a failed task can be retried; it has no record"):
         result.retry()
     failing.is_broken = False
     worker.drain()
@@ -475,7 +475,7 @@ def test_a_broker_that_is_away_leaves_it_to_a_sweep(
 
 def test_a_snapshot_goes_back_by_its_steps() -> None:
     snapshot = Snapshot(current=("three", 7))
-    assert commands._go_back("id", snapshot, None) == ["three"]
+    assert commands._rewind("id", snapshot, None) == ["three"]
     assert snapshot.current == ("three", 7)
 
 

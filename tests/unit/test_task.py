@@ -157,9 +157,9 @@ def test_continuable_on_an_unbound_task_says_what_to_write() -> None:
     app.finalize()
     with pytest.raises(TypeError, match=r"needs a bound task, and unbound too is not"):
         continuable(finalized)
-    with pytest.raises(TypeError, match="goes on a function or a Celery task, not on 5"):
+    with pytest.raises(TypeError, match="takes a function or a Celery task, not 5"):
         continuable(5)
-    with pytest.raises(TypeError, match="goes on a function or a Celery task, not on <class"):
+    with pytest.raises(TypeError, match="takes a function or a Celery task, not <class"):
         continuable(Task)
 
 

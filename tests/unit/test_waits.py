@@ -205,7 +205,7 @@ def test_a_wait_that_has_timed_out_takes_nothing_more(worker: Any, task: Any, la
     worker.deliver()
     later(2)
     worker.drain()
-    with pytest.raises(DeliveryError, match="the wait 'first' is over: nothing came in time"):
+    with pytest.raises(DeliveryError, match="the wait 'first' has timed out"):
         result.deliver("first", 1)
     result.deliver("second", 2)
     worker.drain()

@@ -1,4 +1,4 @@
-"""Records in a database: SQLite or PostgreSQL, by SQLAlchemy Core; one statement for each operation.
+"""Records in SQLite or PostgreSQL, by SQLAlchemy Core; one statement for each operation.
 
 =======================  =====================================================================
 ``continuation_record``  a row for each record; ``worker`` is null unless it owns the record,
@@ -7,7 +7,7 @@
 ``continuation_lease``   a row for each worker
 =======================  =====================================================================
 
-Every statement commits by itself, and all times are by the database's clock.
+Every statement commits automatically, and all times are by the database's clock.
 """
 
 from celery_continuations.exceptions import StoreError

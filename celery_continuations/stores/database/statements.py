@@ -1,4 +1,4 @@
-"""The statements, one for each operation."""
+"""The SQL statements, one for each operation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _row = records.c
 
 
 class _Clock(FunctionElement[float]):
-    """The database's time in seconds since the epoch; one for all of a statement."""
+    """The database's time in seconds since the epoch, constant within a statement."""
 
     type = sa.Double()
     inherit_cache = True
@@ -55,7 +55,7 @@ def _sqlite_clock(*args: Any, **kwargs: Any) -> str:
 
 
 def _seconds(name: str) -> sa.ColumnElement[float]:
-    """Return the time so many seconds from now; null for null."""
+    """Return the time the given seconds from now; null for null."""
     return _Clock() + sa.cast(sa.bindparam(name), sa.Double)
 
 
@@ -99,10 +99,10 @@ CLEAN = sa.delete(records).where(sa.tuple_(_row.namespace, _row.task_id).in_(_EX
 
 
 def _scanning() -> sa.CompoundSelect[str, str, float | None, str]:
-    """Return one query for all that a sweep begins with: what it is, whose, when, and more."""
+    """Return the query that a sweep begins with: rows of what, whose, when, and more."""
     space: sa.BindParameter[str] = sa.bindparam("namespace_")
     never = sa.cast(sa.null(), sa.Double)
-    # The owners, one search of the index for each: DISTINCT would read all that is owned.
+    # The owners, by one index search each: DISTINCT would read all owned rows.
     first = sa.select(sa.func.min(_row.worker).label("worker"))
     # IS NOT NULL lets SQLite use the index
     owners = first.where(_row.namespace == space, _row.worker.is_not(None)).cte(recursive=True)
@@ -131,7 +131,7 @@ SCAN = _scanning()
 
 
 class Statement:
-    """A statement that goes past SQLAlchemy to the driver: what lies between would cost a save a quarter more."""
+    """A statement executed directly by the driver: SQLAlchemy would make a save a quarter slower."""
 
     def __init__(self, construct: Any, dialect: Dialect) -> None:
         compiled = construct.compile(dialect=dialect)
@@ -140,20 +140,20 @@ class Statement:
         self._error = dialect.loaded_dbapi.Error
 
     def written(self, connection: Connection, values: Mapping[str, Any]) -> bool:
-        """Return whether a row was written."""
+        """Execute the statement; return whether a row was written."""
         arguments = self._arguments(values)
         cursor = connection.connection.cursor()
         try:
             cursor.execute(self._text, arguments)
             return cursor.rowcount == 1
         except self._error:
-            # Repeated by SQLAlchemy, which knows what the error means: for the pool, when the server has gone.
+            # Repeat it through SQLAlchemy, which interprets the error: after a lost server it resets the pool.
             return connection.exec_driver_sql(self._text, arguments).rowcount == 1
         finally:
             cursor.close()
 
     def execute(self, cursor: Any, values: Mapping[str, Any]) -> Any:
-        """Execute it with a cursor of the driver, which is returned."""
+        """Execute it with a cursor of the driver, and return the cursor."""
         cursor.execute(self._text, self._arguments(values))
         return cursor
 
@@ -163,7 +163,7 @@ class Statement:
 
 @lru_cache(maxsize=128)
 def updating(dialect: Dialect, *changed: str, keeps_due: bool, asks_inbox: bool) -> Statement:
-    """Write over what is there: of the columns those named, and the two times unless ``due`` stays."""
+    """Return the update of the named columns and of both times, except ``due`` if it is kept."""
     values: dict[str, Any] = {"due": sa.null(), "expires": sa.null()}
     for name in changed:
         values[name] = _seconds(f"{name}_") if name in values else sa.bindparam(f"{name}_")
@@ -175,13 +175,13 @@ def updating(dialect: Dialect, *changed: str, keeps_due: bool, asks_inbox: bool)
 
 @lru_cache(maxsize=4)
 def reading(dialect: Dialect) -> Statement:
-    """Read one record."""
+    """Return the statement that reads one record."""
     return Statement(READ, dialect)
 
 
 @lru_cache(maxsize=4)
 def inserting(dialect: Dialect) -> Statement:
-    """Write where there is nothing, or nothing that lives."""
+    """Return the insert for a task without a record, or with an expired one."""
     given: dict[str, Any] = {
         name: sa.bindparam(f"{name}_") for name in ("namespace", "task_id", "fence", "worker", *TEXTS)
     }
@@ -199,7 +199,7 @@ def inserting(dialect: Dialect) -> Statement:
 
 @lru_cache(maxsize=4)
 def renewing(dialect: Dialect) -> Statement:
-    """Write a lease."""
+    """Return the statement that writes a lease."""
     given: dict[str, Any] = {name: sa.bindparam(f"{name}_") for name in ("namespace", "worker", "note")}
     insert = INSERTS[dialect.name](leases).values({**given, "until": _seconds("seconds_")})
     return Statement(

@@ -1,4 +1,4 @@
-"""Records in a database, by SQLAlchemy."""
+"""The store in a database, by SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ __all__ = ["DatabaseStore"]
 
 T = TypeVar("T")
 
-# A child must not inherit a SQLite connection that is in use, nor the locks that SQLite believes to hold
-# for it: that corrupts the file. So there is one at a time, closed after each operation, and none in a fork.
+# A child must not inherit a SQLite connection that is in use, nor the locks that SQLite keeps for it: that corrupts the
+# file. So there is one connection at a time, closed after each operation, and none during a fork.
 _in_sqlite = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_in_sqlite.acquire, after_in_parent=_in_sqlite.release, after_in_child=_in_sqlite.release
     )
 
-#: Seconds for which a SQLite file may be locked by another process.
+#: Seconds to wait for a SQLite file that another process has locked.
 _BUSY = 10.0
 
-# Drivers over libpq, and how long they wait for a server that cannot be reached, or takes nothing any more.
+# Drivers over libpq, and how long they wait for a server that cannot be reached or has stopped responding.
 _LIBPQ = frozenset(("psycopg", "psycopg2"))
 _IMPATIENT = {"connect_timeout": 3, "tcp_user_timeout": 3000}
 
-# Options of the engine that are the store's own affair. A dead connection is noticed when it is used:
-# pool_pre_ping, which Celery sets, would make two round trips of each.
+# Options of the engine that only the store sets. It notices a dead connection when it uses it: pool_pre_ping, which
+# Celery sets, would double the round trips.
 _OWN = frozenset(("isolation_level", "execution_options", "pool", "poolclass", "pool_pre_ping", "pool_reset_on_return"))
 
 
 class DatabaseStore(Store):
     """A row for each record.
 
-    Nothing is connected to before it is first used; that makes the tables, too.
+    The first use connects, and creates the tables.
 
     Args:
-        url: of the database, as SQLAlchemy has it.
-        namespace: keeps apart services that share a database.
-        options: of SQLAlchemy's engine; those that would change how the store works are passed over.
+        url: the database URL of SQLAlchemy.
+        namespace: separates services that share a database.
+        options: options of SQLAlchemy's engine; those that would change how the store works are ignored.
 
     >>> import tempfile
     >>> from celery_continuations.stores import Status
@@ -85,7 +85,7 @@ class DatabaseStore(Store):
         self._namespace = _checked("a namespace", namespace)
         self._guard: AbstractContextManager[Any] = _in_sqlite if dialect.name == "sqlite" else nullcontext()
         self._options = _engine_options(dialect, options or {})
-        # One for each process: connections must not be shared with a parent, which may go on using them.
+        # One for each process: connections must not be shared with a parent, which may still use them.
         self._engines = {os.getpid(): self._make_engine()}
         self._prepared = False
         self._cleaning = Cleaning()
@@ -134,14 +134,14 @@ class DatabaseStore(Store):
         return None if row is None else self._record(task_id, row.fence, row.snapshot, None, row.value)
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        """Reads a page at a time."""
+        """Yield every record, read a page at a time."""
         ids = self._ids_after("")
         while ids:
             yield from self._records_of(ids)
             ids = self._ids_after(ids[-1])
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
-        """Removes now and then what has expired."""
+        """Renew the lease, and remove expired records at intervals."""
         statement = statements.renewing(self._engine.dialect)
         values = {
             "namespace_": self._namespace,
@@ -183,7 +183,7 @@ class DatabaseStore(Store):
         except StoreError:
             if self._engine.dialect.name != "sqlite":
                 raise
-            yield from each(ids, self.read)  # its driver gives none of the rows if one has bytes that are no text
+            yield from each(ids, self.read)  # its driver returns no rows at all if one has bytes that are not text
         else:
             parts = {task_id: row for task_id, *row in rows}
             yield from each(parts, lambda task_id: self._record(task_id, *parts[task_id]))
@@ -197,7 +197,7 @@ class DatabaseStore(Store):
     @property
     def _engine(self) -> Engine:
         pid = os.getpid()
-        # setdefault, so that of two threads which find none both use the same
+        # setdefault, so that two threads that find none use the same one
         return self._engines.get(pid) or self._engines.setdefault(pid, self._make_engine())
 
     def _make_engine(self) -> Engine:
@@ -220,8 +220,8 @@ class DatabaseStore(Store):
                     return self._work(connection, work)
             except DBAPIError as exc:
                 if again and exc.connection_invalidated:
-                    # The server has been away since, and the pool has forgotten its connections. What was cut off
-                    # may have been written all the same: whoever swaps asks for that when it is refused.
+                    # The server was unavailable, and the pool has dropped its connections. The interrupted write may
+                    # still have taken effect: callers of compare_and_swap check for that when the retry is refused.
                     again = False
                     continue
                 self._prepared = False  # perhaps the tables are gone
@@ -230,7 +230,7 @@ class DatabaseStore(Store):
                 SQLAlchemyError,
                 ValueError,
                 TypeError,
-            ) as exc:  # or a driver's, of what it cannot write or does not know
+            ) as exc:  # or an error of the driver, for a value that it cannot write
                 raise StoreError("database", f"{where}{type(exc).__name__}: {exc}") from exc
 
     def _work(self, connection: Connection, work: Callable[[Connection], T]) -> T:
@@ -243,7 +243,7 @@ class DatabaseStore(Store):
         except SQLAlchemyError:
             raise
         except BaseException:
-            # Raised in the middle by a signal's handler: the answer would be taken for the next statement's.
+            # Raised by a signal handler in the middle: the answer would be taken for that of the next statement.
             connection.invalidate()
             raise
 
@@ -255,7 +255,7 @@ class DatabaseStore(Store):
             return record_of(*parts)
         except (ValueError, TypeError) as exc:
             raise StoreError(
-                "database", f"{records.name}, task {task_id!r} of {self._namespace}: no record: {exc!r}"
+                "database", f"{records.name}, task {task_id!r} of {self._namespace}: not a record: {exc!r}"
             ) from exc
 
 
@@ -308,7 +308,7 @@ def _in_memory(url: URL) -> bool:
 
 def _engine_options(dialect: type[Dialect], options: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in options.items() if name not in _OWN}
-    found.setdefault("hide_parameters", True)  # snapshots are nothing for a log
+    found.setdefault("hide_parameters", True)  # snapshots must not be logged
     found["isolation_level"] = "AUTOCOMMIT"
     if dialect.name == "sqlite":
         found = {

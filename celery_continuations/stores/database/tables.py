@@ -1,4 +1,4 @@
-"""The two tables."""
+"""The two tables, and their creation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery_continuations.stores.sql import LONGEST
 
 __all__ = ["create_tables", "leases", "metadata", "records"]
 
-#: The two tables, for migrations.  They are made when a store is first used, if they are missing.
+#: The two tables, for migrations.  The first use of a store creates them if they are missing.
 metadata = sa.MetaData()
 
 _ATTEMPTS_TO_CREATE = 10
@@ -44,7 +44,7 @@ leases = sa.Table(
 
 
 def _index(*columns: sa.Column[Any]) -> None:
-    """Index the few rows where the last of the columns is not null."""
+    """Index the few rows whose last given column is not null."""
     name = "_".join(["ix", records.name, *(column.name for column in columns)])
     where = columns[-1].is_not(None)
     sa.Index(name, *columns, postgresql_where=where, sqlite_where=where)
@@ -56,7 +56,7 @@ _index(records.c.expires)
 
 
 def create_tables(connection: Connection) -> None:
-    """Make the tables, unless they are there; all or nothing."""
+    """Create the tables, all or nothing, unless they exist."""
     for attempt in range(_ATTEMPTS_TO_CREATE):
         if all(sa.inspect(connection).has_table(name) for name in metadata.tables):
             return
@@ -70,7 +70,7 @@ def create_tables(connection: Connection) -> None:
             connection.exec_driver_sql("COMMIT")
             return
         except DatabaseError as exc:
-            # Another process made them since they were looked for; it will have finished soon.
+            # Another process has created them since the check; it will finish soon.
             if exc.connection_invalidated or attempt + 1 == _ATTEMPTS_TO_CREATE:
                 raise
             time.sleep(random.uniform(0, 0.01) * 2**attempt)

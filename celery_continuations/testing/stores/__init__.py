@@ -1,4 +1,4 @@
-"""What every store has to do, as tests: run them on a store of your own."""
+"""The requirements of a store, as tests: run them on your own store."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["StoreConformance"]
 
 
 class StoreConformance(Records, Times, Inboxes, Workers, Contention, Failures):
-    """The tests of a store; pytest runs them in a subclass that says how to make one.
+    """The tests of a store; pytest runs them in a subclass whose ``make_store`` returns one.
 
-    What a hook is missing for is skipped.  Fixtures that the hooks need can be asked for by an autouse
-    fixture of the subclass.
+    Tests whose hook is missing are skipped.  An autouse fixture of the subclass can request the fixtures that the hooks
+    need.
 
     >>> from celery_continuations.stores.memory import MemoryStore
     >>> class TestMemoryStore(StoreConformance):

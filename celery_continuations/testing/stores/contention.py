@@ -1,4 +1,4 @@
-"""Many threads and two processes at once."""
+"""Concurrent use by many threads and by two processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from celery_continuations.testing.stores.suite import (
 
 
 class Contention(Suite):
-    """Of many writers one wins."""
+    """Exactly one of many writers succeeds."""
 
     def test_of_many_writers_one_wins(self) -> None:
-        """Generation after generation."""
+        """In each generation, exactly one writer succeeds."""
         won: list[int] = []
         barrier = threading.Barrier(THREADS, timeout=PATIENCE * 3)
 
@@ -38,7 +38,7 @@ class Contention(Suite):
         assert won == list(range(20))
 
     def test_of_many_takers_one_wins(self) -> None:
-        """And is told what it took."""
+        """Exactly one ``take`` succeeds, and returns the record."""
         won: list[Record] = []
         barrier = threading.Barrier(THREADS, timeout=PATIENCE * 3)
         for generation in range(1, 11):
@@ -59,7 +59,7 @@ class Contention(Suite):
         assert [record.snapshot for record in won] == [f"saved {generation}" for generation in range(1, 11)]
 
     def test_of_many_claims_of_one_message_one_wins(self) -> None:
-        """While its owner is alive."""
+        """While its owner is alive, a message is claimed once."""
         won: list[str] = []
         barrier = threading.Barrier(THREADS, timeout=PATIENCE * 3)
 
@@ -85,7 +85,7 @@ class Contention(Suite):
         assert sorted(self.store.scan("w").owned.values()) == sorted(won)
 
     def test_of_many_deliveries_to_one_inbox_one_wins(self) -> None:
-        """Time after time."""
+        """Each time, exactly one delivery succeeds."""
         won: list[int] = []
         barrier = threading.Barrier(THREADS, timeout=PATIENCE * 3)
         self.store.compare_and_swap("id", None, Update(RUNNING, inbox="0"))
@@ -102,7 +102,7 @@ class Contention(Suite):
         assert won == list(range(20))
 
     def test_no_delivery_is_lost(self) -> None:
-        """Among others, and while the task is saved."""
+        """Concurrent deliveries and saves lose no delivery."""
         self.store.compare_and_swap("id", None, Update(RUNNING, "0", due_in=1000))
 
         def deliver(number: int) -> None:
@@ -122,7 +122,7 @@ class Contention(Suite):
         assert self._read("id") == Record(RUNNING, "saved", inbox=self._inbox("id"))
 
     def test_records_of_their_own_do_not_disturb_one_another(self) -> None:
-        """Each thread reads what it wrote."""
+        """Each thread reads what it wrote to its own record."""
 
         def work(number: int) -> None:
             task_id = f"id{number}"
@@ -138,7 +138,7 @@ class Contention(Suite):
         self._in_threads(work)
 
     def test_a_child_uses_the_store_of_its_parent(self) -> None:
-        """Which has used it before, and goes on: as in a worker's pool."""
+        """A forked child and its parent use the same store, as in a worker's pool."""
         if not self.between_processes:
             skip("between_processes")
         if not hasattr(os, "fork"):
@@ -167,4 +167,4 @@ class Contention(Suite):
 
 
 def _no(*args: object) -> None:
-    """Neither has the task ended, nor has its owner died."""
+    """Return None: the task has not ended, and its owner lives."""

@@ -14,10 +14,10 @@ from celery_continuations.testing.stores.suite import (
 
 
 class Failures(Suite):
-    """What goes wrong is named."""
+    """Problems are reported as StoreError."""
 
     def test_a_spoilt_record_is_named_and_kept(self) -> None:
-        """It is not taken for a missing record."""
+        """A corrupt record is reported, and not treated as missing."""
         for task_id in ("spoilt", "sound"):
             self.store.compare_and_swap(task_id, None, Update(RUNNING, "text"))
         self.corrupt(self.store, "spoilt")
@@ -44,7 +44,7 @@ class Failures(Suite):
         assert "spoilt" in problem, "the error does not name the task"
 
     def test_a_lost_connection_is_made_anew(self) -> None:
-        """One call may fail, with a StoreError; the next one does not."""
+        """After a lost connection one call may raise StoreError; the next one succeeds."""
         uses: list[Callable[[], object]] = [
             lambda: self.store.read("id"),
             lambda: self.store.compare_and_swap("id", RUNNING, Update(RUNNING, "again")),
@@ -65,7 +65,7 @@ class Failures(Suite):
             assert self._read(task_id) == Record(RUNNING, "text")
 
     def test_no_connection_is_left_open(self) -> None:
-        """Whether a call writes, is refused, or finds nothing."""
+        """No call leaves a connection open, whether it writes, is refused, or finds nothing."""
         self._use_all("first")
         before = self.connections(self.store)
         for turn in range(20):

@@ -1,4 +1,4 @@
-"""What is delivered to a task."""
+"""Deliveries to a task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Inboxes(Suite):
     """The inbox is compared, written and kept."""
 
     def test_the_inbox_is_compared(self) -> None:
-        """Exactly, together with the fence; and what is refused writes nothing."""
+        """The inbox is compared exactly, together with the fence; a refused write changes nothing."""
         inbox = ""
         self.store.compare_and_swap("id", None, Update(RUNNING, "snapshot"))
         for new in ("one", "One", "one ", "ü🗝\n", "=", "%", "\\", "'", "{}", "0", ""):
@@ -37,7 +37,7 @@ class Inboxes(Suite):
             assert self._read("id") == Record(RUNNING, "snapshot", inbox=inbox or None)
 
     def test_the_inbox_does_not_matter_where_none_is_expected(self) -> None:
-        """It is written, or stays."""
+        """Without an expected inbox, any inbox is replaced or kept."""
         self.store.compare_and_swap("id", None, Update(RUNNING, inbox="one"))
         assert self.store.compare_and_swap("id", RUNNING, Update(RUNNING, inbox="two"))
         assert self._read("id") == Record(RUNNING, inbox="two")
@@ -47,7 +47,7 @@ class Inboxes(Suite):
         assert self._read("id") == Record(RUNNING, "snapshot")
 
     def test_the_inbox_of_no_record_is_empty(self) -> None:
-        """Also where one with something in it has expired or was removed."""
+        """An expired or removed record counts as having an empty inbox."""
         for task_id in ("expired", "removed"):
             self.store.compare_and_swap(task_id, None, Update(RUNNING, inbox="old", expires_in=SOON))
         self.store.compare_and_swap("removed", RUNNING, Update(RUNNING, expires_in=0))
@@ -62,7 +62,7 @@ class Inboxes(Suite):
             assert self._read(task_id) == Record(RUNNING)
 
     def test_the_inbox_stays_where_it_is_not_given(self) -> None:
-        """In saves, in other writes, when the record is taken."""
+        """Saves, other writes and ``take`` keep the inbox."""
         queued, two = Fence(1, Status.QUEUED), Fence(2, Status.RUNNING, "w/1/b")
         self.store.compare_and_swap("id", None, Update(queued, "snapshot", "message", "value", inbox="delivered"))
         assert self.store.take("id", queued, RUNNING)
@@ -76,7 +76,7 @@ class Inboxes(Suite):
         assert self._read("id") == Record(two, "saved", "m", "v", self._due("id"), "delivered")
 
     def test_a_record_may_have_nothing_but_an_inbox(self) -> None:
-        """What is delivered to a task may come before it starts; and expires with its record, or stays with it."""
+        """A delivery before the task starts is kept, or expires, together with its record."""
         fence = Fence(0, Status.QUEUED)
         for task_id in ("expires", "swapped", "saved", "taken"):
             assert self.store.compare_and_swap(

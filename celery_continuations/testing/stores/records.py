@@ -1,4 +1,4 @@
-"""Records, as they are written, read and listed."""
+"""Writing, reading and listing records."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from celery_continuations.testing.stores.suite import (
     update_to,
 )
 
-#: Ids that a store may take for something else: paths, patterns, names of its own, or one another.
+#: Ids that a store may confuse with something else: paths, patterns, its own names, or each other.
 ODD = (
     "0f3c10e2-1111-4222-8333-444455556666", "case", "CASE", "Case", ".", "..", "../../etc/passwd", "/", "a/b", "a:b",
     "a", "a ", " a", "a b\n", "a%3Ab", "a!b", "x!due", "x.lock", "due", "leases", "owned:worker", "*", "?", "[a]",
     "%", "_", "'", '"; --', "\\", "{0}", "ключ/🗝", "é", "e\u0301", "x" * 255, "x" * 254 + "y", "🗝" * 255,
 )  # fmt: skip
 
-# Each differs from the first in one thing, of which some are easily overlooked.
+# Each differs from the first in one thing, sometimes hard to see.
 FENCES = (
     RUNNING,
     RUNNING._replace(generation=2),
@@ -46,7 +46,7 @@ class Records(Suite):
     """Compare and swap, and all records."""
 
     def test_a_record_is_read_as_it_was_written(self) -> None:
-        """All its parts, whatever characters are in them."""
+        """All parts are read as written, with any characters."""
         assert self.store.read("id") is None
         texts: Sequence[str | None]
         for number, texts in enumerate(
@@ -57,7 +57,7 @@ class Records(Suite):
             assert self._read(str(number)) == record
 
     def test_only_the_right_fence_writes(self) -> None:
-        """Of every two fences, and of none at all."""
+        """A write succeeds only if the expected fence, or none, is in the store."""
         numbers = itertools.count()
         for found, expected in itertools.product((None, *FENCES), repeat=2):
             for write in (self._swap, self._take, self._remove):
@@ -96,7 +96,7 @@ class Records(Suite):
         return None
 
     def test_texts_that_are_not_given_stay(self) -> None:
-        """None is not the empty text."""
+        """None keeps a text; the empty text replaces it."""
         for number, given in enumerate(itertools.product((None, "", "new"), repeat=3)):
             task_id = str(number)
             self.store.compare_and_swap(task_id, None, Update(RUNNING, "snapshot", "message", "value"))
@@ -106,7 +106,7 @@ class Records(Suite):
             assert self._read(task_id) == _record(expected)
 
     def test_a_big_snapshot(self) -> None:
-        """2 MB of characters of several bytes."""
+        """A snapshot of 2 MB of multi-byte characters is kept."""
         text = json.dumps("ü🗝" * 350_000, ensure_ascii=False)
         assert self.store.compare_and_swap("id", None, Update(RUNNING, text))
         assert self._read("id") == Record(RUNNING, text)
@@ -116,7 +116,7 @@ class Records(Suite):
         assert taken.snapshot == text + " "
 
     def test_odd_ids(self) -> None:
-        """No id is another one, nor anything else."""
+        """Each odd id has its own record."""
         for task_id in ODD:
             assert self.store.read(task_id) is None, f"{task_id!r} is taken for another one"
             assert self.store.compare_and_swap(task_id, None, Update(RUNNING, task_id, due_in=0))
@@ -132,7 +132,7 @@ class Records(Suite):
             assert sorted(self.store.scan("worker").owned) == sorted(ODD[number + 1 :])
 
     def test_all_records_are_listed(self) -> None:
-        """Those that have ended, too, but not what has expired or was removed."""
+        """Records of ended tasks are listed, but not expired or removed ones."""
         assert list(self.store.records()) == []
         for number, status in enumerate((Status.RUNNING, Status.RETURNED, Status.QUEUED, *sorted(NOT_CLAIMABLE))):
             self.store.compare_and_swap(f"bare {status}", None, Update(Fence(number, status, "w/1/a")))
@@ -149,7 +149,7 @@ class Records(Suite):
         assert self._records() == expected
 
     def test_many_records_are_listed(self) -> None:
-        """Each once, also those that come while others are written and removed."""
+        """Each record is listed once, even while others are written and removed."""
         expected = {f"id{number}": Record(RUNNING, str(number)) for number in range(self.many)}
         for task_id, record in expected.items():
             self.store.compare_and_swap(task_id, None, update_to(record))
@@ -165,7 +165,7 @@ class Records(Suite):
         assert found.keys() <= expected.keys() | {f"new{number}" for number in range(50)}
 
     def test_a_spoilt_record_is_listed_with_the_others(self) -> None:
-        """As the error that reading it raises."""
+        """A corrupt record is listed as the error that reading it raises."""
         for task_id in ("a", "ruined", "z"):
             self.store.compare_and_swap(task_id, None, Update(RUNNING, task_id, "message"))
         self.corrupt(self.store, "ruined")

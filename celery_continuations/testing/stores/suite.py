@@ -1,4 +1,4 @@
-"""What the tests of a store share: its hooks, and what is around each test."""
+"""Shared by the tests of a store: its hooks, setup and teardown."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ THREADS = 8
 
 
 class Suite:
-    """The hooks of a store's tests, and what is around each."""
+    """The hooks of a store's tests, their setup and teardown."""
 
-    #: False for a store that other processes do not see.
+    #: False for a store that other processes cannot see.
     between_processes = True
 
-    #: How many records are many; fewer for a store that takes long to write one.
+    #: How many records are many; set fewer for a store with slow writes.
     many = 2500
 
     # -- hooks
 
     def make_store(self, namespace: str) -> Store:
-        """Return a new store; those of one namespace share their records, but for a store of one process."""
+        """Return a new store; stores with the same namespace share their records, except in-process ones."""
         raise NotImplementedError
 
     def corrupt(self, store: Store, task_id: str) -> None:
-        """Spoil the record, so that it can no longer be read."""
+        """Corrupt the record, so that it can no longer be read."""
         skip("corrupt")
 
     def break_connection(self, store: Store) -> None:
-        """End the store's connections from the other side, as a server does that is restarted."""
+        """Close the store's connections from the other side, like a restarted server."""
         skip("break_connection")
 
     def connections(self, store: Store) -> int:
-        """Return how many connections, or files, the store has open."""
+        """Return the number of connections, or files, that the store has open."""
         skip("connections")
 
-    # -- around each test
+    # -- setup and teardown
 
     def setup_method(self) -> None:
-        """Begin with a namespace that no other test has."""
+        """Begin with a new namespace."""
         self._namespace = uuid.uuid4().hex
         self._made: dict[str, Store] = {}
 
     def teardown_method(self) -> None:
-        """Close what was made."""
+        """Close the stores of this test."""
         for store in self._made.values():
             store.close()
 
@@ -63,7 +63,7 @@ class Suite:
         return self._store_of("")
 
     def _store_of(self, suffix: str) -> Store:
-        # made when it is asked for: fixtures of a subclass come after setup_method
+        # made on first use: fixtures of a subclass run after setup_method
         if suffix not in self._made:
             self._made[suffix] = self.make_store(self._namespace + suffix)
         return self._made[suffix]
@@ -106,7 +106,7 @@ class Suite:
 
     def _in_threads(self, work: Callable[[int], None]) -> None:
         problems: list[BaseException] = []
-        self.store.read("id")  # made before several ask for it
+        self.store.read("id")  # make the store before the threads start
 
         def run(number: int) -> None:
             try:
@@ -124,17 +124,17 @@ class Suite:
 
 
 def plain(record: Record) -> Record:
-    """Return the record as every store reads it: an empty inbox may be read as "" or as None."""
+    """Return the record with None for an empty inbox, which may be read as "" or as None."""
     return replace(record, inbox=record.inbox or None)
 
 
 def has_due(store: Store, ids: list[str]) -> bool:
-    """Whether these are due, and no others."""
+    """Whether exactly these are due."""
     return sorted(store.scan().due) == sorted(ids)
 
 
 def skip(hook: str) -> NoReturn:
-    """Skip the test, which needs a hook."""
+    """Skip the test, which needs the hook."""
     import pytest
 
     pytest.skip(f"needs {hook}")
@@ -147,7 +147,7 @@ def update_to(
     expires_in: float | None = None,
     expected_inbox: str | None = None,
 ) -> Update:
-    """Return what writes the record."""
+    """Return the update that writes the record."""
     return Update(
         record.fence, record.snapshot, record.message, record.value, record.inbox, due_in, expires_in, expected_inbox
     )

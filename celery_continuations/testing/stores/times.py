@@ -1,4 +1,4 @@
-"""When a record is due, and when it expires."""
+"""Due times and expiry of records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Times(Suite):
     """Due times and expiry, by the clock of the store."""
 
     def test_due_is_by_the_stores_clock_and_goes_with_the_next_write(self) -> None:
-        """A write says again when the record is due."""
+        """The due time is by the store's clock, and each write sets it again."""
         self.store.compare_and_swap("near", None, Update(RUNNING, due_in=100))
         self.store.compare_and_swap("far", None, Update(RUNNING, due_in=10_100))
         near, far = self._due("near"), self._due("far")
@@ -34,7 +34,7 @@ class Times(Suite):
         assert self._due("far") is None
 
     def test_a_scan_has_what_is_due_the_longest_past_first(self) -> None:
-        """And no more than it is asked for."""
+        """A scan returns the earliest due records, up to its limit."""
         for task_id, due_in in (
             ("c", 0.02),
             ("a", 0.0),
@@ -51,7 +51,7 @@ class Times(Suite):
         assert self.store.scan(limit=2).due == expected[:2]
 
     def test_what_is_written_again_or_removed_is_no_longer_due(self) -> None:
-        """Also what is taken."""
+        """A record that is written, taken or removed stops being due."""
         fence = Fence(1, Status.QUEUED)
         for task_id in ("swapped", "taken", "removed", "later", "stays"):
             self.store.compare_and_swap(task_id, None, Update(fence, due_in=0))
@@ -63,7 +63,7 @@ class Times(Suite):
         assert self.store.scan().due == ["stays"]
 
     def test_an_expired_record_is_none(self) -> None:
-        """To every method; and nothing of it is in the next one."""
+        """Every method treats an expired record as missing, and a new one inherits nothing from it."""
         fence = Fence(3, Status.DONE)
         self.store.compare_and_swap("read", None, Update(fence, "old", "old", "old", expires_in=SOON))
         self._await(lambda: self.store.read("read") is None, "the record expires")
@@ -75,21 +75,21 @@ class Times(Suite):
         assert self._read("read") == Record(RUNNING, None, "new")
 
     def test_a_record_that_is_to_expire_is_there(self) -> None:
-        """Until then a late message finds it, and nothing is written in its place."""
+        """Until it expires, the record is found and not replaced."""
         fence = Fence(3, Status.DONE)
         self.store.compare_and_swap("id", None, Update(fence, "kept", expires_in=1000))
         assert not self.store.compare_and_swap("id", None, Update(RUNNING, "late"))
         assert self._read("id") == Record(fence, "kept")
 
     def test_an_expired_record_is_not_due(self) -> None:
-        """There is nothing left to do."""
+        """A scan does not return expired records."""
         for task_id, expires_in in (("expires", SOON), ("stays", None)):
             self.store.compare_and_swap(task_id, None, Update(Fence(3, Status.QUEUED), due_in=0, expires_in=expires_in))
         self._await(lambda: self.store.read("expires") is None, "the record expires")
         assert self.store.scan().due == ["stays"]
 
     def test_expiry_is_taken_back_by_the_next_write(self) -> None:
-        """By a swap, and by a take."""
+        """``compare_and_swap`` and ``take`` cancel the expiry."""
         fence = Fence(3, Status.FAILED)
         for task_id in ("swapped", "saved", "taken", "expires"):
             self.store.compare_and_swap(task_id, None, Update(fence, "text", expires_in=1))
@@ -102,7 +102,7 @@ class Times(Suite):
             assert self.store.read(task_id) is not None, task_id
 
     def test_due_can_be_left_as_it_was(self) -> None:
-        """Whatever else is written."""
+        """``Due.UNCHANGED`` keeps the due time in every write."""
         queued = Fence(1, Status.QUEUED)
         for task_id, due_in in (("later", 1000), ("now", 0), ("never", None)):
             self.store.compare_and_swap(task_id, None, Update(queued, due_in=due_in))
@@ -127,7 +127,7 @@ class Times(Suite):
         assert self.store.scan().due == []
 
     def test_a_new_record_that_is_to_stay_due_never_is(self) -> None:
-        """Not even when the one that has expired was."""
+        """A new record is not due, even if an expired record was."""
         fence = Fence(3, Status.QUEUED)
         for task_id in ("unchanged", "none"):
             self.store.compare_and_swap(task_id, None, Update(fence, due_in=0, expires_in=SOON))
@@ -140,13 +140,13 @@ class Times(Suite):
         assert self.store.scan().due == []
 
     def test_a_record_that_stays_due_may_expire(self) -> None:
-        """One time is not the other."""
+        """The due time does not affect the expiry."""
         self.store.compare_and_swap("id", None, Update(RUNNING, due_in=1000))
         assert self.store.compare_and_swap("id", RUNNING, Update(RUNNING, due_in=Due.UNCHANGED, expires_in=SOON))
         self._await(lambda: self.store.read("id") is None, "the record expires")
 
     def test_a_removed_record_is_none_at_once(self) -> None:
-        """Its id is free for another task, which finds nothing of it."""
+        """The id of a removed record is free for another task, which inherits nothing."""
         for number, status in enumerate((Status.RUNNING, Status.QUEUED, Status.FAILED)):
             task_id, fence = f"id{number}", Fence(3, status, "w/1/a" if status == Status.RUNNING else "")
             self.store.compare_and_swap(task_id, None, Update(fence, "old", "old", "old", "old", due_in=0))

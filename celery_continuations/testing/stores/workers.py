@@ -1,4 +1,4 @@
-"""Whose records and leases are found."""
+"""Leases, and the records that workers own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from celery_continuations.testing.stores.suite import (
 
 
 class Workers(Suite):
-    """Leases, and what workers own."""
+    """Leases and ownership are kept for each worker."""
 
     def test_a_worker_owns_what_its_executions_are_at_work_on(self) -> None:
-        """Running and finishing, from one worker to the next."""
+        """A worker owns running and finishing records, until another worker takes them."""
         one, two = Fence(1, Status.RUNNING, "one/1/a"), Fence(2, Status.RUNNING, "two/1/b")
         for task_id in ("a", "b"):
             self.store.compare_and_swap(task_id, None, Update(one))
@@ -44,7 +44,7 @@ class Workers(Suite):
         self._assert_owned(one={}, two={})
 
     def test_worker_names_are_told_apart(self) -> None:
-        """Also those that look alike."""
+        """Similar names of workers are distinguished."""
         names = ["w", "W", "w ", "w1", "celery@höst", "celery@host.example", "w:due", "%", "_", "w*"]
         for number, name in enumerate(names):
             self.store.compare_and_swap(str(number), None, Update(Fence(1, Status.RUNNING, f"{name}/1/a")))
@@ -55,7 +55,7 @@ class Workers(Suite):
         assert found == {name: f"note{number}" for number, name in enumerate(names)}
 
     def test_a_lease_counts_down_and_is_renewed(self) -> None:
-        """It is listed also when it is over."""
+        """A lease counts down, is renewed, and is listed even after it has expired."""
         assert self.store.scan().leases == []
         self.store.renew("w", 1000, "note")
         (lease,) = self.store.scan().leases
@@ -70,13 +70,13 @@ class Workers(Suite):
         assert [(lease.worker, lease.note) for lease in self.store.scan().leases] == [("w", "")]
 
     def test_a_worker_that_owns_is_listed_without_a_lease(self) -> None:
-        """Its lease has expired, so a sweep has to find what it owns."""
+        """A worker without a lease is listed as expired, so that a sweep finds its records."""
         self.store.renew("listed", 1000)
         for worker in ("listed", "unlisted", "another"):
             for number in range(3):
                 task_id, owner = f"{worker}{number}", f"{worker}/{number}/a"
                 self.store.compare_and_swap(task_id, None, Update(Fence(1, Status.RUNNING, owner)))
-        self.store.compare_and_swap("free", None, Update(Fence(1, Status.QUEUED, "nobody")))
+        self.store.compare_and_swap("free", None, Update(Fence(1, Status.QUEUED, "other")))
         found = {lease.worker: lease.left for lease in self.store.scan().leases}
         assert sorted(found) == ["another", "listed", "unlisted"]
         assert found["unlisted"] <= 0
@@ -84,7 +84,7 @@ class Workers(Suite):
         assert found["listed"] > 900
 
     def test_a_worker_is_retired_once_it_owns_nothing(self) -> None:
-        """And not before."""
+        """A worker's lease stays while the worker owns a record."""
         self.store.renew("w", 1000, "note")
         self.store.renew("other", 1000)
         fence = Fence(1, Status.RUNNING, "w/1/a")
@@ -100,7 +100,7 @@ class Workers(Suite):
         assert [lease.worker for lease in self.store.scan().leases] == ["other"]
 
     def test_namespaces_are_apart(self) -> None:
-        """Their records, what is due, their leases, and what their workers own."""
+        """Namespaces share no records, due times, leases or owners."""
         suffixes = ["", ":", ":a", ":a:b", "a", "A", " ", "/a", "/..", "!due", "%3A", "ü", "*", "x" * 100]
         ids = ["id", "a:id", "b:id", ":id", "due", "leases"]
         for suffix in suffixes:

@@ -688,7 +688,7 @@ def test_large_arguments_are_warned_of_once(worker: Any, app: Celery, task: Any,
     found = [record for record in caplog.records if getattr(record, "action", None) == "large_arguments"]
     assert [record.task_name for record in found] == [made.name, other.name]
     assert found[0].levelno == logging.WARNING
-    assert "the message's body has 10486" in found[0].getMessage()
+    assert "the message body has 10486" in found[0].getMessage()
     assert "pass a reference" in found[0].getMessage()
 
 

@@ -86,7 +86,7 @@ def test_a_task_is_kept_in_a_store_of_ones_own(
     ("setting", "problem"),
     [
         ("shop.stores.nothing", "cannot be imported: module 'shop.stores' has no attribute 'nothing'"),
-        ("shop.stores.no_store", "returned 'any', which is no celery_continuations.stores.Store"),
+        ("shop.stores.no_store", "returned 'any', which is not a celery_continuations.stores.Store"),
         ("shop.nothing.open_store", "cannot be imported: No module named 'shop.nothing'"),
     ],
 )

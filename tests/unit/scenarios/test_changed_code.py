@@ -17,7 +17,7 @@ from celery_continuations.messages import requeue
 from celery_continuations.messages.headers import CHANGED
 from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.stores import Status, Update, open_store
-from celery_continuations.worker.unknown_tasks import hand_back_unknown
+from celery_continuations.worker.unknown_tasks import requeue_unknown
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ class FakeMessage:
         self.requeued += 1
 
 
-class FakeKeeper:
+class FakeMaintenance:
     def __init__(self) -> None:
         self.decided: list[Any] = []
 
@@ -179,8 +179,8 @@ class FakeKeeper:
 
 
 def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monkeypatch: Any) -> None:
-    consumer, keeper = FakeConsumer(app), FakeKeeper()
-    hand_back_unknown(consumer, keeper)  # type: ignore[arg-type]
+    consumer, maintenance = FakeConsumer(app), FakeMaintenance()
+    requeue_unknown(consumer, maintenance)  # type: ignore[arg-type]
     fresh = FakeMessage(id="fresh", task="x")
     consumer.on_unknown_task(None, fresh, None)
     assert consumer.failed == ["fresh"], "Celery handles that itself"
@@ -195,7 +195,7 @@ def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monk
     monkeypatch.setattr(time, "monotonic", lambda: now + 601)
     consumer.on_unknown_task(None, message, None)
     assert consumer.failed == ["fresh", "resumed"]
-    assert keeper.decided == [("resumed", Status.FAILED)], "the record is kept, as failed"
+    assert maintenance.decided == [("resumed", Status.FAILED)], "the record is kept, as failed"
 
 
 # -- arguments

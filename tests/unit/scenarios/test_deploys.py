@@ -331,7 +331,7 @@ def test_a_list_that_became_a_queryset(deploy: Deploy, misfits: Any) -> None:
     deploy.install(deploy.loop("send", User.objects.all))
     misfits(
         result,
-        r"step 'send' is a loop by key auth.User\(id\) here, and was begun as a loop by position",
+        r"step 'send' is a loop by key auth.User\(id\) here, but was begun as a loop by position",
         then=deploy.loop("send by key", User.objects.all),
         renamed_steps={"send": None},
     )
@@ -367,7 +367,7 @@ def test_a_loop_that_became_a_call(deploy: Deploy, misfits: Any) -> None:
     deploy.install(deploy.steps("rows"))
     misfits(
         result,
-        "step 'rows' is a call here, and an earlier execution had it as a loop by position",
+        "step 'rows' is a call here, but was a loop by position in an earlier execution",
         then=deploy.steps("all rows"),
         renamed_steps={"rows": None},
     )
@@ -380,7 +380,7 @@ def test_a_call_that_became_a_wait(deploy: Deploy, misfits: Any) -> None:
 
     result = deploy.begin(deploy.steps("approval", "end", stop_in="approval"))
     deploy.install(waits)
-    misfits(result, "step 'approval' is a wait_for here, and an earlier execution had it as a call")
+    misfits(result, "step 'approval' is a wait_for here, but was a call in an earlier execution")
 
 
 def test_a_list_with_other_items(deploy: Deploy) -> None:
@@ -441,7 +441,7 @@ def test_a_queryset_in_another_order(deploy: Deploy, misfits: Any) -> None:
     users()
     result = deploy.begin(deploy.loop("send", User.objects.all, stop_after="user1"))
     deploy.install(deploy.loop("send", lambda: User.objects.order_by("-pk")))
-    misfits(result, r"a loop by key auth.User\(-id\) here, and was begun as a loop by key auth.User\(id\)")
+    misfits(result, r"a loop by key auth.User\(-id\) here, but was begun as a loop by key auth.User\(id\)")
 
 
 @pytest.mark.usefixtures("django_database")
@@ -599,7 +599,7 @@ def test_retry_takes_the_name_that_a_renamed_step_has_in_the_record(deploy: Depl
     deploy.worker.drain()
     assert result.state == states.FAILURE
     deploy.install(deploy.steps("new", "two"), renamed_steps={"old": "new"})
-    with pytest.raises(DeliveryError, match="it has no step 'new' that was begun; its steps are: 'old'"):
+    with pytest.raises(DeliveryError, match="it has not begun a step 'new'; its steps are: 'old'"):
         result.retry("new")
     result.retry("old")
     deploy.worker.drain()

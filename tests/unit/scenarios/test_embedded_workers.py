@@ -18,11 +18,11 @@ from tests.support.worker import make_app
 
 
 @pytest.fixture(autouse=True)
-def keepers_end() -> Iterator[None]:
+def maintenance_stops() -> Iterator[None]:
     """Their threads would sweep, and draw random numbers, while other tests run."""
     yield
-    for keeper in list(maintenance._keepers.values()):
-        keeper.end()
+    for one in list(maintenance._by_worker.values()):
+        one.stop()
 
 
 @pytest.fixture(autouse=True)

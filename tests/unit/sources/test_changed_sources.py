@@ -898,7 +898,7 @@ def test_a_step_that_has_become_another_kind_of_step(before: str, now: str) -> N
         error = executions.run(STEPS[now])
     assert isinstance(error, InvalidStepError)
     assert error.recorded
-    assert f"step 'it' is a {now} here, and an earlier execution had it as a {before}" in str(error)
+    assert f"step 'it' is a {now} here, but was a {before} in an earlier execution" in str(error)
 
 
 def test_a_loop_that_has_become_a_call_while_it_was_current() -> None:
@@ -919,7 +919,7 @@ def test_a_sleep_that_has_become_a_wait(worker: Any, task: Any, later: Any) -> N
     later(1001)
     worker.drain()
     assert result.state == states.FAILURE
-    assert "step 'it' is a wait_for here, and an earlier execution had it as a sleep" in str(result.result)
+    assert "step 'it' is a wait_for here, but was a sleep in an earlier execution" in str(result.result)
 
 
 def test_positions_of_version_0_1_are_read() -> None:

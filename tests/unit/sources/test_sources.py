@@ -644,7 +644,7 @@ def test_items_that_fail_are_put_aside_across_executions(worker: Any, task: Any,
     assert len(worker.deliveries) == 4
     told = [entry for entry in caplog.records if getattr(entry, "action", None) == "item_failed"]
     assert len(told) == 2
-    assert "step loop puts aside what failed at 1: ValueError" in told[0].getMessage()
+    assert "step loop: the item at 1 failed: ValueError" in told[0].getMessage()
 
 
 ERROR = "ValueError: invalid literal for int() with base 10: {!r}"

@@ -443,7 +443,7 @@ def test_an_outcome_that_cannot_be_compared(hold: Any, what: str) -> None:
         self.step("one", lambda: 1)
         return Rows() if "task" in what else 1
 
-    with pytest.raises(ValueError, match=f"{what} cannot be compared, for a Rows does not equal its own copy"):
+    with pytest.raises(ValueError, match=f"{what} cannot be compared, because a Rows does not equal its own copy"):
         hold(body, check=int if "task" in what else Rows)
 
 

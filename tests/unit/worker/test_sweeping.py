@@ -24,7 +24,7 @@ from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.protocol.liveness import Loss, loss_of
 from celery_continuations.protocol.owned import OVERDUE_AFTER
 from celery_continuations.stores import Fence, Status, Update, open_store
-from celery_continuations.worker.maintenance import Keeper
+from celery_continuations.worker.maintenance import Maintenance
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.worker import Killed
 
@@ -327,7 +327,7 @@ def test_a_record_that_cannot_be_read_keeps_nothing_else_from_being_recovered(
     store.compare_and_swap(bad.id, found.fence, Update(found.fence, "no snapshot"))
     for _ in range(3):
         sweeper.sweep(always)
-    assert caplog.text.count(f"Task {bad.id} cannot be recovered, its record stays unchanged") == 1
+    assert caplog.text.count(f"Task {bad.id} cannot be recovered; its record is unchanged") == 1
     assert store.read(bad.id).snapshot == "no snapshot"
     worker.drain()
     assert good.get() == "end"
@@ -513,73 +513,75 @@ def test_a_record_that_is_lost_in_the_end_does_not_end_the_task(worker: Any, tas
 
 
 @pytest.fixture
-def keeper(app: Celery) -> Any:
-    flag = new_flag(f"keeper{time.monotonic_ns()}@test")
+def maintenance(app: Celery) -> Any:
+    flag = new_flag(f"maintenance{time.monotonic_ns()}@test")
     pids: list[int] = []
-    made = Keeper(app, flag, lambda: pids)
-    made.test = (flag, pids, made._charges[0])  # type: ignore[attr-defined]
+    made = Maintenance(app, flag, lambda: pids)
+    made.test = (flag, pids, made._stores[0])  # type: ignore[attr-defined]
     yield made
-    made.end()
+    made.stop()
     flag.remove()
 
 
-def test_the_keeper_renews_the_lease_and_says_when_it_stops(keeper: Any, store: Any) -> None:
-    flag, _, charge = keeper.test
-    keeper._renew(charge)
+def test_maintenance_renews_the_lease_and_notes_when_the_worker_stops(maintenance: Any, store: Any) -> None:
+    flag, _, maintained = maintenance.test
+    maintenance._renew(maintained)
     (lease,) = store.scan().leases
     assert lease.worker == flag.worker
     assert lease.left == pytest.approx(10, abs=0.5)
     assert not flag.lease_is_over
     flag.raise_to(1)
-    keeper._renew_all()
+    maintenance._renew_all()
     assert store.scan().leases[0].note == Loss.STOP
 
 
-def test_a_worker_that_lost_its_store_judges_no_lease_at_first(keeper: Any, store: Any, monkeypatch: Any) -> None:
-    _, _, charge = keeper.test
+def test_a_worker_that_could_not_reach_its_store_trusts_no_lease_at_first(
+    maintenance: Any, store: Any, monkeypatch: Any
+) -> None:
+    _, _, maintained = maintenance.test
     asked: list[bool] = []
-    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.scan())
-    keeper._renew(charge)
-    keeper._sweep(charge)
-    charge.judges_at = 0.0
-    keeper._sweep(charge)
+    monkeypatch.setattr(maintained.sweeper, "sweep", lambda by_lease: asked.append(by_lease()) or store.scan())
+    maintenance._renew(maintained)
+    maintenance._sweep(maintained)
+    maintained.trusts_leases_at = 0.0
+    maintenance._sweep(maintained)
     monkeypatch.setattr(store, "renew", lambda *args: (_ for _ in ()).throw(StoreError("memory", "away")))
-    keeper._renew(charge)
-    keeper._sweep(charge)
+    maintenance._renew(maintained)
+    maintenance._sweep(maintained)
     monkeypatch.undo()
-    monkeypatch.setattr(charge.sweeper, "sweep", lambda judges: asked.append(judges()) or store.scan())
-    keeper._renew(charge)
-    keeper._sweep(charge)
+    monkeypatch.setattr(maintained.sweeper, "sweep", lambda by_lease: asked.append(by_lease()) or store.scan())
+    maintenance._renew(maintained)
+    maintenance._sweep(maintained)
     assert asked == [False, True, False, False]
 
 
-def test_the_keeper_sweeps_when_a_process_of_the_pool_has_ended(keeper: Any, monkeypatch: Any) -> None:
-    _, pids, charge = keeper.test
+def test_maintenance_sweeps_when_a_process_of_the_pool_has_ended(maintenance: Any, monkeypatch: Any) -> None:
+    _, pids, maintained = maintenance.test
     swept: list[int] = []
-    monkeypatch.setattr(keeper, "_sweep", lambda charge: swept.append(1))
-    charge.sweep_at = time.monotonic() + 60
+    monkeypatch.setattr(maintenance, "_sweep", lambda maintained: swept.append(1))
+    maintained.sweep_at = time.monotonic() + 60
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     pids.append(child.pid)
-    keeper._sweep_all()
+    maintenance._sweep_all()
     assert not swept
     child.kill()
     child.communicate()
-    keeper._sweep_all()
+    maintenance._sweep_all()
     assert swept == [1]
 
 
-def test_an_error_does_not_end_the_keeper(keeper: Any, caplog: Any) -> None:
-    looks: list[int] = []
+def test_an_error_does_not_end_maintenance(maintenance: Any, caplog: Any) -> None:
+    calls: list[int] = []
 
     def broken() -> None:
-        looks.append(1)
-        if len(looks) == 2:
-            keeper._ending.set()
+        calls.append(1)
+        if len(calls) == 2:
+            maintenance._ending.set()
         raise ZeroDivisionError
 
-    keeper._repeat(broken)
-    assert len(looks) == 2
-    assert "The keeper of this worker met an error, and goes on" in caplog.text
+    maintenance._repeat(broken)
+    assert len(calls) == 2
+    assert "Unexpected error in worker maintenance; continuing" in caplog.text
 
 
 def test_what_is_published_again_is_the_message_that_it_was(
