@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # The maximum number of hits.  Lower it with each phrase that is rewritten.
-LIMIT = 54
+LIMIT = 5
 
 PHRASES = (
     "is no",

@@ -110,7 +110,8 @@ class Worker:
         return bool(self.flag.level)
 
     def told(self, text: str, unacked: str) -> str:
-        self._maintained.trusts_leases_at = 0.0  # it has been running for a while
+        """Return the part of its state that the future depends on."""
+        trusts_leases_in = max(0.0, round(self._maintained.trusts_leases_at - Now.world.clock, 3))
         children = [child for child in sorted(self.lost_children) if f"{self.name}/{child}/" in text]
         return (
             f"{self.name} {self.is_crashed:d}{self.is_frozen:d}{self.has_ended:d}{self.lapsed:d}{self.was_frozen:d} "
