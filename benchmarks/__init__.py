@@ -1,1 +1,1 @@
-"""What the library costs, beside what it is built on: ``python -m benchmarks``."""
+"""Measure what the library costs, compared with what it is built on: ``python -m benchmarks``."""

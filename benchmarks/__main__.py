@@ -53,8 +53,8 @@ FIGURES = {
 @click.option("--only", type=click.Choice(list(FIGURES)), multiple=True, help="Measure this one; may be repeated.")
 @click.option("--quick", is_flag=True, help="Fewer repetitions: the figures are less certain.")
 def main(only: tuple[str, ...], quick: bool) -> None:
-    """Measure, and print with the targets.  A missed target is shown, and is not a failure."""
-    # So that a SIGTERM also ends what was started: the servers and workers are context managers.
+    """Measure, and print each figure with its target.  A missed target is reported and is not a failure."""
+    # The servers and workers are context managers: an exception on SIGTERM stops them too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     report.print_setting()
     failed = [name for name in only or FIGURES if not _show(name, quick)]
@@ -63,7 +63,7 @@ def main(only: tuple[str, ...], quick: bool) -> None:
 
 
 def _show(name: str, quick: bool) -> bool:
-    """Measure and print one figure; return whether that went well."""
+    """Measure and print one figure; return whether it succeeded."""
     began = time.monotonic()
     try:
         figure = FIGURES[name](quick)

@@ -1,4 +1,4 @@
-"""How much work is done over: rows done for each row needed, while the worker is restarted or its child killed."""
+"""Repeated work: rows done for each row needed, while the worker is restarted or its child is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["measure"]
 
 ROWS = 1_000_000
 
-# Seconds that a worker may work until it is stopped; all rows take five times as long.
+# Seconds that a worker runs before it is stopped; all rows take five times as long.
 EVERY = 3.0
 
 # Seconds between two kills of the child, on average; and how long all rows take then.
@@ -41,7 +41,7 @@ def measure(quick: bool) -> Figure:
         killed = Rows(site, "steps", "continuable_rows", seconds)
         kills = killed.finish_killed()
         through_kills = killed.count()
-        del continuable, plain, killed  # their results say goodbye to the server
+        del continuable, plain, killed  # collect the results now: they unsubscribe from the server
     rate = ROWS / seconds
     return Figure(
         f"{ROWS:,} rows; the worker restarted {restarts} times, or its child killed {kills} times",
@@ -79,7 +79,7 @@ def measure(quick: bool) -> Figure:
 
 
 class Count(NamedTuple):
-    """Rows done, how many different ones, and the longest stretch of rows done more than once."""
+    """Count the rows done, the distinct rows, and the longest run of rows done more than once."""
 
     done: int
     different: int
@@ -87,7 +87,7 @@ class Count(NamedTuple):
 
 
 class Rows:
-    """A task that does rows, and a file that counts in a byte for each how often it was done.
+    """A task that does rows, and a file with one byte per row that counts how often the row was done.
 
     Args:
         site: where it runs.
@@ -107,7 +107,7 @@ class Rows:
         self._result: Any = site.send(task, str(self._path), seconds / ROWS, queue=app)
 
     def run_through(self, restarts: int) -> None:
-        """Stop its worker so many times."""
+        """Stop its worker `restarts` times."""
         for _ in range(restarts):
             with self._worker() as worker:
                 self._site.wait_for_start(self._task)
@@ -121,7 +121,7 @@ class Rows:
             self._result.get(timeout=300)
 
     def finish_killed(self) -> int:
-        """Let a worker do it all whose child is killed again and again; return how often it was."""
+        """Let a worker do all rows while its child is killed repeatedly; return the number of kills."""
         kills = 0
         with self._worker(concurrency=2):
             pid = self._site.wait_for_start(self._task)
@@ -135,7 +135,7 @@ class Rows:
                 if self._result.ready():
                     break
                 pid = self._site.wait_for_start(self._task)
-        self._result.get(timeout=60)  # raises what it has failed with
+        self._result.get(timeout=60)  # raises the task's error, if it failed
         return kills
 
     def _has_started_or_ended(self) -> bool:

@@ -23,12 +23,12 @@ MESSAGE = "m" * 900
 
 
 def measure(quick: bool) -> Figure:
-    """Watch what a worker sends to Redis for a claim, and time claims beside the bare call."""
+    """Record what a worker sends to Redis for a claim, and time claims next to the bare call."""
     rounds = 200 if quick else 2_000
     with private_site() as site:
         with site.worker("steps") as worker:
             worker.wait_until_ready()
-            site.send("claimed").get(timeout=60)  # Redis gets to know the scripts
+            site.send("claimed").get(timeout=60)  # Redis loads the scripts
             fresh, continuation = _round_trips(site)
         taken = _time(site, rounds)
     return Figure(
@@ -125,4 +125,4 @@ def _claim(store: RedisStore, task_id: str, generation: int) -> OwnedRecord:
 
 
 def _none(text: str | None) -> None:
-    """No result is stored, and nobody is dead."""
+    """Stand in for a backend without results and a check that finds no dead worker."""

@@ -1,4 +1,4 @@
-"""How soon a task that waits goes on: from a delivery to the code behind the wait."""
+"""How soon a waiting task continues: the time from a delivery to the code after the wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGET = 1.5
 
 
 def measure(quick: bool) -> Figure:
-    """Deliver to tasks that wait, and call plain tasks, in turn."""
+    """Alternate between deliveries to waiting tasks and calls of plain tasks."""
     rounds = 50 if quick else 300
     with private_site() as site, site.worker("steps") as worker:
         worker.wait_until_ready()
@@ -50,7 +50,7 @@ def measure(quick: bool) -> Figure:
 
 
 def _resumption(site: Site) -> float:
-    """Return the seconds from the call of deliver to the code behind the wait."""
+    """Return the seconds from the call of deliver to the code after the wait."""
     sent = site.send("answering")
     result = ContinuableAsyncResult(sent.id, app=site.client)
     wait_until(lambda: result.status_of_record == "waiting", "the task waits")

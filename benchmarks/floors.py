@@ -1,4 +1,4 @@
-"""The bare calls that a saved checkpoint is compared with."""
+"""The bare calls that a saved checkpoint is compared with, as a lower bound."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["BareFile", "BarePostgres", "BareRedis", "BareSQLite", "alternate"]
 
 
 def alternate(text: str) -> tuple[str, str]:
-    """Return two texts of the same size, to be written in turn: SQLite writes nothing that is there already."""
+    """Return two texts of the same size to alternate between: SQLite does not write an unchanged value."""
     return text, f"{text[:-1]} "
 
 
-# The least that refuses an execution which has been succeeded by another: one key, which begins with the fence.
+# The minimum that rejects a superseded execution: one key, whose value begins with the fence.
 _COMPARE_AND_SET = """
 if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
@@ -100,12 +100,12 @@ class BarePostgres:
         self._committing = psycopg.connect(url)
 
     def update(self) -> None:
-        """UPDATE, which commits by itself: one round trip."""
+        """UPDATE with autocommit: one round trip."""
         if self._cursor.execute(self._update, next(self._values)).rowcount != 1:
             raise AssertionError("the fence did not match")
 
     def update_and_commit(self) -> None:
-        """UPDATE and COMMIT, as psycopg does it when nothing else is said: three round trips."""
+        """UPDATE and COMMIT, psycopg's default: three round trips."""
         self._committing.execute(self._update, next(self._values))
         self._committing.commit()
 
@@ -126,6 +126,6 @@ class BareSQLite:
         self._connection.execute(_ROW, (fence,))
 
     def update(self) -> None:
-        """UPDATE, which commits by itself."""
+        """UPDATE with autocommit."""
         if self._connection.execute(_UPDATE, next(self._values)).rowcount != 1:
             raise AssertionError("the fence did not match")

@@ -23,7 +23,7 @@ Loop = Callable[[list[Any]], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A loop, the least that a loop of its kind could cost, and the nanoseconds it may add."""
+    """A loop, the least that a loop of this kind could cost, and the nanoseconds it may add."""
 
     what: str
     loop: Loop
@@ -34,7 +34,7 @@ class Case:
 
 
 def measure(quick: bool) -> Figure:
-    """Run the loop of each case, its floor and the bare loop in turn, and keep the fastest of each."""
+    """Alternate between each case's loop, its floor and the bare loop, and keep the fastest of each."""
     return Figure(
         "what a checkpoint adds to the bare loop, for each item, when nothing is due",
         f"The fastest of many interleaved loops over {ITEMS:,} items.",
@@ -129,31 +129,31 @@ def _new_run() -> Run:
 
 
 class Quiet:
-    """A host that keeps nothing; its attention is asked for at the first checkpoint only."""
+    """A host that saves nothing; only the first checkpoint has something to do."""
 
     def guard(self, step: str | None, own: Any) -> None:
-        """There are no transactions."""
+        """No-op: the loops use no transactions."""
 
     def attend(self, run: Run) -> str | None:
-        """What is measured here is the checkpoint that has nothing to do."""
+        """No-op: these loops measure the checkpoint that has nothing to do."""
         return None
 
     def save(self, run: Run) -> None:
-        """There is no store."""
+        """No-op: the host has no store."""
 
     def join(self, run: Run) -> None:
-        """There are no units."""
+        """No-op: the loops have no units of work."""
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
-        """Nobody listens."""
+        """No-op: the host reports nothing."""
 
     def back_off(self, run: Run, seconds: float) -> NoReturn:
-        """No source here is throttled."""
+        """Refuse: the sources are not throttled."""
         raise NotImplementedError
 
     def unchecked(self, run: Run, step: Step) -> None:
-        """Nobody looks at what is saved."""
+        """No-op: snapshots are not checked."""
 
     def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
-        """No item here fails."""
+        """Refuse: the items do not fail."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Loops that a task times itself: the bare loop, the least that could stand around it, and the library's."""
+"""Loops that a task times itself: the bare loop, the minimum around it, and the library's."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def _rows() -> list[Any]:
         {name: f"value {row} of {name}" if column % 2 else row * COLUMNS + column for column, name in enumerate(names)}
         for row in range(ROWS)
     ]
-    return rows * PASSES  # few enough for the processor's cache, where rows are that have just been read
+    return rows * PASSES  # few enough for the processor's cache, like rows that have just been read
 
 
 def _rows_with_id() -> list[Any]:
     return [{"id": number, **row} for number, row in enumerate(_rows()[:ROWS])] * PASSES
 
 
-# Each of the loops returns the seconds from its second item to its last. What a step does once, at its beginning
-# and its end, is not part of what an item costs. The comparison costs all of them the same.
+# Each loop returns the seconds from its second item to its last: the cost of an item does not include what a step
+# does once, at its beginning and end. The comparison costs the same in all loops.
 
 
 def _looped(rows: Iterator[Any], last: Any) -> float:

@@ -1,4 +1,4 @@
-"""Private servers beside Redis; they are those of the tests.
+"""Private servers other than Redis, shared with the tests.
 
 Not in :mod:`benchmarks.servers`, which every worker imports: pytest is not part of what is measured.
 """
@@ -18,10 +18,10 @@ __all__ = ["private_postgres", "private_rabbitmq"]
 
 @contextmanager
 def private_postgres(*, fsync: bool = False) -> Iterator[str]:
-    """Run PostgreSQL; yield the URL of a database, as psycopg has it.
+    """Run PostgreSQL; yield the URL of a database in psycopg's form.
 
     Args:
-        fsync: whether a commit waits for the disk, which the tests' server does not.
+        fsync: whether a commit waits for the disk; in the tests' server it does not.
     """
     with _open_folder() as folder:
         server = servers.start_postgres(folder)
@@ -55,7 +55,7 @@ def private_rabbitmq() -> Iterator[str]:
 
 @contextmanager
 def _open_folder() -> Iterator[Path]:
-    """Make a folder that the users whom these servers run as can enter."""
+    """Make a folder that the servers' users can enter."""
     with TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""How long a task is away whose worker, or whose process, is killed: seconds from kill -9 to its next item."""
+"""Recovery time after a worker or a pool process is killed: seconds from kill -9 to the task's next item."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["measure"]
 
 TARGET, CHILD_TARGET = 15.0, 2.0
 
-# Items before the kill: more than a checkpoint_interval of them, so that there is something to go on from.
+# Items before the kill: more than one checkpoint_interval, so that progress has been saved.
 BEFORE = 30
 
-# Seconds after which a task is taken to be lost.
+# Seconds after which a task counts as lost.
 PATIENCE = 60.0
 
 Waits = list[float | None]
 
 
 def measure(quick: bool) -> Figure:
-    """Kill workers and pool children, on each broker, of continuable tasks and of plain ones."""
+    """Kill workers and pool children of continuable and plain tasks, on each broker."""
     times, patience = (1, 20) if quick else (3, 60)
     with private_site() as site, private_rabbitmq() as amqp:
         sites = {
@@ -59,7 +59,7 @@ def measure(quick: bool) -> Figure:
         "empty, and the other worker, or the other slot of the pool, is idle. The other worker has just been "
         "started, so that it judges no lease for its first 10 s, the worst case. Plain Celery has acks_late and "
         "reject_on_worker_lost, starts over at item 0, and was measured once per broker for a killed worker; on Redis "
-        "its message is hidden for the visibility timeout, an hour, for which nobody has waited here.",
+        "its message is hidden for the visibility timeout, an hour, which was not waited for here.",
         rows,
     )
 
@@ -82,7 +82,7 @@ def _filesystem(site: Site) -> dict[str, Any]:
 
 
 class Item(NamedTuple):
-    """An item that was done: by which process, which, and when."""
+    """An item that was done: which one, when, and by which process."""
 
     hostname: str
     pid: int
@@ -105,18 +105,18 @@ class Running:
         self.first = self._next()
 
     def work(self) -> None:
-        """Return once it has done so many items that progress has been saved."""
+        """Return once the task has done enough items to have saved progress."""
         for _ in range(BEFORE):
             self._next()
 
     def lose(self, kill: Callable[[], None]) -> float:
-        """Kill; return when."""
+        """Kill a process; return the time."""
         killed_at = time.monotonic()
         kill()
         return killed_at
 
     def back_at(self, until: float) -> Item | None:
-        """Return the first item of another process, or None when there is none until then."""
+        """Return the first item that another process does, or None on timeout."""
         while True:
             left = until - time.monotonic()
             item = self._find(left) if left > 0 else None
@@ -141,7 +141,7 @@ class Running:
 
 @contextmanager
 def _killed_worker(site: Site, app: str, task: str, *, elsewhere: bool = False) -> Iterator[tuple[Running, float]]:
-    """Let a worker begin a task, start a second one that is idle, and kill the first."""
+    """Let a worker begin a task, start a second, idle worker, and kill the first."""
     queue = f"q{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
 
@@ -184,7 +184,7 @@ def _wait(running: Running, killed_at: float, *, continues: bool) -> float | Non
 
 
 def _wait_for_plain(sites: dict[str, Site], patience: float) -> dict[str, float | None]:
-    """Kill a worker of plain tasks on each broker, and wait for all of them at the same time."""
+    """Kill a worker of plain tasks on each broker, and wait for all brokers at once."""
     found: dict[str, float | None] = {}
     with ExitStack() as stack:
         lost = {

@@ -14,7 +14,7 @@ from rich.table import Table
 
 __all__ = ["Figure", "Row", "print_failure", "print_figure", "print_setting"]
 
-# Where there is no terminal, e.g. in a log, rich would take 80 columns and break every line.
+# Without a terminal, for example in a log, rich assumes 80 columns and breaks every line.
 console = Console(width=None if sys.stdout.isatty() else 132, highlight=False)
 
 
@@ -23,12 +23,12 @@ class Row:
     """One line of a figure.
 
     Attributes:
-        what: was measured.
+        what: the thing that was measured.
         measured: the value, with its unit.
         floor: what it is compared with, measured in the same run.
         compared: ratio or difference of the two.
-        target: what is asked for.
-        met: whether it is met; None where there is no target.
+        target: the value to reach.
+        met: whether the target is met; None without a target.
     """
 
     what: str
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A table of rows, and what one has to know to read it."""
+    """A table of rows, and the notes needed to read it."""
 
     title: str
     notes: str
@@ -49,7 +49,7 @@ class Figure:
 
 
 def print_setting() -> None:
-    """Say what all figures depend on."""
+    """Print the versions and hardware that all figures depend on."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     console.print(
         f"Python {platform.python_version()}, Celery {celery.__version__}, redis-py {redis.__version__}, "
@@ -78,7 +78,7 @@ def print_figure(name: str, figure: Figure, seconds: float) -> None:
 
 
 def print_failure(name: str, error: str) -> None:
-    """Say that a figure could not be measured."""
+    """Print that a figure could not be measured."""
     console.print(f"[bold red]{name} could not be measured[/]")
     console.print(error, markup=False)
 

@@ -1,4 +1,4 @@
-"""How long an interrupted task is away: milliseconds from leaving to starting again."""
+"""Restart time of an interrupted task: milliseconds from its end to its next start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rounds = list[list[float]]
 
 
 def measure(quick: bool) -> Figure:
-    """Let tasks leave a hundred times each, in turn: by an interruption and by ``self.retry``."""
+    """Stop tasks a hundred times each, alternating between interruptions and ``self.retry``."""
     with private_site() as site, site.worker("steps") as worker:
         worker.wait_until_ready()
         for task in TASKS:

@@ -1,4 +1,4 @@
-"""What it takes to show that a task is resumable: seconds, for a body that does nothing."""
+"""How long proving a task resumable takes: seconds, for a body that does nothing."""
 
 from __future__ import annotations
 

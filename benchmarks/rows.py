@@ -1,4 +1,4 @@
-"""What reading a table by key costs: against a plain loop, and ten million rows in."""
+"""The cost of reading a table by key: compared with a plain loop, and ten million rows in."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ FAR = 10_000_000
 
 
 class Base(orm.DeclarativeBase):
-    """Of the one entity there is."""
+    """The declarative base of the one entity."""
 
 
 class Customer(Base):
-    """As benchmarks_customer of Django."""
+    """The same table as Django's benchmarks_customer."""
 
     __tablename__ = "benchmarks_customer"
 
@@ -69,7 +69,7 @@ FROM numbers
 
 
 def measure(quick: bool) -> Figure:
-    """Loop over rows in both ways, in turn; then read the first chunk from the beginning and from far in."""
+    """Alternate between both loops over the rows; then read the first chunk at the start and far in."""
     with tempfile.TemporaryDirectory() as folder, _postgres() as port:
         path = Path(folder) / "rows"
         engine = sa.create_engine(f"sqlite:///{path}")
@@ -128,7 +128,7 @@ def _copy(model: Any) -> None:
         editor.create_model(model)
     model.objects.using("postgresql").bulk_create(model.objects.all(), batch_size=CHUNK)
     with connections["postgresql"].cursor() as cursor:
-        cursor.execute("ANALYZE")  # as autovacuum does, or the index is not used
+        cursor.execute("ANALYZE")  # as autovacuum does; otherwise the index is not used
 
 
 def _model(path: Path, port: int) -> Any:

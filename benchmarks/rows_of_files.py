@@ -1,4 +1,4 @@
-"""What iterate costs over the rows of a file: nanoseconds a row, and what it takes to resume far in one."""
+"""The cost of iterate over the rows of a file: nanoseconds a row, and the time to resume far into one."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ FAR = 10_000_000
 TARGET = 150
 FARTHER = 2.0
 
-# Rows that are read where a task begins or resumes.
+# Rows to read from where a task begins or resumes.
 FIRST = 1_000
 
-# Rows over which the memory held is measured, and how much more it may be than over the first tenth of them.
+# Rows over which memory is measured, and how much it may exceed that of the first tenth.
 MEASURED = 1_000_000
 GROWTH = 1.1
 
 
 def measure(quick: bool) -> Figure:
-    """Run the loop over each kind of file, and the plain one, in turn; then begin at both ends of a large one."""
+    """Alternate between the loop and a plain one for each kind of file; then begin at both ends of a large file."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [_added(case, rounds=10 if quick else 40) for case in _cases(Path(folder))]
         rows += _far(Path(folder), FAR // 10 if quick else FAR)
@@ -121,7 +121,7 @@ def _far(folder: Path, far: int) -> list[Row]:
 
 
 def _offset_before_end(path: Path) -> int:
-    """Return where a line begins that has rather more after it than are read."""
+    """Return the offset of a line that has somewhat more lines after it than are read."""
     with path.open("rb") as file:
         file.seek(-40 * FIRST, os.SEEK_END)
         file.readline()

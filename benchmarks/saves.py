@@ -1,4 +1,4 @@
-"""What a checkpoint costs that saves: microseconds for each, durable against a kill of the worker."""
+"""The cost of a checkpoint that saves, durably against a kill of the worker: microseconds each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Times = dict[str, list[float]]
 
 
 def measure(quick: bool) -> Figure:
-    """Let a task save every checkpoint, and make the bare calls in turn with its own."""
+    """Let a task save at every checkpoint, alternating with the bare calls."""
     rounds = 40 if quick else 250
     with private_site() as site:
         redis = time_saves(site, site.url, rounds)
@@ -53,7 +53,7 @@ def measure(quick: bool) -> Figure:
 
 
 def time_saves(site: Site, store: str, rounds: int) -> Times:
-    """Time the saves to one store, in a worker that has no other."""
+    """Time the saves to one store, in a worker that uses only this one."""
     site = site.with_conf(continuation_store=store, continuation_sweep_interval=0)
     with site.worker("steps") as worker:
         worker.wait_until_ready()

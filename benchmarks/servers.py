@@ -1,4 +1,4 @@
-"""A private redis-server, and workers on it; each is ended when its ``with`` block is left."""
+"""A private redis-server, and workers on it; each stops at the end of its ``with`` block."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 __all__ = ["CONF", "FOLDER", "MACHINE", "REDIS", "Site", "Worker", "connect", "private_site", "wait_until"]
 
-#: The environment variables that tell the tasks where their server is, where they may write, how their apps are
-#: configured, and on which machine they are to believe themselves.
+#: The environment variables that give the tasks their server, their folder, the configuration of their apps, and the
+#: machine that they pretend to run on.
 REDIS, FOLDER, CONF, MACHINE = "BENCHMARKS_REDIS", "BENCHMARKS_FOLDER", "BENCHMARKS_CONF", "BENCHMARKS_MACHINE"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# What a worker does at its start to get to know other workers takes seconds.
+# At its start, a worker spends seconds on discovering other workers.
 QUIET_WORKER = (
     "--pool=prefork",
     "--without-mingle",
@@ -38,7 +38,7 @@ QUIET_WORKER = (
     "--loglevel=WARNING",
 )
 
-# A PID namespace of its own: to other workers a process in it is one of another machine.
+# A PID namespace of its own: to other workers, its processes belong to another machine.
 ELSEWHERE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
 
 
@@ -48,21 +48,21 @@ class Site:
     Args:
         url: of the server.
         folder: for files.
-        conf: of the apps, where the server is not to be their broker, result backend and store.
+        conf: of the apps, if the server is not their broker, result backend and store.
     """
 
     def __init__(self, url: str, folder: Path, **conf: Any) -> None:
         self.url = url
         self.folder = folder
         self.redis = connect(url)
-        # The client is an app of another name, and is to find the records of the workers'.
+        # The client is an app with another name, and must find the records of the workers' app.
         conf = {"broker_url": url, "result_backend": url, "continuation_namespace": "benchmark", **conf}
         self.client = Celery("client", set_as_current=False)
         self.client.conf.update(conf)
         self._environment = {REDIS: url, FOLDER: str(folder), CONF: json.dumps(conf)}
 
     def with_conf(self, **conf: Any) -> Site:
-        """Return a site on the same server and folder, whose apps are configured in another way."""
+        """Return a site on the same server and folder with another configuration of the apps."""
         return Site(self.url, self.folder, **conf)
 
     def send(self, task: str, *args: Any, queue: str = "celery") -> Any:
@@ -76,7 +76,7 @@ class Site:
                 self.client.send_task(task, queue=queue, producer=producer, ignore_result=True)
 
     def wait_for_start(self, task: str) -> int:
-        """Return the pid of a task of that name that says so when it starts, or of a worker that is ready."""
+        """Return the pid that a task of that name reports when it starts, or a worker when it is ready."""
         found: Any = self.redis.blpop([f"started:{task}"], timeout=60)
         if not found:
             raise TimeoutError(f"{task} does not start")
@@ -97,9 +97,9 @@ class Site:
         Args:
             app: its app.
             queue: its queue.
-            name: of the worker, where it is not the queue's.
+            name: of the worker, by default the queue's.
             concurrency: children of its pool.
-            elsewhere: run it so that no other worker can prove its death.
+            elsewhere: run it so that other workers cannot prove its death.
             environment: of its process.
         """
         options = [f"--hostname={name or queue}@%h", f"--queues={queue}", f"--concurrency={concurrency}"]
@@ -152,16 +152,16 @@ class Worker:
         wait_until(lambda: ready.ready() or self._check(), "the worker runs a task")
 
     def kill(self) -> None:
-        """Send a SIGKILL to all its processes at once."""
+        """Send SIGKILL to all its processes at once."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def terminate(self) -> None:
-        """Send it a SIGTERM."""
+        """Send it SIGTERM."""
         self._process.terminate()
 
     def stop(self) -> float:
-        """Send it a SIGTERM and wait until it is gone; return the seconds that it took."""
+        """Send it SIGTERM and wait for its exit; return the seconds that took."""
         began = time.monotonic()
         self.terminate()
         self._process.wait(timeout=60)
@@ -177,17 +177,17 @@ class Worker:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         _end(self._process)
         if isinstance(error, Exception):
-            print(self._log.read_text(), file=sys.stderr)  # the folder is about to go
+            print(self._log.read_text(), file=sys.stderr)  # the folder is about to be removed
 
 
 def connect(url: str) -> Redis:
-    """Return a client that waits for as long as a blocking command says, and not for redis-py's few seconds."""
+    """Return a client that waits for the timeout of a blocking command, not for redis-py's few seconds."""
     return Redis.from_url(url, socket_timeout=120)
 
 
 @contextmanager
 def private_site() -> Iterator[Site]:
-    """Run a redis-server of our own on a free port, in a folder of its own."""
+    """Run a private redis-server on a free port, in a folder of its own."""
     with TemporaryDirectory(prefix="benchmarks-") as folder:
         port = _free_port()
         options = ("--bind", "127.0.0.1", "--port", str(port), "--dir", folder, "--save", "", "--appendonly", "no")
@@ -210,7 +210,7 @@ def _has_namespaces() -> bool:
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Return once ``condition`` is true; raise TimeoutError, naming ``what``, when that takes too long."""
+    """Return once ``condition`` is true; raise TimeoutError, naming ``what``, if that takes too long."""
     until = time.monotonic() + 60
     while not condition():
         if time.monotonic() > until:
@@ -232,7 +232,7 @@ def _free_port() -> int:
 
 
 def _end(process: Popen[bytes]) -> None:
-    """End a process, politely at first."""
+    """Terminate a process, and kill it if it does not exit."""
     if process.poll() is not None:
         return
     process.terminate()

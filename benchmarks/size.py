@@ -1,4 +1,4 @@
-"""What a record takes in Redis: bytes, as MEMORY USAGE counts them."""
+"""The size of a record in Redis: bytes, as MEMORY USAGE counts them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORD, KEPT = "continuation", "continuation-kept"
 
 
 def measure(quick: bool) -> Figure:
-    """Let a task look at its own record, and fill the index."""
+    """Let a task measure its own record, and fill the index."""
     with private_site() as site:
         with site.worker("steps") as worker:
             worker.wait_until_ready()
@@ -54,7 +54,7 @@ def _row(what: str, size: float, target: int | None = None) -> Row:
 
 
 def _index_entries(site: Site, count: int) -> tuple[float, float, int]:
-    """Return the share of each entry of what is owned, and of what is due, and the size of a single entry."""
+    """Return the bytes per entry of the owned index and of the due index, and the size of a single entry."""
     store = RedisStore(site.redis, "benchmark")
 
     def usage(pattern: str) -> int:

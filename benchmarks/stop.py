@@ -15,7 +15,7 @@ MORE_SECONDS = 0.3
 
 
 def measure(quick: bool) -> Figure:
-    """Stop an idle worker and one in the middle of a long continuable task, time and again."""
+    """Stop an idle worker and one in the middle of a long continuable task, repeatedly."""
     idle: list[float] = []
     busy: list[float] = []
     with private_site() as site:
@@ -40,13 +40,13 @@ def measure(quick: bool) -> Figure:
 
 
 def _seconds_to_exit(site: Site, working: bool) -> float:
-    site.redis.flushdb()  # the task that the worker before has left, and its record, or a sweep would publish it again
+    site.redis.flushdb()  # the previous worker's task and its record: otherwise a sweep would publish it again
     with site.worker("steps") as worker:
         worker.wait_until_ready()
         if working:
             site.send("long")
             site.wait_for_start("long")
-        # Nobody stops a worker always at the same point of its event loop's one-second poll.
+        # Real stops come at any point of the event loop's one-second poll.
         time.sleep(random.uniform(0.3, 1.3))
         seconds = worker.stop()
     if site.redis.llen("celery") != working:

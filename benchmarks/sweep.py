@@ -1,4 +1,4 @@
-"""What a sweep's look costs, where there are many records that it has nothing to do with."""
+"""The cost of a sweep's scan among many records that do not concern it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGET = 2.0
 SECONDS = 0.050
 FEW = 100
 
-# Workers that live, each of which owns some records.
+# Live workers, each of which owns some records.
 WORKERS, OWNED = 4, 2
 
 WAITING = '{"version":1,"current":["approval",null],"executions":1,"waiting":["delivery",null,"approval"]}'
@@ -33,7 +33,7 @@ MESSAGE = "m" * 900
 
 
 def measure(quick: bool) -> Figure:
-    """Fill two stores of a kind, one with few records and one with many, and look at them in turn."""
+    """Fill two stores of a kind, one with few records and one with many, and scan them alternately."""
     many = 10_000 if quick else 100_000
     rounds = 40 if quick else 200
     with private_site() as site, private_postgres() as url:
@@ -64,8 +64,8 @@ def measure(quick: bool) -> Figure:
     return Figure(
         f"one look of a sweep: {many:,} records beside {FEW} records",
         f"Medians of {rounds} interleaved rounds. Half of the records have ended, the others are queued for later; "
-        f"besides, {WORKERS} workers own {OWNED} records each. Autovacuum would ANALYZE within minutes. Of the whole "
-        "sweeps none of the waiting tasks is due, every other one waits without a timeout, and the longest counts.",
+        f"in addition, {WORKERS} workers own {OWNED} records each. Autovacuum would ANALYZE within minutes. Of the "
+        "whole sweeps none of the waiting tasks is due, every other one has no timeout, and the longest counts.",
         rows,
     )
 
@@ -73,14 +73,14 @@ def measure(quick: bool) -> Figure:
 def _new_database(url: str, name: str) -> str:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-        # or it would depend on the minute which row has had its ANALYZE
+        # otherwise timing would decide which row has had its ANALYZE
         connection.execute("ALTER SYSTEM SET autovacuum = off")
         connection.execute("SELECT pg_reload_conf()")
     return url.replace("postgresql:", "postgresql+psycopg:").removesuffix("/postgres") + f"/{name}"
 
 
 def _analyze(url: str, name: str) -> None:
-    """Do what autovacuum would do in time."""
+    """Do what autovacuum would eventually do."""
     with psycopg.connect(url.removesuffix("/postgres") + f"/{name}", autocommit=True) as connection:
         connection.execute("ANALYZE")
 

@@ -1,8 +1,8 @@
 """The tasks that the workers of the benchmarks run.
 
-``plain`` is an app as Celery has it, ``steps`` one whose tasks may have steps.  No task is shared, or
-each app would have those of the other.  Where Redis and the folder are, and how the apps are configured, stands
-in the environment that ``benchmarks.servers`` gives its workers.
+``plain`` is a plain Celery app; the tasks of ``steps`` may have steps.  The tasks are not shared, because each
+app would then have those of the other.  The environment that ``benchmarks.servers`` gives its workers has the
+address of Redis, the folder and the configuration of the apps.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ plain = Celery("plain")
 steps = Celery("steps", task_cls="celery_continuations:AppTask")
 for app in (plain, steps):
     app.conf.update(json.loads(os.environ[CONF]))
-# An error is to fail the measurement, and at once.
+# An error must fail the measurement, and at once.
 steps.conf.continuation_resume_errors_after_advancing = False
 
 if MACHINE in os.environ:
     identity._machine = lambda: os.environ[MACHINE]
 
 
-# -- of both apps: alike, but for the base class that the app gives them
+# -- tasks of both apps: equal except for the base class that the app gives them
 
 
 def clocks() -> tuple[float, float]:
-    """Return the time, which is the same for all processes of a machine, and this process's CPU time."""
+    """Return the time, which all processes of a machine share, and this process's CPU time."""
     return time.monotonic(), time.process_time()
 
 
 def gate(key: str) -> tuple[float, float]:
-    """Keep the worker until ``key`` is pushed; return the times from which on it is free."""
+    """Occupy the worker until ``key`` is pushed; return the times from which it is free."""
     connect(URL).blpop([key], timeout=60)
     return clocks()
 
@@ -96,7 +96,7 @@ def _floors(url: str, fence: str, text: str) -> dict[str, Callable[[], object]]:
 
 
 def _time_saves(task: Any, step: Any, rounds: int) -> dict[str, list[float]]:
-    """Time ``advance``, the store's share of it and the bare calls in turn."""
+    """Alternate between ``advance``, the store's share of it and the bare calls, and time each."""
     step.advance()
     store = open_store(task.app, task.app.conf.continuation_store)
     record = store.read(task.request.id)
@@ -117,7 +117,7 @@ def _time_saves(task: Any, step: Any, rounds: int) -> dict[str, list[float]]:
 
 @steps.task(name="saves", base=ContinuableTask, bind=True, shared=False, continuation_checkpoint_interval=0)
 def saves(self: Any, rounds: int) -> dict[str, list[float]]:
-    """Save every checkpoint, and time that."""
+    """Save at every checkpoint, and time that."""
     taken = {}
     for step in self.step("measure", start=0):
         taken = _time_saves(self, step, rounds)
@@ -138,7 +138,7 @@ def timed_items(self: Any, case: str, rounds: int) -> dict[str, float]:
 
 @steps.task(name="sized", base=ContinuableTask, bind=True, shared=False, continuation_checkpoint_interval=0)
 def sized(self: Any, checkpoints: int) -> list[dict[str, int]]:
-    """Save every checkpoint; return what each key of the record takes after the first, and at the end."""
+    """Save at every checkpoint; return the size of each key of the record after the first, and at the end."""
     redis = connect(URL)
     sizes = []
     for row in self.iterate("import", range(checkpoints + 1)):
@@ -160,7 +160,7 @@ def sized(self: Any, checkpoints: int) -> list[dict[str, int]]:
     continuation_should_interrupt="benchmarks.tasks.leave_now",
 )
 def claimed(self: Any) -> None:
-    """Say when its first line runs, in two executions."""
+    """Report when its first line runs, in two executions."""
     connect(URL).echo(f"begun {self.request.id}")
     for _ in self.iterate("once", range(1)):
         pass
@@ -170,7 +170,7 @@ def claimed(self: Any) -> None:
 
 
 def _say_items(task: Any, rows: Iterable[int]) -> None:
-    """Write down who does which row, and when, until it is enough."""
+    """Record which process does which row, and when, until the measurement ends."""
     redis, key = connect(URL), task.request.id
     for row in rows:
         redis.rpush(f"items:{key}", json.dumps([task.request.hostname, os.getpid(), row, time.monotonic()]))
@@ -196,14 +196,14 @@ def plain_items(self: Any) -> None:
 
 @steps.task(name="waiting", base=ContinuableTask, bind=True, shared=False, ignore_result=True)
 def waiting(self: Any) -> None:
-    """Wait, and say so."""
+    """Report the start, and wait."""
     connect(URL).sadd("waiting", self.request.id)
     self.wait_for("answer")
 
 
 @steps.task(name="answering", base=ContinuableTask, bind=True, shared=False)
 def answering(self: Any) -> float:
-    """Wait; return when the code behind the wait was reached."""
+    """Wait; return the time at which the code after the wait was reached."""
     self.wait_for("answer")
     return time.time()
 
@@ -220,18 +220,18 @@ def long(self: Any) -> None:
 
 
 class Gaps:
-    """Times from leaving to arriving again, in the one child that the worker has."""
+    """Times from an execution's end to the next one's start, in the worker's one child."""
 
     def __init__(self) -> None:
         self._left: float | None = None
         self._gaps: list[float] = []
 
     def leave(self) -> None:
-        """The task is about to leave."""
+        """Note that the execution is about to end."""
         self._left = time.perf_counter()
 
     def arrive(self) -> None:
-        """The task has started."""
+        """Note that the task has started."""
         if self._left is not None:
             self._gaps.append(time.perf_counter() - self._left)
             self._left = None
@@ -246,7 +246,7 @@ gaps = Gaps()
 
 
 def leave_now(task: Any) -> str:
-    """Give a reason to interrupt the task, always."""
+    """Always return a reason to interrupt the task."""
     gaps.leave()
     return "benchmark"
 
@@ -259,7 +259,7 @@ def leave_now(task: Any) -> str:
     continuation_should_interrupt="benchmarks.tasks.leave_now",
 )
 def interrupted(self: Any, times: int) -> list[float]:
-    """Be interrupted after every item."""
+    """Do items, interrupted after each."""
     gaps.arrive()
     for _ in self.iterate("hops", range(times)):
         pass
@@ -267,7 +267,7 @@ def interrupted(self: Any, times: int) -> list[float]:
 
 
 def _retried(self: Any, times: int) -> list[float]:
-    """Retry at once, again and again."""
+    """Retry at once, repeatedly."""
     gaps.arrive()
     if self.request.retries < times:
         gaps.leave()
@@ -284,7 +284,7 @@ for name, late in (("retried", False), ("retried_late", True)):
 
 @contextmanager
 def _ledger(path: str) -> Iterator[mmap.mmap]:
-    """Open the file that counts, in a byte for each row, how often it was done; it outlives a killed process."""
+    """Open the file with one byte per row that counts how often it was done; it outlives a killed process."""
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as counts:
         yield counts
 

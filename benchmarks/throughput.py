@@ -1,4 +1,4 @@
-"""What a task pays that uses no step: tasks a second, beside a plain app's."""
+"""The cost for tasks without steps: tasks a second, compared with a plain app."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["measure"]
 TARGET = 0.97
 APPS = ("steps", "plain")
 
-# Short and many: what else the machine does then meets both apps alike.
+# Many short rounds: the machine's other load then affects both apps equally.
 TASKS = 400
 DRAINS = 6
 
 
 class Drain(NamedTuple):
-    """Tasks a second, and CPU seconds of the pool's child for each task."""
+    """Tasks a second, and CPU seconds of the pool's child per task."""
 
     rate: float
     cpu: float
@@ -31,7 +31,7 @@ Pair = dict[str, list[Drain]]
 
 
 def measure(quick: bool) -> Figure:
-    """Let a worker of each app drain queues of tasks that do nothing, in turn, with new workers for each pair."""
+    """Let workers of both apps alternately drain queues of empty tasks, with new workers for each pair."""
     with private_site() as site:
         pairs = [_measure_pair(site) for _ in range(3 if quick else 10)]
     ratios = [median_ratio(_rates(pair["steps"]), _rates(pair["plain"])) for pair in pairs]
@@ -62,7 +62,7 @@ def measure(quick: bool) -> Figure:
 
 
 def _measure_pair(site: Site) -> Pair:
-    # Two processes of the same program differ by some percent as long as they live, mostly by the order of
+    # Two processes of the same program differ by a few percent for their whole life, mostly by the order of
     # their sets and dicts; hence new workers each time, and the same hashes for all.
     drains: Pair = {app: [] for app in APPS}
     with ExitStack() as stack:
@@ -75,12 +75,12 @@ def _measure_pair(site: Site) -> Pair:
             for app in APPS if turn % 2 else reversed(APPS):
                 drains[app].append(_drain(site, app))
         for worker in workers:
-            worker.terminate()  # both at once, and not one after the other
+            worker.terminate()  # both at once, not one after the other
     return drains
 
 
 def _drain(site: Site, queue: str) -> Drain:
-    """Queue tasks behind a gate, open it, and time the worker from there to the end of the queue."""
+    """Queue tasks behind a gate, open it, and time the worker until the queue is empty."""
     gate = site.send("gate", "open", queue=queue)
     site.send_many("nothing", TASKS, queue)
     end = site.send("clocks", queue=queue)

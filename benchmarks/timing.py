@@ -1,4 +1,4 @@
-"""Timing things side by side, so that what disturbs one disturbs all."""
+"""Timing side by side, so that a disturbance affects everything equally."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["fastest", "interleave", "median_ratio", "percentile"]
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, times: int = 1) -> dict[str, list[float]]:
-    """Call each of ``calls`` in turn, ``times`` times in each of the rounds; every other round goes backwards.
+    """Call each of ``calls`` in turn, ``times`` times per round; every other round runs in reverse order.
 
     Returns:
         Seconds for one call, by name, one value for each round.
@@ -28,7 +28,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, times: in
 
 
 def fastest(calls: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, float]:
-    """Call each of ``calls`` in turn with the number of the round; every other round goes backwards.
+    """Call each of ``calls`` in turn with the number of the round; every other round runs in reverse order.
 
     Returns:
         The least of the seconds that each has returned, by name.

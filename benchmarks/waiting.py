@@ -1,4 +1,4 @@
-"""What tasks that wait cost a worker: its memory, and its traffic with the servers."""
+"""The cost of waiting tasks for a worker: its memory, and its traffic with the servers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["measure"]
 TARGET = 0.02
 WAITING = 1_000
 
-# Less than a tick of maintenance, so that each tick sweeps: else chance would decide how many sweeps a window has.
+# Less than the maintenance tick, so that each tick sweeps: otherwise the number of sweeps in a window would vary.
 INTERVAL = 0.2
 CONF = {"continuation_sweep_interval": INTERVAL, "continuation_lease": 8}
 
 
 class Cost(NamedTuple):
-    """What an idle worker costs in a window of time."""
+    """The cost of an idle worker in a window of time."""
 
     commands: float
     bytes: float
@@ -33,14 +33,14 @@ FIELDS = Cost._fields
 
 
 def measure(quick: bool) -> Figure:
-    """Watch an idle worker, have tasks wait, and watch it again."""
+    """Measure an idle worker, make tasks wait, and measure it again."""
     seconds, windows = (5.0, 2) if quick else (20.0, 3)
     with private_site() as plain_site:
         site = plain_site.with_conf(**CONF)
         with site.worker("steps") as worker:
             worker.wait_until_ready()
             pid = site.wait_for_start("worker celery")
-            _wait(site, WAITING)  # what a worker takes once, for tasks that ran, is not part of what waiting costs
+            _wait(site, WAITING)  # what a worker allocates once, for tasks that ran, is not a cost of waiting
             _deliver_and_forget(site)
             none = [_watch(site, pid, seconds) for _ in range(windows)]
             _wait(site, WAITING)
@@ -69,7 +69,7 @@ def _row(name: str, none: list[float], many: list[float]) -> Row:
 
 
 def _wait(site: Site, count: int) -> None:
-    """Have so many tasks wait."""
+    """Make `count` tasks wait."""
     site.redis.delete("waiting")
     site.send_many("waiting", count, "celery")
     wait_until(lambda: site.redis.scard("waiting") == count and not site.redis.llen("celery"), "the tasks have begun")
@@ -78,7 +78,7 @@ def _wait(site: Site, count: int) -> None:
 
 
 def _deliver_and_forget(site: Site) -> None:
-    """End the tasks that wait, and all that Redis knows of them."""
+    """Remove the waiting tasks, and all their data in Redis."""
     ids = [one.decode() for one in site.redis.smembers("waiting")]
     for one in ids:
         ContinuableAsyncResult(one, app=site.client).cancel()
@@ -86,7 +86,7 @@ def _deliver_and_forget(site: Site) -> None:
 
 
 def _watch(site: Site, pid: int, seconds: float) -> Cost:
-    """Return what the worker has asked of Redis, by the second, and its memory in the end."""
+    """Return the worker's traffic with Redis per second, and its memory at the end."""
     before, began = _asked(site), time.monotonic()
     time.sleep(seconds)
     after, took = _asked(site), time.monotonic() - began

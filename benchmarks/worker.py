@@ -1,4 +1,4 @@
-"""What a task on a real worker pays for each item, and for each save."""
+"""The cost of each item and each save for a task on a real worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DICTS_ADD = 110
 
 
 def measure(quick: bool) -> Figure:
-    """Let a task in a worker's child time its own loops, and another its own saves."""
+    """Let one task in a worker's child time its own loops, and another its own saves."""
     passes, rounds = (2, 10) if quick else (6, 30)
     with private_site() as site:
         with site.worker("steps") as worker:
@@ -46,7 +46,7 @@ def measure(quick: bool) -> Figure:
 def _time(site: Site, passes: int, rounds: int) -> dict[str, dict[str, float]]:
     """Return the least of all passes for each loop of each case.
 
-    A shared machine is slow for seconds at a time: each case comes again later.
+    A shared machine is slow for seconds at a time, so each case is repeated later.
     """
     least: dict[str, dict[str, float]] = {case: {} for case in CASES}
     for _ in range(passes):

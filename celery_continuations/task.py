@@ -419,10 +419,10 @@ class AppTask(BoundaryTask[P, R_co]):
         return self._run(name), execution_of(self.request_stack.top).waiter
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
         app = celery_internals.app_of_unbound(cls)
         if app is not None and issubclass(cls, ContinuableTask):
             refusals.refuse_unbound(cls, app, ContinuableTask)
+        super().__init_subclass__(**kwargs)
         refusals.warn_of_overrides(cls, AppTask, _PUBLIC)
 
 

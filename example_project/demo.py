@@ -1,4 +1,4 @@
-"""An import waits for an approval while no worker runs, and resumes where another worker was stopped.
+"""An import that waits for an approval while no worker runs, and resumes where another worker was stopped.
 
 Run it with ``python demo.py``. It needs celery-continuations[demo], and no server;
 with ``BROKER_URL=redis://127.0.0.1:6379/0`` or an ``amqp://`` URL it uses that one.
@@ -43,27 +43,27 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 
-#: Rows to a batch, and seconds after each, so that the whole import takes about ten.
+#: Rows per batch, and seconds after each batch: the whole import takes about ten seconds.
 BATCH, PAUSE = 200, 0.06
 
 #: The share of the rows after which the second worker is stopped.
 STOP_AT = 0.4
 
-#: Seconds between two looks, and until something that does not happen is an error.
+#: Seconds between two checks of a condition, and until an unmet condition is an error.
 LOOK_EVERY, PATIENCE = 0.05, 40.0
 
 STEPS = ("validate", "ask", "approval", "import", "index", "settle", "regions", "count", "report")
 
-# Lines are left to the terminal to wrap, so that they stay whole in a file.
+# The terminal wraps long lines, so that they stay whole in a file.
 console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoError(Exception):
-    """Something did not go as it should; the text says what, for a person."""
+    """The demo failed; the message says why."""
 
 
 class Worker:
-    """A Celery worker in a process of its own, ended when the ``with`` block is left.
+    """A Celery worker in a process of its own, stopped at the end of the ``with`` block.
 
     Args:
         name: the first part of its node name.
@@ -85,7 +85,7 @@ class Worker:
             f"--hostname={name}@%h",
         ]
         with self._log.open("wb") as log:
-            # A session of its own: Ctrl-C is for the demo, which then ends its worker itself.
+            # A session of its own: Ctrl-C reaches only the demo, which then stops its worker.
             self._process = subprocess.Popen(
                 command, cwd=HERE, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -109,11 +109,11 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process is running."""
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Tell it to stop, as a deploy does."""
+        """Send it SIGTERM, as a deploy does."""
         self._process.send_signal(signal.SIGTERM)
 
     def error(self, problem: str) -> DemoError:
@@ -141,7 +141,7 @@ def main() -> int:
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """Make a folder for the table, the broker's files and the logs; it stays where there is an error to look into."""
+    """Make a folder for the table, the broker's files and the logs; it is kept after an error."""
     folder = Path(tempfile.mkdtemp(prefix="airports-"))
     # Read by proj.settings, here and in the workers.
     os.environ["AIRPORTS_FOLDER"] = str(folder)
@@ -158,15 +158,15 @@ def run_folder() -> Iterator[Path]:
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Answers a request, and writes no log."""
+    """Answers requests without logging them."""
 
     def log_message(self, *args: object) -> None:
-        """Write nothing."""
+        """Do not log."""
 
 
 @contextmanager
 def web_server() -> Iterator[WSGIServer]:
-    """Serve on a free port of this machine; what, is to be set with ``set_app``."""
+    """Serve on a free port of this machine; set the application with ``set_app``."""
     with WSGIServer(("127.0.0.1", 0), QuietHandler) as server:
         # Read by proj.settings, here and in the workers.
         os.environ["AIRPORTS_CALLBACKS"] = f"http://127.0.0.1:{server.server_port}/callbacks"
@@ -179,10 +179,10 @@ def web_server() -> Iterator[WSGIServer]:
 
 
 def demonstrate(folder: Path, server: WSGIServer) -> None:
-    """Import with three workers, one after the other, and check what came of it.
+    """Import with three workers, one after the other, and check the outcome.
 
     Raises:
-        DemoError: when anything is not as it should be.
+        DemoError: when anything differs from what is expected.
     """
     from proj.celery import app
     from proj.tasks import import_airports
@@ -217,10 +217,10 @@ def demonstrate(folder: Path, server: WSGIServer) -> None:
 
 
 def approve() -> None:
-    """Approve the import as a person does who got the mail, and find that nobody can say otherwise later.
+    """Approve the import with the address from the mail, and check that a second answer is refused.
 
     Raises:
-        DemoError: when something else is answered than should be.
+        DemoError: when an answer differs from what is expected.
     """
     from proj import settings
 
@@ -243,7 +243,7 @@ def approve() -> None:
 def post(address: str, value: Any) -> int:
     """Post JSON; return the status of the answer."""
     request = urllib.request.Request(address, json.dumps(value).encode(), {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy to this machine
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is reached without a proxy
     try:
         with opener.open(request, timeout=10) as answer:
             return int(answer.status)
@@ -253,7 +253,7 @@ def post(address: str, value: Any) -> int:
 
 
 def check_broker(app: Celery) -> None:
-    """Tell which broker is used.
+    """Print which broker is used.
 
     Raises:
         DemoError: when it cannot be reached.
@@ -269,19 +269,19 @@ def check_broker(app: Celery) -> None:
 
 
 def remove_queue(app: Celery) -> None:
-    """Leave no queue on the server, if that is still there."""
+    """Delete the queues on the server, if it can still be reached."""
     with suppress(OperationalError), app.connection_for_write() as connection:
         queue = app.amqp.queues[app.conf.task_default_queue].bind(connection.default_channel)
-        queue.declare()  # a Redis connection deletes only the bindings that it knows
+        queue.declare()  # a Redis connection deletes only the bindings that it has declared
         queue.delete()
         queue.exchange.delete()
 
 
 def follow(result: ContinuableAsyncResult, worker: Worker, stop_at: float = math.inf) -> None:
-    """Show the progress until that share of the rows is done, or the task has ended; and what it waits for.
+    """Show the progress, and what the task waits for, until the share of rows is done or the task has ended.
 
     Raises:
-        DemoError: when nothing comes of it.
+        DemoError: when the task makes no progress in time.
     """
     deadline = time.monotonic() + PATIENCE
     done, total = 0, 0
@@ -309,7 +309,7 @@ def follow(result: ContinuableAsyncResult, worker: Worker, stop_at: float = math
 
 @contextmanager
 def progress_display() -> Iterator[Callable[[int, int], None]]:
-    """Give a function that shows how many rows of how many are done: a bar, or lines where there is no terminal."""
+    """Yield a function that shows how many of the rows are done: as a bar, or as lines without a terminal."""
     if not console.is_terminal:
         yield show_fifths()
         return
@@ -320,7 +320,7 @@ def progress_display() -> Iterator[Callable[[int, int], None]]:
 
 
 def show_fifths() -> Callable[[int, int], None]:
-    """Return a function that prints a line for each fifth done."""
+    """Return a function that prints a line for each fifth of the rows."""
     shown = 0
 
     def show(done: int, total: int) -> None:
@@ -334,10 +334,10 @@ def show_fifths() -> Callable[[int, int], None]:
 
 
 def stop_midway(result: ContinuableAsyncResult, worker: Worker) -> None:
-    """Stop the worker and tell how long that took.
+    """Stop the worker and print how long that took.
 
     Raises:
-        DemoError: when the task does not leave, or the worker does not stop.
+        DemoError: when the task does not stop at a checkpoint, or the worker does not exit.
     """
     if result.ready():
         raise worker.error(f"The import ended before its worker was stopped: {result.state}, {result.result!r}")
@@ -362,7 +362,7 @@ def stop(worker: Worker) -> None:
 
 
 def wait_until(condition: Callable[[], bool], worker: Worker, problem: str) -> None:
-    """Wait for a condition; raise DemoError when it does not come true."""
+    """Wait for a condition; raise DemoError if it stays false."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
@@ -371,7 +371,7 @@ def wait_until(condition: Callable[[], bool], worker: Worker, problem: str) -> N
 
 
 def show_saved(result: ContinuableAsyncResult) -> int:
-    """Print what is kept of the task while no worker runs; return the number of rows in the table."""
+    """Print the task's saved progress while no worker runs; return the number of rows in the table."""
     interrupted = result.info
     waiting = result.waiting
     with table() as db:
@@ -391,7 +391,7 @@ def check(result: ContinuableAsyncResult, cursor: int) -> None:
     """Compare the table with its source, and print each finding.
 
     Raises:
-        DemoError: when one of them is not as it should be.
+        DemoError: when one of them is wrong.
     """
     import airportsdata
     from proj import settings

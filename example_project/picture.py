@@ -19,7 +19,7 @@ PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "demo.svg"
 #: Columns of the picture; longer lines are cut.
 WIDTH = 92
 
-#: How the lines begin that a reader of the README can do without.
+#: The beginnings of lines that the README leaves out.
 LEFT_OUT = (
     "A task imports",
     "Broker:",
@@ -35,12 +35,12 @@ LEFT_OUT = (
     "Ending",
 )
 
-# Without rich's fonts, which a browser would have to fetch from another site.
+# Without rich's fonts, which a browser would fetch from another site.
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.S).replace("Fira Code, ", "")
 
 
 def draw(printed: str) -> str:
-    """Return what the demo has printed, with its colours, as an SVG."""
+    """Return the demo's output, with its colours, as an SVG."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
     for line in printed.splitlines():
         text = Text.from_ansi(line)
@@ -51,7 +51,7 @@ def draw(printed: str) -> str:
 
 
 def main() -> int:
-    """Run the demo, and draw it if it has succeeded; return its exit code."""
+    """Run the demo, and draw its output if it succeeds; return its exit code."""
     demo.console = Console(record=True, width=WIDTH, highlight=False, soft_wrap=True)
     code = demo.main()
     if code == 0:

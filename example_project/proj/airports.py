@@ -1,4 +1,4 @@
-"""The airports: where they come from, and the table they go to."""
+"""The airports: their source, and the table they are imported into."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _TABLE = """
     )
 """
 
-# A row that is imported again is counted, so that work done twice can be seen.
+# Each import of a row is counted, so that repeated work can be seen.
 _UPSERT = f"""
     INSERT INTO airports ({", ".join(COLUMNS)}, imported_by)
     VALUES ({", ".join(":" + column for column in COLUMNS)}, :imported_by)
@@ -44,7 +44,7 @@ def validate() -> int:
     """Return the number of rows in the source.
 
     Raises:
-        ValueError: when one of them cannot be an airport.
+        ValueError: when a row is not a valid airport.
     """
     rows = load()
     for row in rows:
@@ -54,7 +54,7 @@ def validate() -> int:
 
 
 def write_mail(expected: int, address: str) -> None:
-    """Ask for an approval; here the mail is a file, whose last line is the address."""
+    """Ask for an approval. In this example the mail is a file whose last line is the address."""
     settings.mail.write_text(
         f"{expected:,} airports are ready to be imported.\n"
         'To approve, post {"by": "your name"} to this address:\n'
@@ -63,20 +63,20 @@ def write_mail(expected: int, address: str) -> None:
 
 
 def upsert(rows: list[Airport], imported_by: str) -> None:
-    """Insert rows, or update those that are there, in one transaction."""
+    """Insert or update rows in one transaction."""
     with connect() as db:
         db.executemany(_UPSERT, [{**row, "imported_by": imported_by} for row in rows])
 
 
 def create_indexes() -> None:
-    """Make searching by country and by IATA code fast."""
+    """Create indexes on the country and the IATA code."""
     with connect() as db:
         db.execute("CREATE INDEX IF NOT EXISTS airports_country ON airports (country)")
         db.execute("CREATE INDEX IF NOT EXISTS airports_iata ON airports (iata)")
 
 
 def regions() -> list[str]:
-    """Return the regions that the table has: the first part of the timezones, as ``Europe``."""
+    """Return the regions in the table: the first part of each timezone, such as ``Europe``."""
     with connect() as db:
         return [region for (region,) in db.execute(f"SELECT DISTINCT {_REGION} FROM airports ORDER BY 1")]
 
@@ -89,7 +89,7 @@ def count(region: str) -> int:
 
 
 def report(expected: int, approved_by: str, counts: dict[str, int]) -> dict[str, Any]:
-    """Return what is in the table now."""
+    """Return the contents of the table."""
     with connect() as db:
         imported, countries = db.execute("SELECT count(*), count(DISTINCT country) FROM airports").fetchone()
         highest, feet = db.execute("SELECT name, max(elevation) FROM airports").fetchone()
@@ -105,7 +105,7 @@ def report(expected: int, approved_by: str, counts: dict[str, int]) -> dict[str,
 
 @contextmanager
 def connect() -> Iterator[sqlite3.Connection]:
-    """Open the database for one transaction, and make the table if it is missing."""
+    """Open the database for one transaction, and create the table if it is missing."""
     with closing(sqlite3.connect(settings.database)) as db, db:
         db.execute(_TABLE)
         yield db

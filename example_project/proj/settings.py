@@ -1,4 +1,4 @@
-"""Celery's configuration: no server needed, or Redis or RabbitMQ with one environment variable.
+"""Celery's configuration: without a server, or on Redis or RabbitMQ with one environment variable.
 
 ======================  =================================================================
 ``BROKER_URL``          ``redis://…`` or ``amqp://…``; without it files in the run folder
@@ -18,7 +18,7 @@ run_folder = Path(os.environ.get("AIRPORTS_FOLDER") or _here / "run").resolve()
 database = run_folder / "airports.sqlite3"
 mail = run_folder / "mail.txt"
 
-# These transports make none of their folders.
+# These transports do not create their folders.
 _messages, _processed, _control, _results = (
     run_folder / name for name in ("messages", "processed", "control", "results")
 )
@@ -31,26 +31,26 @@ if broker_url.startswith("filesystem:"):
         "data_folder_in": str(_messages),
         "data_folder_out": str(_messages),
         "control_folder": str(_control),
-        # Without these two a message passes through the system's temporary folder.
+        # Without these two, messages pass through the system's temporary folder.
         "processed_folder": str(_processed),
         "store_processed": True,
         "polling_interval": 0.05,
     }
 broker_connection_retry_on_startup = True
 
-# It also keeps the progress of continuable tasks: continuation_store is "auto".
+# It also stores the progress of continuable tasks: continuation_store is "auto".
 result_backend = broker_url if broker_url.startswith("redis") else f"file://{_results}"
 
-# A name of its own, so that no other project's messages come here from a shared server.
+# A unique name, so that a shared server does not deliver other projects' messages here.
 task_default_queue = os.environ.get("AIRPORTS_QUEUE") or "airports"
 task_track_started = True
 
-# Often, so that the progress is seen to move. The default is 1 second.
+# Often, so that the display of the progress moves. The default is 1 second.
 continuation_checkpoint_interval = 0.2
 
 # Often, so that a short sleep is short. The default is 3 seconds.
 continuation_sweep_interval = 0.5
 
-# Where approvals are posted to. The web server listens on this machine only; a real secret stands in no source.
+# Where approvals are posted to. The web server listens on this machine only. Keep a real secret out of the source.
 continuation_callback_url = os.environ.get("AIRPORTS_CALLBACKS") or "http://127.0.0.1:8000/callbacks"
 continuation_callback_secret = os.environ.get("AIRPORTS_SECRET") or "only for an example on one's own machine"

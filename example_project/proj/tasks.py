@@ -12,10 +12,10 @@ from proj.celery import app
 
 @app.task(base=ContinuableTask, bind=True)
 def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0) -> dict[str, Any]:
-    """Import all airports into the table, once that is approved, and report.
+    """Import all airports into the table, once the import is approved, and report.
 
     Args:
-        batch: rows to a transaction.
+        batch: rows per transaction.
         pause: seconds to wait after each batch.
     """
     expected = self.step("validate", airports.validate)
@@ -27,14 +27,14 @@ def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0)
     # By key: airports may be added to the source or removed, and the import continues after the last one.
     for rows in self.iterate("import", keyed(airports.load, key="icao"), batch=batch, total=expected):
         airports.upsert(rows, imported_by=self.request.hostname)
-        # Only for the demo: without it all rows take half a second, too short to stop a worker midway.
+        # Only for the demo: without the pause all rows take half a second, too short to stop a worker midway.
         time.sleep(pause)
     self.step("index", airports.create_indexes)
 
-    # Here too the worker is free.
+    # The worker is free during this wait too.
     self.sleep("settle", 2)
 
-    # One small task for each region; the worker is free for them until all have ended.
+    # One small task per region; the worker is free to run them.
     regions = self.step("regions", airports.regions)
     counts = self.wait_for_results("count", [count_airports.s(region) for region in regions])
 
@@ -43,5 +43,5 @@ def import_airports(self: ContinuableTask, batch: int = 200, pause: float = 0.0)
 
 @app.task
 def count_airports(region: str) -> int:
-    """Count the airports of a region, as the table has them."""
+    """Count the airports of a region in the table."""
     return airports.count(region)

@@ -1,4 +1,4 @@
-"""What must hold of a trace, whatever was done to the workers."""
+"""The checks that a trace must pass, whatever was done to the workers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-#: Seconds within which an execution that was succeeded notices: a few ticks of its clock, on a busy machine.
+#: Seconds within which a superseded execution notices: a few ticks of its clock, on a busy machine.
 NOTICES = 0.1
 
-# Seconds that a save may come late, on a busy machine.
+# Seconds by which a save may be late, on a busy machine.
 _SLACK = 0.2
 
 _DONE = ("first", "item", "page", "last")
@@ -45,7 +45,7 @@ class Sent:
 
     @property
     def needed(self) -> list[tuple[str, ...]]:
-        """What has to be done."""
+        """Return the work that the task has to do."""
         items = [("item", str(n)) for n in range(self.items)]
         return [("first",), *items, *(("page", str(n)) for n in range(self.pages)), ("last",)]
 
@@ -69,7 +69,7 @@ class Line:
 
 @dataclass
 class Execution:
-    """What one execution of a task did."""
+    """The work of one execution of a task."""
 
     generation: int
     group: int
@@ -82,7 +82,7 @@ class Execution:
 
 @dataclass
 class Faults:
-    """What was done, and when; times are of time.monotonic.
+    """The faults of a run and their times, from time.monotonic.
 
     Attributes:
         counts: how often, by kind.
@@ -99,12 +99,12 @@ class Faults:
 
 @dataclass
 class Verdict:
-    """What was counted, and what is wrong.
+    """The counts of a run, and the problems found.
 
     Attributes:
-        lost: executions that were killed, or succeeded while they were frozen.
-        recovery: the longest time from the last thing that such an execution did to the next one's begin.
-        oldest: how long before that last thing was done what was repeated.
+        lost: executions that were killed, or superseded while they were frozen.
+        recovery: the longest time from the last work of such an execution to the start of the next one.
+        oldest: the age of the oldest repeated work at that time.
     """
 
     tasks: int = 0
@@ -126,7 +126,7 @@ class Checker:
 
     Args:
         lines: of the trace.
-        faults: what was done.
+        faults: the faults of the run.
         interval: ``continuation_checkpoint_interval``.
     """
 
@@ -221,7 +221,7 @@ class Checker:
             yield f"its link was called {count} times"
 
     def _succeeded(self, execution: Execution, later: list[Execution]) -> Iterator[str]:
-        """Check an execution that others came after."""
+        """Check an execution that was followed by another."""
         over = later[0].began
         before = [line for line in execution.done if line.at <= over]
         if execution.left is None:
@@ -237,7 +237,7 @@ class Checker:
         last = self._last(execution, before)
         for line in repeated:
             what = " ".join(line.words)
-            # The last thing may not have come to its checkpoint; but for one that left it has.
+            # The last item may not have reached its checkpoint, unless the execution was interrupted.
             is_last = line is before[-1] and execution.left is None
             if execution.left is None:
                 self.verdict.oldest = max(self.verdict.oldest, last - line.at)
@@ -250,7 +250,7 @@ class Checker:
                 yield f"step {what!r} was complete in generation {execution.generation}, and ran again"
 
     def _allowed(self, execution: Execution, done: list[Line]) -> float:
-        """Return from when on what was done may not have been saved."""
+        """Return the time after which work may not have been saved."""
         last = self._last(execution, done)
         if execution.left is not None and not self._away(execution.left - 1, execution.left):
             return last + 1
@@ -261,7 +261,7 @@ class Checker:
         return allowed
 
     def _last(self, execution: Execution, done: list[Line]) -> float:
-        """Return when it did its last thing, but for what it did when it was thawed and had been succeeded."""
+        """Return the time of its last work, except for work after it was thawed and had been superseded."""
         for froze, thawed in self._faults.freezes[execution.group]:
             before = [line for line in done if line.at <= froze]
             after = [line for line in done if line.at > froze]

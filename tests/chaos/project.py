@@ -1,4 +1,4 @@
-"""The project that the workers run: each task writes down what it does, and when."""
+"""The project that the workers run: each task records what it does, and when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAFE = {"acks_late": True, "reject_on_worker_lost": True}
 
 
 def tell(task_id: str, generation: int, word: str, *more: Any) -> None:
-    """Write one line, in one piece: time, process group, process, task, generation, word, more."""
+    """Write one line atomically: time, process group, process, task, generation, word, more."""
     words = (f"{time.monotonic():.4f}", os.getpgrp(), os.getpid(), task_id, generation, word, *more)
     fd = os.open(os.environ["CHAOS_TRACE"], os.O_WRONLY | os.O_APPEND)
     try:

@@ -1,4 +1,4 @@
-"""What is printed of a run."""
+"""The printed report of a run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from tests.chaos.run import Run
 try:
     from rich.console import Console
     from rich.table import Table
-except ImportError:  # a table without lines, then
+except ImportError:  # without rich, a table without lines
     Console = None  # type: ignore[assignment,misc]
 
 
 def rows(run: Run) -> list[tuple[str, str]]:
-    """Return what the table shows."""
+    """Return the rows of the table."""
     verdict, faults = run.verdict, run.storm.faults
     found = [(kind, str(count)) for kind, count in sorted(faults.counts.items())]
     found += [
@@ -32,7 +32,7 @@ def rows(run: Run) -> list[tuple[str, str]]:
 
 
 def show(run: Run, holds: bool) -> None:
-    """Print a run's table, and what is wrong."""
+    """Print a run's table, and the problems found."""
     title = f"chaos on {run.options.broker}, seed {run.options.seed}"
     if Console is None:
         print(title)

@@ -21,7 +21,7 @@ from tests.chaos.storm import Storm
 #: Tasks for each second, on three workers with two processes each.
 RATE = 8
 
-# What has not begun for so long after all else has ended was lost by the broker itself.
+# A message that has not begun this long after all other work has ended was lost by the broker.
 _QUIET = 8.0
 
 
@@ -48,7 +48,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class Run:
-    """Hundreds of tasks, and what becomes of them.
+    """Sends hundreds of tasks, and checks their outcome.
 
     Args:
         options: of the command line.
@@ -70,10 +70,10 @@ class Run:
         self._is_on_files = options.broker == "filesystem"
 
     def __call__(self) -> bool:
-        """Run; return whether all of it holds."""
+        """Run; return whether all checks passed."""
         began = time.monotonic()
         folder = Path(tempfile.mkdtemp(prefix="celery-continuations-chaos-"))
-        folder.chmod(0o755)  # RabbitMQ runs as a user of its own
+        folder.chmod(0o755)  # RabbitMQ runs as its own user
         options = self.options
         conf = {
             "continuation_lease": options.lease,
@@ -146,7 +146,7 @@ class Run:
 
     def _send(self, site: Site) -> None:
         dice = self._rng.random()
-        # On files a killed worker takes messages that have not begun with it: of these only tasks can be sent again.
+        # On files, a killed worker loses its unstarted messages; only those of tasks can be sent again.
         if self._is_on_files or dice > 0.35:
             self._publish(site, self._signature(site, self._new(linked=dice > 0.7)))
         elif dice > 0.15:
@@ -196,9 +196,9 @@ class Run:
 
     @property
     def broker_loses(self) -> bool:
-        """Whether messages that have not begun may be lost, by what was done and what the broker is.
+        """Whether unstarted messages may be lost, given the faults and the broker.
 
-        On files a worker takes those that it holds with it.  Redis has given them away when the
+        On files, a worker loses those that it holds.  Redis loses those that it has sent when the
         connection breaks before they arrive.
         """
         counts = self.storm.faults.counts
@@ -208,7 +208,7 @@ class Run:
     def _lost_by_the_broker(self, site: Site, waiting: dict[str, Sent]) -> list[Sent]:
         if not self.broker_loses:
             return []
-        # What has a record is not the broker's to lose any more.
+        # The broker cannot lose a task that has a record.
         store = open_store(site.client, site.client.conf.get("continuation_store", "auto"))
         return [one for one in waiting.values() if store.read(one.id) is None]
 

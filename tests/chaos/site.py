@@ -21,11 +21,11 @@ from tests.support.proxy import Proxy
 
 BROKERS = ("redis", "rabbitmq", "filesystem")
 
-# A task whose callback cannot be published fails, in Celery: its publishing is to outlast what is done to the broker.
-# It is not to try for longer than a run waits, for so long a chord's body may be claimed by who was killed.
+# In Celery, a task fails if its callback cannot be published, so publishing must be retried longer than a fault lasts.
+# It must stop before the run does: until then, a killed execution may hold the claim on a chord's body.
 _PUBLISHING = {"max_retries": 20, "interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.3}
 
-# What a killed worker holds comes back to Redis's queue after this many seconds.
+# A killed worker's messages return to Redis's queue after this many seconds.
 _VISIBILITY = {"visibility_timeout": 6, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
 
 
@@ -63,7 +63,7 @@ class Site:
             raise
         self.client = Celery("chaos-client", set_as_current=False)
         self.client.conf.update(self._conf)
-        # Celery's results unsubscribe when they go, be it after their server.
+        # Celery's results unsubscribe when they are collected, even if the server has stopped.
         self.client.backend.remove_pending_result = lambda result: result
 
     def __enter__(self) -> Site:
@@ -98,7 +98,7 @@ class Site:
         return [Line.parse(text) for text in self.trace.read_text().splitlines()]
 
     def at_work(self) -> set[int]:
-        """Return the processes that are in the middle of a task."""
+        """Return the processes that are running a task."""
         last = {line.pid: line for line in self.lines()}
         return {
             pid for pid, line in last.items() if line.words[0] in ("item", "page") and line.at > time.monotonic() - 0.1
@@ -125,7 +125,9 @@ class Site:
         return {
             **conf,
             "broker_url": f"amqp://guest:guest@127.0.0.1:{self.broker.port}//",
-            "broker_transport_options": {"confirm_publish": True},  # or what Celery sends into a cut is lost
+            "broker_transport_options": {
+                "confirm_publish": True
+            },  # otherwise messages that Celery sends during a cut are lost
         }
 
     def _run(self, server: LocalProcess) -> LocalProcess:
@@ -147,7 +149,7 @@ def children_of(pid: int) -> list[int]:
             try:
                 fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
             except OSError:
-                continue  # ended just now
+                continue  # has just ended
             if int(fields[1]) == pid and fields[0] != "Z":
                 found.append(int(entry))
     return found

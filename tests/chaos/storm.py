@@ -14,18 +14,18 @@ from tests.chaos.checks import Faults
 from tests.chaos.site import Site, children_of
 from tests.support.processes import LocalProcess
 
-#: Seconds that a worker may take to leave: its tasks reach a checkpoint within a tenth.
+#: Seconds that a worker may take to stop: its tasks reach a checkpoint within a tenth of a second.
 LEAVES_WITHIN = 15.0
 
 
 class Storm:
-    """Stops, kills, freezes and cuts off the workers of a site.
+    """Stops, kills, freezes and disconnects the workers of a site.
 
     Args:
         site: whose workers.
-        rng: decides what comes next.
-        lease: ``continuation_lease``: what is frozen is frozen for longer.
-        workers: how many there are to be.
+        rng: chooses the next fault.
+        lease: ``continuation_lease``: a freeze lasts longer.
+        workers: how many to run.
     """
 
     def __init__(self, site: Site, rng: random.Random, lease: float, workers: int) -> None:
@@ -36,7 +36,7 @@ class Storm:
         self._lease = lease
         self._up = [site.start_worker()]
         if site.broker is None:
-            self.await_ready()  # kombu's files are torn where several workers make them at once
+            self.await_ready()  # kombu's files are corrupted if several workers create them at once
         self._up += [site.start_worker() for _ in range(workers - 1)]
         self._leaving: list[tuple[float, str, LocalProcess]] = []
         self._later: list[tuple[float, int, Callable[[], None]]] = []
@@ -53,11 +53,11 @@ class Storm:
             worker.await_log(" ready.")
 
     def strike(self) -> None:
-        """Do one thing."""
+        """Cause one fault."""
         self._rng.choice(self._kinds)()
 
     def tick(self) -> None:
-        """Do what has become due, and see who has left."""
+        """Perform the due actions, and note the workers that have exited."""
         while self._later and self._later[0][0] <= time.monotonic():
             heapq.heappop(self._later)[2]()
         for told, how, worker in list(self._leaving):
@@ -78,7 +78,7 @@ class Storm:
                 self._up[number] = self._site.start_worker()
 
     def calm(self) -> None:
-        """Let all that is under way come to its end."""
+        """Let all running faults end."""
         while self._later or self._leaving:
             self.tick()
             time.sleep(0.05)
@@ -118,7 +118,7 @@ class Storm:
         worker = self._one()
         children = children_of(worker.process.pid) if worker else []
         if self._site.broker is None:
-            # Without an event loop children share a queue, and one that dies while it waits there keeps it locked.
+            # Without an event loop children share a queue, and a child killed while it waits keeps it locked.
             children = [pid for pid in children if pid in self._site.at_work()]
         if children:
             with suppress(ProcessLookupError):
@@ -180,7 +180,7 @@ class Storm:
     # -- workers
 
     def _one(self) -> LocalProcess | None:
-        """Return a worker that is up; None when it would be the last."""
+        """Return a running worker, or None if it is the last one."""
         ready = [worker for worker in self._up if " ready." in worker.text]
         return self._rng.choice(ready) if len(ready) > 1 else None
 
@@ -196,9 +196,9 @@ class Storm:
 
 
 def _ended_by_kombu(log: str) -> bool:
-    """Whether a worker ended over an error in its transport, that this library had no part in.
+    """Whether a worker ended because of an error in its transport, not in this library.
 
-    Redis's does where it cannot give messages back to a server that is away, that of files where a
+    Redis's transport fails if it cannot return messages to an unavailable server; the file transport fails if a
     message's writer was killed.
     """
     _, ended, traceback = log.partition("Unrecoverable error")

@@ -1,4 +1,4 @@
-"""The core and the sources, with Celery out of reach: importing it anywhere would raise."""
+"""The core and the sources, with Celery blocked: importing it raises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from celery_continuations.sources import opener
 
 
 class Executions:
-    """Runs a task again and again, each time from the snapshot that the last execution left.
+    """Runs a task repeatedly, each time from the snapshot of the previous execution.
 
     The snapshot goes through its JSON text each time.  ``stop_at`` holds the numbers of the
     checkpoints, counted from 1 in each execution, at which to interrupt.
@@ -49,7 +49,7 @@ class Executions:
         self.saves.append(run.take_snapshot().dumps())
 
     def join(self, run: Run) -> None:
-        """Every unit will do."""
+        """Accept any unit of work."""
 
     def notify(self, event: str, run: Run, step: Step, **data: Any) -> None:
         self.events.append((event, step.name))
@@ -87,7 +87,7 @@ class Executions:
 
 
 class FakeTask:
-    """The methods of a task that lead to its run."""
+    """The methods of a task that use its run."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -454,7 +454,7 @@ def test_a_bad_batch(executions: Any, batch: Any) -> None:
 
 
 @pytest.mark.parametrize("start", [-1, "a", 1.5])
-def test_a_start_that_is_no_position(executions: Any, start: Any) -> None:
+def test_a_start_that_is_not_a_position_is_refused(executions: Any, start: Any) -> None:
     with pytest.raises(InvalidStepError, match="iterates by position and cannot start at"):
         executions.execute(loop([1], [], start=start))
 
@@ -472,7 +472,7 @@ def test_start_total_and_cursor_of_an_iteration(executions: Any) -> None:
     assert executions.snapshot.progress == (None, None)
 
 
-def test_progress_of_the_step_in_hand(executions: Any) -> None:
+def test_progress_of_the_current_step(executions: Any) -> None:
     executions.execute(loop(range(5), []), stop_at={2})
     assert executions.snapshot.progress == (2, 5)
     unknown = type(executions)()
@@ -484,7 +484,7 @@ def test_progress_of_the_step_in_hand(executions: Any) -> None:
 
 
 class Countdown:
-    """A source of one's own: its cursor is the number itself."""
+    """A user-defined source whose cursor is the number itself."""
 
     def read(self, cursor: Any) -> Any:
         for number in range(9 if cursor is None else cursor, 0, -1):
@@ -524,10 +524,10 @@ def test_keys_are_the_same_where_a_place_is_repeated_and_nowhere_else(executions
     assert len(set.union(*by_place.values())) == len(by_place) == 7
 
 
-# -- loops that hold back, and items put aside
+# -- throttled loops, and failed items
 
 
-def test_a_throttled_loop_leaves_at_its_cursor_and_goes_on_there(executions: Any) -> None:
+def test_a_throttled_loop_resumes_at_its_cursor(executions: Any) -> None:
     seen: list[int] = []
     holds = [False, False, True, False, False, True, False]
 

@@ -215,11 +215,11 @@ def test_a_value_that_cannot_be_saved_is_named_now_and_later_and_never_made_agai
 
 
 class Refusal(Exception):
-    """An error with arguments, at a place where it can be found again."""
+    """An error with arguments that can be imported by its path."""
 
 
 class Stubborn(Exception):
-    """An error whose constructor does not take its own args."""
+    """An error whose constructor does not accept its args."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__("only text")
@@ -292,7 +292,7 @@ def leave_iteration_by_break(task: Any) -> None:
 
 
 @pytest.mark.parametrize("leave", [leave_by_break, leave_by_continue, leave_by_caught_error, leave_iteration_by_break])
-def test_a_block_that_is_left_is_complete_when_the_task_goes_on(executions: Any, leave: Any) -> None:
+def test_a_block_that_was_left_is_complete_when_the_task_resumes(executions: Any, leave: Any) -> None:
     def body(task: Any) -> None:
         leave(task)
         assert list(task.run.snapshot.completed) in ([], ["one"])
@@ -315,7 +315,7 @@ def test_a_block_that_an_error_leaves_with_the_task_is_not_complete(executions: 
 
 
 def test_an_interruption_within_a_block_does_not_complete_it(executions: Any) -> None:
-    """The for loop closes its iterator on the way out; that must not be taken for a break."""
+    """The for loop closes its iterator when it ends; that must not count as a break."""
 
     def body(task: Any) -> None:
         for step in task.step("one", start=0):
@@ -504,7 +504,7 @@ def test_each_completed_step_is_saved(executions: Any) -> None:
     assert len(executions.saves) == 4
 
 
-def test_what_is_told_of_steps(executions: Any) -> None:
+def test_the_notifications_of_steps(executions: Any) -> None:
     def body(task: Any) -> None:
         task.step("one", int)
         for step in task.step("two", start=0):

@@ -20,7 +20,7 @@ from tests.support.proxy import Proxy
 
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
-    # pytest's own folders are closed to the user that RabbitMQ runs as
+    # RabbitMQ's user cannot enter pytest's own folders
     folder = Path(tempfile.mkdtemp(prefix="celery-continuations-tests-"))
     folder.chmod(0o755)
     yield folder
@@ -136,7 +136,7 @@ def make_proxy() -> Iterator[Callable[[int], Proxy]]:
 
 @pytest.fixture
 def short_consumer_timeout(rabbitmq_server: servers.LocalRabbitMQ) -> Iterator[None]:
-    """RabbitMQ takes a message back after 3 s, and looks every half second."""
+    """RabbitMQ takes a message back after 3 s, and checks every half second."""
     node = rabbitmq_server._container
 
     def set_to(timeout: int, tick: int) -> None:

@@ -1,6 +1,6 @@
-"""A task whose every item is to take effect exactly once, and a parent that kills whoever runs it, again and again.
+"""A task whose items must each take effect exactly once, and a parent that repeatedly kills its process.
 
-Run as a program, for it forks: ``python -m tests.integration.effects`` with the options of :func:`main` as JSON.
+Run it as a program, because it forks: ``python -m tests.integration.effects`` with the options of :func:`main` as JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from celery_continuations.stores import Status, open_store
 TASK_ID = "the-task"
 
 metadata = sa.MetaData()
-# Nothing here keeps an item from taking effect twice, or by half.
+# The table accepts an item that takes effect twice, or only in part.
 effects = sa.Table(
     "effect",
     metadata,
@@ -106,7 +106,7 @@ def make_task(app: Celery, way: Any, count: int) -> Any:
 
 
 def began(task: Any) -> None:
-    """Tell the parent, once, that there is something to kill."""
+    """Signal the parent, once, that the task runs and may be killed."""
     pipe, task.pipe = getattr(task, "pipe", None), None
     if pipe is not None:
         os.write(pipe, b"!")
@@ -118,7 +118,7 @@ def execute(app: Celery, task: Any, generation: int) -> None:
 
 
 def main(url: str, way: str, count: int, kills: int, seed: int) -> dict[str, int]:
-    """Run the task, in one process after the other, killing so many of them in the midst of their items."""
+    """Run the task in one process after another, killing `kills` of them in the middle of an item."""
     randomness = random.Random(seed)
     engine = sa.create_engine(url, poolclass=NullPool)
     metadata.create_all(engine)

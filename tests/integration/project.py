@@ -38,7 +38,7 @@ if app.conf.get("test_slow_publish"):
 
     @before_task_publish.connect
     def slow(**kwargs: Any) -> None:
-        """A broker that takes its time: a second signal comes while the message goes out."""
+        """A slow broker: a second signal arrives while the message is published."""
         trace("publishing")
         time.sleep(app.conf.test_slow_publish)
 
@@ -68,7 +68,7 @@ def rows(self: Any, count: int, delay: float = 0.03) -> int:
 
 @app.task(base=ContinuableTask, bind=True, name="project.table")
 def table(self: Any, table: list[Any]) -> list[Any]:
-    """Take the header off the rows, as a function may do with a list of its own."""
+    """Remove the header from the rows, as a function may do with its own list."""
     header = table.pop(0)
     trace("run", header)
     for row in self.iterate("rows", table):
@@ -79,13 +79,13 @@ def table(self: Any, table: list[Any]) -> list[Any]:
 
 @app.task(base=ContinuableTask, bind=True, name="project.early", acks_late=False)
 def early(self: Any, count: int) -> int:
-    """As rows, acknowledged before it runs."""
+    """The same as rows, acknowledged before it runs."""
     return work(self, count)
 
 
 @app.task(base=ContinuableTask, bind=True, name="project.stuttering", continuation_should_interrupt=always)
 def stuttering(self: Any, value: Any, fail: bool = False) -> Any:
-    """Leave after each of three items."""
+    """Stop after each of three items."""
     for row in self.iterate("rows", range(3)):
         trace("item", row, os.getpid())
     trace("retries", self.request.retries)
@@ -107,7 +107,7 @@ def gated(self: Any, count: int, gate: int) -> int:
 
 @app.task(base=ContinuableTask, bind=True, name="project.witness", continuation_should_interrupt=always)
 def witness(self: Any, *args: Any, **kwargs: Any) -> str:
-    """Write down the whole request of two executions."""
+    """Record the whole request of two executions."""
     seen = {key: value for key, value in vars(self.request).items() if not key.startswith("_")}
     trace("request", json.dumps(seen, default=repr))
     for _ in self.iterate("rows", range(1)):
@@ -138,13 +138,13 @@ def plain(value: Any) -> Any:
 
 @app.task(base=AppTask, bind=True, name="project.late_claim")
 def late_claim(self: Any, count: int) -> int:
-    """A task of an app's own class, that claims at its first step."""
+    """A task of an app's own class that claims at its first step."""
     return work(self, count)
 
 
 @app.task(name="project.called")
 def called(*args: Any) -> Any:
-    """A callback: writes down that it was called."""
+    """A callback: records its call."""
     trace("called", json.dumps(args, default=repr))
     return args[0]
 
@@ -183,7 +183,7 @@ def steps(self: Any, count: int, delay: float = 0.03) -> int:
 
 @app.task(base=ContinuableTask, bind=True, name="project.dying")
 def dying(self: Any, count: int, at: int | None = None) -> int:
-    """Is killed whenever it comes to one item, or before its first step."""
+    """Kill this process whenever it reaches one item, or before its first step."""
     trace("run", self.request.id, os.getpid(), self.request.retries)
     if at is None:
         use_too_much_memory()
@@ -231,7 +231,7 @@ def asking_one(self: Any, name: str = "approval", timeout: float | None = None, 
 
 @app.task(base=ContinuableTask, bind=True, name="project.asking_late")
 def asking_late(self: Any, gate: str) -> Any:
-    """Begin, and wait for a name once there is a file."""
+    """Begin, and wait for a name once a file exists."""
     trace_run(self)
     while not os.path.exists(gate):
         time.sleep(0.01)
@@ -249,14 +249,14 @@ def napping(self: Any, seconds: float) -> float:
 
 @app.task(base=ContinuableTask, bind=True, name="project.polling")
 def polling(self: Any, path: str, timeout: float | None = None) -> Any:
-    """Ask again and again whether there is a file."""
+    """Wait until a file exists, by polling."""
     trace_run(self)
     return self.wait_until("file", lambda: os.path.exists(path) and "there", every=0.2, timeout=timeout)
 
 
 @app.task(base=ContinuableTask, bind=True, name="project.coming_back")
 def coming_back(self: Any) -> int:
-    """Leave in the middle of a step, and come back at the same cursor."""
+    """Stop in the middle of a step, and resume at the same cursor."""
     trace_run(self)
     for page in self.step("pages", start=0):
         while page.cursor < 4:
@@ -282,7 +282,7 @@ def failing(text: str) -> None:
 
 @app.task(base=ContinuableTask, bind=True, name="project.mended")
 def mended(self: Any, path: str) -> str:
-    """Fail until there is a file."""
+    """Fail until a file exists."""
     trace_run(self)
     self.step("before", trace, "before", self.request.id)
     self.step("mended", lambda: os.stat(path).st_size)
@@ -290,7 +290,7 @@ def mended(self: Any, path: str) -> str:
 
 
 def use_too_much_memory() -> None:
-    """Have the kernel kill this process where the test could make a memory limit, else do what it would do."""
+    """Have the kernel kill this process if the test could set a memory limit; otherwise kill it directly."""
     limited = app.conf.get("test_memory_group")
     if limited:
         with open(limited, "w") as file:
@@ -312,7 +312,7 @@ def on_task_postrun(task_id: str = "", **kwargs: Any) -> None:
 
 
 def reach(point: str) -> None:
-    """A point in an execution is reached: for the first time it is what the test has chosen for it."""
+    """Note that an execution has reached a point; the first time, do what the test has chosen for it."""
     chosen, deed = app.conf.get("test_point") or (None, None)
     mark = f"{os.environ['TEST_TRACE']}.{point}"
     if point != chosen or os.path.exists(mark):
@@ -323,7 +323,7 @@ def reach(point: str) -> None:
         while not os.path.exists(mark + ".go"):
             time.sleep(0.01)
     elif deed == "parent":
-        os.kill(os.getppid(), signal.SIGKILL)  # which takes its children with it
+        os.kill(os.getppid(), signal.SIGKILL)  # its children end with it
         signal.pause()
     elif deed == "exit":
         raise SystemExit("as on a SIGTERM")
@@ -365,7 +365,7 @@ if app.conf.get("test_overdue_after"):
 
 @app.task(base=ContinuableTask, bind=True, name="project.effects")
 def effects(self: Any, url: str, count: int) -> int:
-    """Write each row into a database, together with the cursor."""
+    """Write each row to a database, together with the cursor."""
     from tests.integration.effects import BySession
 
     way = BySession(url)
@@ -386,7 +386,7 @@ def listed(self: Any) -> int:
     return len(table)
 
 
-# One task as two deploys have it, and another that the later one has renamed.
+# One task in the versions of two deploys, and another that the later deploy has renamed.
 if os.environ.get("TEST_CODE", "old") == "old":
 
     @app.task(base=ContinuableTask, bind=True, name="project.deployed")
@@ -400,7 +400,7 @@ if os.environ.get("TEST_CODE", "old") == "old":
 
     @app.task(base=ContinuableTask, bind=True, name="project.old_name")
     def named(self: Any, count: int) -> int:
-        """As rows."""
+        """The same as rows."""
         return work(self, count)
 
 else:
@@ -413,7 +413,7 @@ else:
         continuation_renamed_steps={"load": "import"},
     )
     def deployed(self: Any, count: int, note: str = "") -> str:
-        """Import, audit where the task has begun so, and report."""
+        """Import, audit if the task has begun with an audit, and report."""
         for row in self.iterate("import", range(count)):
             time.sleep(0.03)
             trace("item", f"{self.request.id}:{row}")
@@ -424,7 +424,7 @@ else:
 
     @app.task(base=ContinuableTask, bind=True, name="project.new_name")
     def named(self: Any, count: int) -> int:
-        """As rows."""
+        """The same as rows."""
         return work(self, count)
 
     app.tasks["project.old_name"] = app.tasks["project.new_name"]

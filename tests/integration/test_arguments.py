@@ -1,4 +1,4 @@
-"""A task that takes its list of rows apart gets all of it again, whatever becomes of its worker."""
+"""A task that changes its list of rows gets the whole list again, whatever happens to its worker."""
 
 from __future__ import annotations
 

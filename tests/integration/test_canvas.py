@@ -1,4 +1,4 @@
-"""What stands around a task does not notice that it was interrupted."""
+"""The interruption of a task does not affect the canvas around it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_rpc_reply_queues(make_cluster: Any, rabbitmq_server: Any) -> None:
 
 
 def test_monitors_see_one_task_that_is_retried(cluster: Any) -> None:
-    """What Flower and every other reader of Celery's events builds its rows of."""
+    """The state from which Flower and other readers of Celery's events build their rows."""
     seen: list[dict[str, Any]] = []
 
     def receive() -> None:

@@ -1,4 +1,4 @@
-"""The database store on PostgreSQL: the suite for stores, plans, and what a server does that goes away."""
+"""The database store on PostgreSQL: the suite for stores, query plans, and an unavailable server."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_scan_does_not_read_all_the_records(
 ) -> None:
     store = make_store("many")
     store.read("id")
-    # 20,000 that wait or have ended, 2,000 at work by two workers, and some that are due
+    # 20,000 waiting or ended, 2,000 running in two workers, and some that are due
     client.execute(
         """
         INSERT INTO continuation_record (namespace, task_id, fence, worker, due, expires, snapshot)
@@ -198,7 +198,7 @@ def test_what_postgresql_does_not_take_is_refused(make_store: Callable[..., Data
 
 
 class CutError(Exception):
-    """What a time limit raises, in the middle of anything."""
+    """The exception of a time limit, raised at any point."""
 
 
 def test_a_call_that_a_signal_cuts_leaves_no_answer_for_the_next_one(
@@ -231,7 +231,7 @@ def test_a_call_that_a_signal_cuts_leaves_no_answer_for_the_next_one(
 
 @pytest.fixture
 def own_server(postgres_server: LocalProcess, server_folder: Path) -> Iterator[LocalProcess]:
-    """One that a test may kill."""
+    """A server that a test may kill."""
     folder = server_folder / uuid.uuid4().hex
     folder.mkdir()
     process = servers.start_postgres(folder)
@@ -246,7 +246,7 @@ def start_again(server: LocalProcess) -> None:
     times = server.text.count(ready)
 
     def there() -> bool:
-        # its children outlive a killed server for a moment, and then it is not let start
+        # the children of a killed server live a moment longer and prevent its restart
         if server.process.poll() is not None:
             server.start()
         return server.text.count(ready) > times

@@ -1,4 +1,4 @@
-"""Code and data that change while tasks are under way, on real workers."""
+"""Code and data that change while tasks are running, on real workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def done(cluster: Any) -> Counter[str]:
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_a_rolling_deploy_with_both_versions_at_once(request: Any, broker: str) -> None:
-    """Tasks of either version come to workers of either; each item is done once."""
+    """Workers of both versions receive tasks of both versions; each item is done once."""
     cluster = request.getfixturevalue(f"on_{broker}")
     old = [cluster.worker("-c", "2", env=OLD) for _ in range(2)]
     first = [cluster.send("deployed", COUNT) for _ in range(4)]
@@ -51,7 +51,7 @@ def test_a_rolling_deploy_with_both_versions_at_once(request: Any, broker: str) 
 
 
 def test_a_task_that_newer_code_has_begun_waits_for_newer_code(on_redis: Any) -> None:
-    """And list, show and the log say so, with both versions."""
+    """The commands list and show, and the log, name both versions."""
     new = on_redis.worker("-c", "1", env=NEW)
     result = on_redis.send("deployed", COUNT)
     on_redis.trace.await_items(5)
@@ -72,7 +72,7 @@ def test_a_task_that_newer_code_has_begun_waits_for_newer_code(on_redis: Any) ->
     assert set(done(on_redis).values()) == {1}
 
 
-def test_a_task_that_was_renamed_goes_on_under_its_new_name(on_redis: Any) -> None:
+def test_a_renamed_task_continues_under_its_new_name(on_redis: Any) -> None:
     old = on_redis.worker("-c", "1", env=OLD)
     result = on_redis.send("old_name", COUNT)
     on_redis.trace.await_items(5)
@@ -89,7 +89,7 @@ def test_a_task_that_was_renamed_goes_on_under_its_new_name(on_redis: Any) -> No
 
 @pytest.mark.parametrize("how", ["--accept-source", "--step"])
 def test_a_list_from_which_rows_are_removed(on_redis: Any, how: str) -> None:
-    """The task fails at once, though it retries any error, and goes on as an operator says."""
+    """The task fails at once, although it retries any error, and continues as the operator chooses."""
     path = on_redis.folder / "rows.json"
     table = [{"id": number, "name": f"user {number}"} for number in range(60)]
     path.write_text(json.dumps(table))

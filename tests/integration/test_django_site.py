@@ -1,4 +1,4 @@
-"""A Django project with real workers, whose progress is kept in its own database."""
+"""A Django project with real workers that saves progress in its own database."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SOON = {
 
 
 def repeated(items: list[int], count: int) -> int:
-    """How many items were done more than once; fails when one is missing."""
+    """Return how many items were done more than once; fail if one is missing."""
     assert sorted(set(items)) == list(range(count)), "items are missing"
     return len(items) - count
 
@@ -45,7 +45,7 @@ def runs(cluster: Any) -> int:
 # -- kill -9 at chosen points
 
 POINTS = [
-    # what was killed there repeats: items, callbacks
+    # repeated after a kill at this point: items, callbacks
     pytest.param("claimed", 0, id="after the claim"),
     pytest.param("saved", 0, id="between save and publish"),
     pytest.param("published", 0, id="between publish and ack"),
@@ -163,10 +163,10 @@ def test_an_execution_ends_whose_main_process_alone_is_frozen(cluster: Any) -> N
     taken_over = len(cluster.trace.lines())
     assert result.get(timeout=60) == 80
     late = [line for line in cluster.trace.lines()[taken_over:] if line[0] == "item" and line[2] == child]
-    assert len(late) <= 2, f"it went on beside its successor: {late}"
+    assert len(late) <= 2, f"it continued concurrently with its successor: {late}"
 
 
-# -- servers taken away
+# -- unavailable servers
 
 SERVERS = ["broker", "store"]
 
@@ -308,7 +308,7 @@ def test_postgres_is_killed_and_restarted_under_a_running_task(
     first.await_log("could not save")
 
     def restarted() -> bool:
-        if postgres_server.process.poll() is not None:  # its last processes may not have ended yet
+        if postgres_server.process.poll() is not None:  # its last processes may still be running
             postgres_server.start()
         return postgres_server.text.count(POSTGRES_IS_READY) > starts
 
@@ -317,7 +317,7 @@ def test_postgres_is_killed_and_restarted_under_a_running_task(
     first.kill()
     on_database.worker("-c", "1", continuation_store=store)
     assert result.get(timeout=60) == 80
-    assert repeated(on_database.trace.items(), 80) <= 4  # those since the last save, and the one in hand
+    assert repeated(on_database.trace.items(), 80) <= 4  # those since the last save, and the current one
     assert runs(on_database) == 2
 
 
@@ -344,7 +344,7 @@ def test_a_consumer_timeout_shorter_than_the_task(
 ) -> None:
     worker = on_rabbitmq.worker("-c", "1", **SOON, continuation_max_runtime=slices)
     result = on_rabbitmq.send("rows", 80, 0.1)
-    if slices is None:  # what slices are for: RabbitMQ takes the message back, and Celery ends the worker
+    if slices is None:  # the case for time slices: RabbitMQ takes the message back, and Celery stops the worker
         worker.await_exit()
         assert "timed out" in worker.text
         on_rabbitmq.worker("-c", "1", **SOON, continuation_max_runtime=1.0)
@@ -404,7 +404,7 @@ def test_a_crash_loop_ends(cluster: Any, memory_group: str | None, at: int | Non
     assert len(cluster.trace.lines("failure")) == 1
 
 
-def test_a_worker_killed_while_it_was_stopping_is_no_crash_of_its_tasks(cluster: Any) -> None:
+def test_a_worker_killed_while_stopping_does_not_count_as_a_crash(cluster: Any) -> None:
     conf = {**SOON, "continuation_max_crashes": 1}
     first = cluster.worker("-c", "1", **conf)
     result = cluster.send("rows", 3, 3.0)
@@ -418,7 +418,7 @@ def test_a_worker_killed_while_it_was_stopping_is_no_crash_of_its_tasks(cluster:
     assert cluster.trace.items() == [0, 1, 2]
 
 
-def test_a_worker_killed_with_two_tasks_is_no_crash_of_either(cluster: Any) -> None:
+def test_a_worker_killed_with_two_tasks_counts_as_a_crash_of_neither(cluster: Any) -> None:
     conf = {**SOON, "continuation_max_crashes": 1}
     first = cluster.worker("-c", "2", **conf)
     results = [cluster.send("rows", COUNT, 0.05) for _ in range(2)]
@@ -429,7 +429,7 @@ def test_a_worker_killed_with_two_tasks_is_no_crash_of_either(cluster: Any) -> N
     assert len(cluster.trace.items()) <= 2 * COUNT + 2
 
 
-# -- what ends, or waits, and is not to be revived
+# -- tasks that have ended, or wait, and must not be recovered
 
 
 def stays_as_it_is(cluster: Any, result: Any, status: str) -> None:
@@ -505,7 +505,7 @@ def test_a_result_backend_that_is_away_at_the_end(make_cluster: Any, redis_serve
     results.refuse()
     await_condition(lambda: cluster.trace.lines("over"), "the end of the execution")
     results.accept()
-    # Celery stores what kept it from storing the result; the record follows.
+    # Celery stores the error that prevented storing the result; the record follows.
     await_condition(lambda: result.state == "FAILURE", "the result")
     store = open_store(cluster.client, conf["continuation_store"])
     await_condition(lambda: store.read(result.id).fence.status == "failed", "the record's end")
@@ -513,7 +513,7 @@ def test_a_result_backend_that_is_away_at_the_end(make_cluster: Any, redis_serve
     assert runs(cluster) == 1
 
 
-def test_a_cold_stop_is_no_loss_to_the_sweep(cluster: Any) -> None:
+def test_a_cold_stop_does_not_count_as_a_loss_in_the_sweep(cluster: Any) -> None:
     """Celery forgets the requests that it cancels, while their tasks still go on to their checkpoint."""
     conf = {**SOON, "continuation_checkpoint_interval": 10, "continuation_sweep_interval": 0.1}
     first = cluster.worker("-c", "1", **conf)

@@ -1,4 +1,4 @@
-"""What people see of a task in Flower, as it is, in a real browser."""
+"""What Flower shows of a task, in a real browser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support.cluster import Cluster
 from tests.support.processes import LocalProcess, await_condition, free_port
 
-# It runs without a display and as root, and is to ask nobody on the internet for anything.
+# It runs without a display and as root, and must not send requests to the internet.
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -39,7 +39,7 @@ class Flower:
         self.page.goto(f"{self.url}/tasks")
         self.page.wait_for_selector("#tasks-table tbody tr")
         heads = self.page.locator(".dataTables_scrollHead th").all_text_contents()
-        rows = self.page.locator("#tasks-table tbody tr:has(td + td)").all()  # that there is none is one cell
+        rows = self.page.locator("#tasks-table tbody tr:has(td + td)").all()  # an empty list has a single cell
         return [dict(zip(heads, row.locator("td").all_inner_texts(), strict=True)) for row in rows]
 
     def details(self, task_id: str) -> dict[str, str]:
@@ -50,7 +50,7 @@ class Flower:
         return dict(zip(labels, texts, strict=True))
 
     def await_worker(self, worker: LocalProcess) -> None:
-        """Wait for the worker to be listed: from then on Flower hears its events."""
+        """Wait for the worker to be listed: after that Flower receives its events."""
         await_condition(lambda: node_name(worker) in self.workers(), "the worker in Flower's list")
 
     def await_state(self, task_id: str, state: str) -> dict[str, str]:
@@ -72,7 +72,7 @@ class Flower:
         return details
 
     def outside(self) -> list[str]:
-        """Return what was asked of any other host."""
+        """Return the requests to other hosts."""
         return [
             url for url in self.requested if urlsplit(url).scheme != "data" and urlsplit(url).hostname != "127.0.0.1"
         ]

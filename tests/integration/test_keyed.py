@@ -34,14 +34,14 @@ def engine(postgres_server: LocalProcess) -> Iterator[sa.Engine]:
 @pytest.fixture(scope="module")
 def session(engine: sa.Engine) -> Iterator[orm.Session]:
     with orm.Session(engine) as session:
-        # Not that of the keys that are drawn.
+        # Differs from the zone of the generated keys.
         session.execute(sa.text("SET SESSION TIME ZONE 'America/New_York'"))
         yield session
 
 
 @pytest.fixture(scope="module")
 def django_alias(postgres_server: LocalProcess) -> Iterator[str]:
-    """A database of Django's, beside the one that the models are in."""
+    """A second Django database, without the models."""
     import tests.support.django_models
 
     alias = "postgres"
@@ -93,7 +93,7 @@ def test_rows_that_come_and_go_meanwhile(kind_and_table: tuple[str, Any], data: 
 
 
 def test_moments_of_an_hour_that_comes_twice(session: orm.Session) -> None:
-    """The driver gives times of the session's zone, where those of two instants can be the same."""
+    """The driver returns times in the session's zone, where two instants can have equal times."""
     table = SQLAlchemyTable("datetime", session)
     table.clear()
     first = datetime(2026, 11, 1, 5, tzinfo=timezone.utc)  # 01:00 in New York, and again an hour later
@@ -109,7 +109,7 @@ def test_moments_of_an_hour_that_comes_twice(session: orm.Session) -> None:
 
 
 def test_a_key_that_the_database_has_more_exactly_than_python(session: orm.Session) -> None:
-    """It would be read again and again."""
+    """Otherwise it would be read repeatedly."""
     inexact = sa.Table("inexact", sa.MetaData(), sa.Column("key", sa.REAL, primary_key=True))
     inexact.create(session.connection())
     session.execute(inexact.insert(), [{"key": 0.1}])
@@ -134,7 +134,7 @@ def test_no_query_has_an_offset_and_no_cursor_of_the_database_is_left(django_ali
 
 
 def test_a_composite_key_enters_the_index_with_all_of_its_columns(engine: sa.Engine, session: orm.Session) -> None:
-    """However many rows have the same first column, none of those before the cursor is looked at."""
+    """Rows before the cursor are not scanned, however many share the first column."""
     table = SQLAlchemyTable("composite", session)
     found: list[str] = []
 

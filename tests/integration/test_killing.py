@@ -1,4 +1,4 @@
-"""kill -9 of a pool child, of the main process, of both: nothing is lost, and little is repeated."""
+"""kill -9 of a pool child, the main process, or both: no item is lost, and few are repeated."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SOON = {"continuation_lease": 2, "continuation_sweep_interval": 1}
 
 
 def child_of(cluster: Any) -> int:
-    """The process that ran the last item."""
+    """Return the process that ran the last item."""
     return int(cluster.trace.lines("item")[-1][2])
 
 
 def repeated(items: list[int], count: int) -> int:
-    """How many items were done more than once; fails when one is missing."""
+    """Return how many items were done more than once; fail if one is missing."""
     assert sorted(set(items)) == list(range(count)), "items are missing"
     return len(items) - count
 
 
-def test_a_killed_child_is_noticed_and_its_task_goes_on(any_cluster: Any) -> None:
+def test_a_killed_child_is_noticed_and_its_task_continues(any_cluster: Any) -> None:
     worker = any_cluster.worker("-c", "2", continuation_checkpoint_interval=0)
     result = any_cluster.send("rows", COUNT)
     any_cluster.trace.await_items(8)

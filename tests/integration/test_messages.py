@@ -1,4 +1,4 @@
-"""The resumed message is the same, one generation on."""
+"""The resumed message is the same, with the next generation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from celery_continuations.exceptions import SnapshotTooLargeError
 from tests.support.processes import await_condition
 
-# What belongs to one delivery, and not to the task.
+# Fields of a single delivery, not of the task.
 OF_THE_DELIVERY = {
     "continuation", "continuation_generation", "continuation_delivery", "continuation_execution",
     "eta", "expires", "delivery_info", "properties", "headers", "children", "hostname",

@@ -21,7 +21,7 @@ def finish_elsewhere(cluster: Any, worker: Any, result: Any) -> None:
 
 
 def test_max_tasks_per_child(on_redis: Any) -> None:
-    """The children that replace the first ones hear the stop too."""
+    """Replaced children notice the stop too."""
     worker = on_redis.worker("-c", "1", "--max-tasks-per-child", "1")
     assert [on_redis.send("quick", n).get(timeout=20) for n in range(3)] == [0, 1, 2]
     result = on_redis.send("rows", COUNT)
@@ -39,7 +39,7 @@ def test_autoscale(on_redis: Any) -> None:
 
 
 def test_pool_restart(on_redis: Any) -> None:
-    """It waits for the running task, which is not told to leave; those after it hear a stop as ever."""
+    """It waits for the running task, which is not interrupted; later tasks notice a stop as usual."""
     worker = on_redis.worker("-c", "1", worker_pool_restarts=True)
     before = on_redis.send("rows", 20)
     on_redis.trace.await_items(3)
@@ -102,7 +102,7 @@ def test_several_tasks_at_once_each_with_a_run_of_its_own(on_redis: Any, pool: t
 
 
 def test_a_worker_with_a_full_queue_leaves_its_continuation_to_others(cluster: Any) -> None:
-    """Stopped while it has work waiting: what it gives back, the next worker runs."""
+    """A worker that stops with prefetched work returns it, and the next worker runs it."""
     first = cluster.worker("-c", "1", worker_prefetch_multiplier=4)
     results = [cluster.send("rows", 30) for _ in range(3)]
     cluster.trace.await_items(5)

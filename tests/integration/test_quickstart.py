@@ -1,4 +1,4 @@
-"""docs/quickstart.md as it is read, and docs/writing-a-store.md, its store under real workers."""
+"""docs/quickstart.md as a reader follows it, and the store of docs/writing-a-store.md under real workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Any]:
-    """Commands in a folder, as they stand on a page; the workers among them run until the test's end."""
+    """Runs a page's commands in a folder; workers run until the end of the test."""
     folder = tmp_path / "project"
     folder.mkdir()
     workers: list[LocalProcess] = []

@@ -1,4 +1,4 @@
-"""What a process hears of a task's end from its result backend."""
+"""How a process learns of a task's end from its result backend."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from celery_continuations import ContinuableAsyncResult
 
 
 def taken_back(on_redis: Any) -> ContinuableAsyncResult:
-    """Return a task's result that a retry has set back, while the message of its failure is unread in the connection.
+    """Return the result of a retried task while the message of its failure is unread in the connection.
 
-    Not a fixture: a result talks to its backend when it is collected, and has to go before the server.
+    Not a fixture: a result contacts its backend when it is collected, so it must be collected before the server stops.
     """
     result = ContinuableAsyncResult(str(uuid.uuid4()), app=on_redis.client)
     backend = on_redis.client.backend
@@ -22,12 +22,12 @@ def taken_back(on_redis: Any) -> ContinuableAsyncResult:
     backend.store_result(result.id, ValueError("the first end"), "FAILURE")
     with pytest.raises(ValueError, match="the first end"):
         result.get(timeout=20)
-    backend.store_result(result.id, None, "PENDING")  # as a retry does, in whatever process
+    backend.store_result(result.id, None, "PENDING")  # as a retry in any process does
     return ContinuableAsyncResult(result.id, app=on_redis.client)
 
 
 def ends(result: ContinuableAsyncResult, value: Any, state: str) -> Any:
-    """Return what stores the task's new end once the caller has begun to wait."""
+    """Return a function that stores the task's new end once the caller has begun to wait."""
 
     def on_interval() -> None:
         if not stored:
@@ -73,4 +73,4 @@ def test_the_time_out_is_one_for_the_whole_wait(on_redis: Any) -> None:
     heard = taken_back(on_redis)
     with pytest.raises(CeleryTimeout):
         heard.get(timeout=1)
-    heard.backend.remove_pending_result(heard)  # which its backend would keep until the server is gone
+    heard.backend.remove_pending_result(heard)  # otherwise its backend keeps it until the server has stopped

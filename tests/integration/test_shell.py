@@ -1,4 +1,4 @@
-"""``celery continuations`` as a user runs it: in a process of its own, on a terminal and in a pipe."""
+"""``celery continuations`` as a user runs it: as a separate process, on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_changes_on_lines_and_a_cancel(on_redis: Cluster, shell: Shell) -> None:
     assert len({line["done"] for line in seen}) > 1
     other = on_redis.send("rows", 1000, 0.03).id
     on_redis.trace.await_items(80)
-    assert "will cancel" in shell.piped("cancel", other, "nobody", "--yes")
+    assert "will cancel" in shell.piped("cancel", other, "unknown", "--yes")
     await_condition(lambda: "cancelled" in shell.piped("list", "--all"), "the task is cancelled")
 
 
@@ -82,7 +82,7 @@ def test_a_sweep_recovers_the_task_of_a_killed_worker(
 
 
 def test_the_doctor(on_redis: Cluster, shell: Shell, show: Callable[[str, str], None]) -> None:
-    text = shell.on_terminal("doctor", code=1)  # the tests' Redis keeps nothing on its disk
+    text = shell.on_terminal("doctor", code=1)  # the tests' Redis does not write to disk
     show("doctor", text)
     found = json.loads(shell.piped("doctor", "--json", code=1))
     levels = {(one["name"], one["level"]) for one in found}
@@ -104,7 +104,7 @@ def test_a_store_that_is_away_is_one_line(on_redis: Cluster) -> None:
 
 @pytest.fixture
 def show(tmp_path: Path) -> Callable[[str, str], None]:
-    """Keep what was shown, for whoever looks at it."""
+    """Keep the output, to look at after the test."""
 
     def keep(name: str, text: str) -> None:
         folder = os.environ.get("SHOWN")

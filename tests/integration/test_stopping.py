@@ -1,4 +1,4 @@
-"""Every way of stopping a worker, on every pool: the task leaves, another worker finishes it."""
+"""Every way of stopping a worker, on every pool: the task is interrupted, and another worker finishes it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_stop_with_prefork(cluster: Any, stop: Any, conf: dict[str, Any]) -> N
     interrupt_and_resume(cluster, stop, conf, "-c", "1")
 
 
-def test_sighup_restarts_the_worker_and_the_task_goes_on_in_it(cluster: Any) -> None:
+def test_sighup_restarts_the_worker_and_the_task_resumes_in_it(cluster: Any) -> None:
     worker = cluster.worker("-c", "2")
     result = cluster.send("rows", COUNT)
     cluster.trace.await_items(8)
@@ -124,7 +124,7 @@ def test_a_second_signal_while_the_message_goes_out(on_redis: Any, pool: str, th
 
 
 def test_a_cold_stop_does_not_wait_for_a_long_item(on_redis: Any) -> None:
-    """It gives the current item a second, then cuts it; the item is done again elsewhere."""
+    """The current item gets a second before it is cut off; another worker repeats it."""
     first = on_redis.worker("-c", "1")
     result = on_redis.send("rows", 1, 6.0)
     on_redis.trace.await_items(1, "run")

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: what is done in ``transaction=`` takes effect exactly once."""
+"""kill -9 at any time: work in ``transaction=`` takes effect exactly once."""
 
 from __future__ import annotations
 

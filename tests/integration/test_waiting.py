@@ -1,4 +1,4 @@
-"""Tasks that wait, and are steered, on real workers and servers: without messages, through kills and restarts."""
+"""Waiting and operator commands on real workers and servers: without messages, through kills and restarts."""
 
 from __future__ import annotations
 
@@ -140,11 +140,11 @@ def test_of_deliveries_at_once_one_is_accepted(site: Any) -> None:
 
 def test_a_timeout_against_a_delivery_has_one_outcome(site: Any) -> None:
     count = 30
-    results = [site.send("asking_one", "approval", 1.5, "nobody") for _ in range(count)]
+    results = [site.send("asking_one", "approval", 1.5, "timed out") for _ in range(count)]
 
     def deliver(number: int) -> bool:
         result = results[number]
-        # from the time before the wait is over to that after a sweep has taken it up
+        # from before the end of the wait to after a sweep has resumed it
         moment = await_waiting_or_over(result) + 1.5 * (number / count - 0.3)
         time.sleep(max(0.0, moment - time.time()))
         try:
@@ -156,13 +156,13 @@ def test_a_timeout_against_a_delivery_has_one_outcome(site: Any) -> None:
     with ThreadPoolExecutor(count) as pool:
         accepted = list(pool.map(deliver, range(count)))
     found = [result.get(timeout=30) for result in results]
-    assert found == [number if accepted[number] else "nobody" for number in range(count)]
+    assert found == [number if accepted[number] else "timed out" for number in range(count)]
     for result in results:
         assert len(traced(site, "after", result.id)) == 1
 
 
 def await_waiting_or_over(result: Any) -> float:
-    """Return the moment at which the wait is over, or was."""
+    """Return the time at which the wait ends or has ended."""
 
     def until() -> float | None:
         snapshot = result.snapshot()
@@ -193,7 +193,7 @@ def test_waits_in_a_chords_header(site: Any) -> None:
     assert [" ".join(line[1:]) for line in site.trace.lines("total")] == ["[1, 10, 3]"]
 
 
-# -- times, and the results of others
+# -- times, and the results of other tasks
 
 
 def test_sleep_and_resume_in(site: Any) -> None:
@@ -401,7 +401,7 @@ def restart(server: LocalProcess, ready: str) -> None:
     server.kill()
 
     def restarted() -> bool:
-        if server.process.poll() is not None:  # the last processes of PostgreSQL may not have ended yet
+        if server.process.poll() is not None:  # the last processes of PostgreSQL may still be running
             server.start()
         return server.text.count(ready) > starts
 
@@ -412,7 +412,7 @@ def restart(server: LocalProcess, ready: str) -> None:
 
 
 def test_an_idle_worker_asks_its_store_no_more_when_many_tasks_wait(make_cluster: Any, redis_server: Any) -> None:
-    # With less than a tick of maintenance each tick sweeps, and chance has no part in it.
+    # With less than the maintenance tick, each tick sweeps, and the count does not vary.
     conf = {**SOON, "continuation_sweep_interval": 0.2, "continuation_store": redis_url(redis_server, 2)}
     cluster = make_cluster(**redis_conf(redis_server), **conf)
     cluster.worker("-c", "1")

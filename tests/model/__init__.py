@@ -1,1 +1,1 @@
-"""Every crash point of the real code, in one process over a simulated broker, result backend and clock."""
+"""Every crash point of the real code, in one process with a simulated broker, result backend and clock."""

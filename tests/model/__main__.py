@@ -1,4 +1,4 @@
-"""``python -m tests.model``: the exploration with more faults than a run of the tests has time for."""
+"""``python -m tests.model``: explore with more faults than a test run has time for."""
 
 from __future__ import annotations
 

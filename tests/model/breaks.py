@@ -1,4 +1,4 @@
-"""Each rule of the protocol, broken on purpose: an exploration that does not notice would prove nothing."""
+"""Each rule of the protocol, broken on purpose: an exploration must notice, or it proves nothing."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Break:
     """A rule, and how to break it.
 
     Attributes:
-        rule: its number, or words where the source gives it none.
-        owner: the module or class that has the function.
+        rule: its number, or a description if the source gives it no number.
+        owner: the module or class that defines the function.
         name: the function.
-        old: what stands there; each place where it does is changed.
-        new: what is put there.
-        scenario: where it is to be noticed.
+        old: the code to replace, at each occurrence.
+        new: the replacement.
+        scenario: where the break must be noticed.
         broker: of that scenario.
-        budget: with how many faults at most.
+        budget: the maximum number of faults.
         is_provable: of that scenario.
-        verdict: whether it is noticed.
-        why: if it is not.
+        verdict: whether the break is noticed.
+        why: the reason, if it is not.
     """
 
     rule: int | str
@@ -220,14 +220,14 @@ BREAKS: tuple[Break, ...] = (
 
 
 def numbered() -> set[int]:
-    """Return the numbers of the rules that the source has."""
+    """Return the numbers of the rules in the source."""
     source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands))
     return {int(number) for number in re.findall(r"# Rule (\d+)", source)}
 
 
 @contextmanager
 def broken(one: Break) -> Iterator[None]:
-    """Break a rule in the live code, however it was imported, and mend it afterwards."""
+    """Break a rule in the live code, wherever it was imported, and restore it afterwards."""
     function = getattr(one.owner, one.name)
     source = textwrap.dedent(inspect.getsource(function))
     assert one.old in source, f"rule {one.rule}: {one.name} has no {one.old!r}"
@@ -243,7 +243,7 @@ def broken(one: Break) -> Iterator[None]:
 
 
 def notice(one: Break) -> Report:
-    """Explore with the rule broken, the fewest faults first, up to the first violation."""
+    """Explore with the rule broken, fewest faults first, until the first violation."""
     scenario = one.scenario(one.broker, is_provable=one.is_provable)
     report = Report()
     with broken(one):

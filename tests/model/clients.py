@@ -1,7 +1,7 @@
-"""Processes outside of the workers, which deliver, pause, resume, cancel and retry, and tell of a child's end.
+"""Processes outside the workers that deliver, pause, resume, cancel and retry, or store a child's result.
 
-A client begins at any call of anybody else, and its calls are cut off as theirs are.  It may be put aside between two
-of them, so that others run in between.
+A client can begin at any call of another actor, and its calls are cut off in the same way.  It can be suspended
+between two calls, so that other actors run in between.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def _always(world: World) -> bool:
 
 @dataclass(frozen=True)
 class Errand:
-    """Something that somebody outside does.
+    """An action of a client outside the workers.
 
     Attributes:
-        name: of what is done.
-        act: does it, in the client's process.
-        may_begin: whether there is anything to be done yet.
-        counts_at_once: whether it counts from its first accepted write on.  Else whoever was cut off, or raised, does
-            it again until it returns.
+        name: of the action.
+        act: performs it, in the client's process.
+        may_begin: whether the action is possible yet.
+        counts_at_once: whether it counts from its first accepted write on.  Otherwise a client that was cut off or
+            raised repeats it until it returns.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Errand:
 
 
 class Process:
-    """The process of a client; it answers what the world asks a worker."""
+    """The process of a client, with the interface of a worker that the world uses."""
 
     name = KIND
     is_up = True
@@ -57,17 +57,17 @@ class Process:
 
 
 class Clients:
-    """Those of one history.
+    """The clients of one history.
 
     Args:
         world: the history.
-        errands: what is to be done: several clients at once, each one thing after the other.
+        errands: the actions: several concurrent clients, each with a sequence of actions.
 
     Attributes:
-        aside: the clients that were put aside.
-        accepted: the errands of which a write was accepted.
-        refused: those that ended with a DeliveryError.
-        returned: those that ended without one.
+        aside: the suspended clients.
+        accepted: the errands with an accepted write.
+        refused: the errands that ended with a DeliveryError.
+        returned: the errands that ended without one.
     """
 
     def __init__(self, world: World, errands: tuple[tuple[Errand, ...], ...]) -> None:
@@ -80,8 +80,8 @@ class Clients:
         self.returned: set[str] = set()
 
     def options(self) -> Options:
-        """What clients may do while somebody else is at work, or nobody."""
-        found: Options = [(f"{actor.errand} goes on", lambda a=actor: self._go_on(a)) for actor in self.aside]  # type: ignore[misc]
+        """Return what clients may do now, whether or not another actor is running."""
+        found: Options = [(f"{actor.errand} continues", lambda a=actor: self._go_on(a)) for actor in self.aside]  # type: ignore[misc]
         busy = [left for left, _ in self._at.values()]
         for left in self._left:
             if left and all(left is not one for one in busy) and left[0].may_begin(self._world):
@@ -89,7 +89,7 @@ class Clients:
         return found
 
     def own_options(self, actor: Actor) -> Options:
-        """What may happen to a client between two of its calls."""
+        """Return what may happen to a client between two of its calls."""
         world = self._world
         found: Options = []
         if world.budget.has("switches"):
@@ -99,12 +99,12 @@ class Clients:
         return found
 
     def wrote(self, actor: Actor, new: Record) -> None:
-        """A write to the record was accepted."""
+        """Note an accepted write to the record."""
         if actor.kind == KIND:
             self.accepted.add(actor.errand)
 
     def key(self) -> Any:
-        """What the future depends on."""
+        """Return what the future depends on."""
         record = self._world.record()
         known = record.fence if record else None
         return (
@@ -146,7 +146,7 @@ class Clients:
         self._world.stack.append(actor)
 
     def _crash(self, actor: Actor) -> None:
-        """Its process ends: nothing of anybody's work is lost by that."""
+        """End its process: no task's work is lost."""
         world = self._world
         world.budget = world.budget.less("crashes")
         world.stack.remove(actor)
@@ -155,27 +155,27 @@ class Clients:
 
 
 def deliver(payload: str) -> Callable[[World], None]:
-    """Return what delivers it to the wait "answer"."""
+    """Return an action that delivers the value to the wait "answer"."""
     return lambda world: control.deliver(TASK_ID, "answer", payload, app=world.app)
 
 
 def pause(world: World) -> None:
-    """As of :mod:`celery_continuations.control`, as are the others."""
+    """Pause the task."""
     control.pause(TASK_ID, app=world.app)
 
 
 def resume(world: World) -> None:
-    """Take back the pause."""
+    """Resume the paused task."""
     control.resume(TASK_ID, app=world.app)
 
 
 def cancel(world: World) -> None:
-    """End the task."""
+    """Cancel the task."""
     control.cancel(TASK_ID, app=world.app)
 
 
 def retry(world: World) -> None:
-    """Take up the failed task."""
+    """Retry the failed task."""
     control.retry(TASK_ID, app=world.app)
 
 
@@ -186,11 +186,11 @@ def has_failed(world: World) -> bool:
 
 
 def is_child_started(world: World) -> bool:
-    """Whether the message of the child is out."""
+    """Whether the child's message has been published."""
     return CHILD_ID in world.children
 
 
 def end_child(world: World) -> None:
-    """The child's result is stored, and its parent told."""
+    """Store the child's result, and notify its parent."""
     world.end_child(CHILD_ID, "grown")
     control.wake(TASK_ID, CHILD_ID, app=world.app)

@@ -1,4 +1,4 @@
-"""Sums up what was explored, in one process or several."""
+"""Sums up the explored histories of one or several processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every choice of every history, depth first.
+"""Explore every choice of every history, depth first.
 
-A history is run from its start each time: the real code cannot be copied in the middle.  One that comes to a
-place from which everything has been tried, with as many faults left, ends there.
+Each history runs from its start, because the real code cannot be copied midway.  A history ends early at a place
+from which everything has been tried with as many faults left.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from tests.model.world import Budget, Met, World
 
 @dataclass
 class Report:
-    """What came of an exploration."""
+    """The outcome of an exploration."""
 
     histories: int = 0
-    met: int = 0  # of these ended where everything had been tried before
+    met: int = 0  # histories that ended where everything had been tried before
     states: int = 0
     seconds: float = 0.0
     is_complete: bool = False
@@ -69,7 +69,7 @@ class Explorer:
     Args:
         scenario: the task and its world.
         budget: how many faults a history may have.
-        remembers: whether places are remembered; without, every history is run to its end.
+        remembers: whether places are remembered; if not, every history runs to its end.
     """
 
     def __init__(self, scenario: Scenario, budget: Budget, *, remembers: bool = True) -> None:
@@ -82,7 +82,7 @@ class Explorer:
         self._taken: list[tuple[int, int]] = []
 
     def explore(self, seconds: float = float("inf")) -> Report:
-        """Run all histories, or as many as there is time for, up to the first violation."""
+        """Run all histories, or as many as time allows, until the first violation."""
         report = Report()
         began = time.perf_counter()
         while True:
@@ -138,7 +138,7 @@ class Explorer:
 
 
 def budgets(most: Budget) -> Iterator[Budget]:
-    """All budgets up to ``most``, the smallest first, so that the first violation is a short one."""
+    """Yield all budgets up to ``most``, smallest first, so that the first violation is a short one."""
     every = [
         Budget(*counts, most.total, most.switches) for counts in product(*(range(count + 1) for count in most[:4]))
     ]
@@ -153,7 +153,7 @@ _TIMED = (
 
 @contextmanager
 def simulated() -> Iterator[None]:
-    """The package's clock, watcher and processes are those of the world."""
+    """Replace the package's clock, watcher and processes by those of the world."""
     with ExitStack() as stack:
         for module in _TIMED:
             stack.enter_context(patch.object(module, "time", Clock))

@@ -1,4 +1,4 @@
-"""What users are promised, watched at every write of a history.  The numbers are those of the promises."""
+"""The promises to users, checked at every write of a history.  The numbers are those of the promises."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 FINAL = frozenset((states.SUCCESS, states.FAILURE, states.REVOKED))
 
-#: Nothing is to come any more, unless somebody retries what has failed.
+#: Final, unless an operator retries a failed task.
 FINISHED = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED))
 
-# What may become of a record that no message touches, and whether only somebody outside may do it.
+# The possible next statuses of a record without a message, and whether only a client may cause them.
 _NEXT = {
     Status.WAITING: (frozenset((Status.QUEUED, Status.PAUSED, Status.CANCELLED)), False),
     Status.PAUSED: (frozenset((Status.QUEUED, Status.CANCELLED)), True),
@@ -31,47 +31,47 @@ _NEXT = {
 
 
 class Violation(AssertionError):
-    """A promise was not kept."""
+    """A promise was broken."""
 
 
 class Promises:
-    """The observer of one history, with what it has to remember of it."""
+    """Observes one history, and remembers what the checks need."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.runs: dict[str, int] = {}  # of each effect of the task's body
-        self.done: frozenset[str] = frozenset()  # effects that a write which was accepted says are done
+        self.runs: dict[str, int] = {}  # runs of each effect of the task's body
+        self.done: frozenset[str] = frozenset()  # effects that an accepted write records as done
         self.tokens: dict[str, Any] = {}  # the values of call steps, as first accepted
         self.claimed = 0  # the generation of the last claim
         self.final: str | None = None  # the value of the first `finishing` that was accepted
         self.bodies = 0
         self.links = 0
-        self.more_links = 0  # that faults between the dispatch of the callback and the result have earned
+        self.more_links = 0  # extra callbacks allowed by faults between the callback's dispatch and the result
         self.state = states.PENDING
         self.result: Any = None
         self.published = 0
-        self.known = False  # a record was written: from here on nothing may be lost
+        self.known = False  # a record was written: from here on the task must not be lost
 
     def key(self) -> tuple[Any, ...]:
-        """What of it the future depends on."""
+        """Return the part of the state that the future depends on."""
         return (
             sorted(self.runs), sorted(self.done), sorted(self.tokens.items()), f"g{self.claimed}", self.final,
             self.links > 0, self.links - self.more_links, self.state, self.result, self.known,
         )  # fmt: skip
 
     def forget(self) -> None:
-        """The store has lost the record: all that is promised then is that the task ends."""
+        """Note that the store has lost the record: only the end of the task is still promised."""
         self.done, self.tokens, self.claimed, self.final = frozenset(), {}, 0, None
         self.world.errors += 9
 
     def violated(self, promise: int, why: str) -> None:
-        """Tell which promise is broken; the history ends here."""
+        """Raise a violation of a promise, which ends the history."""
         self.world.violation = self.world.violation or Violation(f"promise {promise}: {why}")
 
     # -- the store
 
     def written(self, actor: Actor, old: Record | None, new: Record, text: str | None) -> None:
-        """A swap was accepted; ``text`` is the snapshot it brought, or None."""
+        """Check an accepted write; ``text`` is its snapshot, or None."""
         self.known = self.known or new.message is not None
         self.world.has_written = True
         was, now = old.fence if old else None, new.fence
@@ -79,7 +79,7 @@ class Promises:
             self._succession(actor, was, now, old is not None and bool(old.value))
         if now.status == Status.RUNNING and now.owner and (was is None or now.owner != was.owner):
             self._claim(actor, now)
-            actor.log[:] = [f"{plain(new.snapshot)} {new.value}"]  # what it saw before, it has forgotten
+            actor.log[:] = [f"{plain(new.snapshot)} {new.value}"]  # earlier observations no longer count
         elif now.generation < self.claimed:
             self.violated(3, f"a write of generation {now.generation} after claim {self.claimed}")
         if text and self._progress(text) and now.owner == actor.owner and now.status == Status.RUNNING:
@@ -94,7 +94,7 @@ class Promises:
             actor.owner = None
 
     def _waits(self, record: Record) -> None:
-        """Nobody waits for what is there."""
+        """Check that the task does not wait for something that has already arrived."""
         waiting = Snapshot.loads(record.snapshot or "").waiting
         if waiting is None or (waiting.kind == "delivery" and waiting.key in Inbox.loads(record.inbox)):
             self.violated(1, f"it waits with {record.inbox} in its inbox")
@@ -129,7 +129,7 @@ class Promises:
         self.world.owners[now.owner] = actor
 
     def _progress(self, text: str) -> bool:
-        """Look at what a snapshot says is done; return whether that is more than before."""
+        """Check the progress in a snapshot; return whether it has grown."""
         data = json.loads(text)
         done: set[str] = set()
         for name, kind, value in data.get("completed", []):
@@ -141,21 +141,21 @@ class Promises:
             if name not in self.world.scenario.waits:
                 done |= set(sorted(self.world.scenario.effects_of(name))[: cursor or 0])
         if not self.done <= done:
-            self.violated(3, f"progress went back: {sorted(self.done - done)} is no longer done")
+            self.violated(3, f"progress was lost: {sorted(self.done - done)}")
         grown, self.done = done > self.done, frozenset(done)
         return grown
 
     # -- the task's body
 
     def body(self, actor: Actor) -> str:
-        """The body begins; return what no other execution of it gets."""
+        """Note the start of the body; return a value unique to this execution."""
         self.bodies += 1
         if actor.knows_final:
             self.violated(3, "the body was run again after its return value was kept")
         return f"b{self.bodies}"
 
     def effect(self, actor: Actor, name: str) -> str:
-        """The body does something; return what no other execution of it gets."""
+        """Note an effect of the body; return a value unique to this execution."""
         self.runs[name] = self.runs.get(name, 0) + 1
         actor.effects += 1
         if name in actor.knows:
@@ -164,7 +164,7 @@ class Promises:
         if self.world.stores and (record is None or record.fence.owner != actor.owner):
             actor.stale_effects += 1
             if actor.stale_effects > 1:
-                self.violated(3, "an execution that was succeeded goes on")
+                self.violated(3, "a superseded execution continues")
         repeated = sum(runs - 1 for runs in self.runs.values())
         if repeated > self.world.repeats_allowed:
             self.violated(2, f"{repeated} repetitions, {self.world.losses} crashes and freezes: {self.runs}")
@@ -173,16 +173,16 @@ class Promises:
     # -- Celery
 
     def stored(self, actor: Actor, state: str, result: Any) -> None:
-        """The result backend has a new state."""
+        """Check a new state in the result backend."""
         actor.has_stored = True
         if actor.kind == KIND and state == states.PENDING:
-            self.state, self.result = state, result  # somebody retries
+            self.state, self.result = state, result  # an operator retries
             return
         self._refuse_refused(actor, f"stored {state}")
         if self.state in FINAL and self.world.has_frozen and not self.world.scenario.is_fenceless:
             return
         if self.state == states.REVOKED and state == states.RETRY and self._is_cancelled():
-            self.state, self.result = state, result  # it was leaving when somebody cancelled it: it has to tell again
+            self.state, self.result = state, result  # cancelled while it was stopping: the state is stored again
             return
         if self.state in FINAL and (state, result) != (self.state, self.result):
             self.violated(3, f"{self.state} {self.result!r} was overwritten by {state} {result!r}")
@@ -197,13 +197,13 @@ class Promises:
             self.violated(3, f"{actor.name}, which was refused, {what}")
 
     def refused(self, actor: Actor, expected: Fence, found: Fence) -> None:
-        """A write was refused."""
+        """Note a refused write."""
         if expected.owner and expected.owner == actor.owner:
             taken = found.owner if found.status in OWNED else ""
             actor.is_refused = found.generation > expected.generation or taken not in ("", actor.owner)
 
     def link(self, actor: Actor) -> None:
-        """Celery has dispatched the callback."""
+        """Check a dispatched callback."""
         self._refuse_refused(actor, "dispatched the callback")
         self.links += 1
         actor.has_dispatched = True
@@ -211,7 +211,7 @@ class Promises:
     # -- the end
 
     def at_end(self) -> None:
-        """All is quiet."""
+        """Check the end state, when nothing more can happen."""
         world, scenario = self.world, self.world.scenario
         if not self.known and world.may_lose_fresh:
             return

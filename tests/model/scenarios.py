@@ -1,4 +1,4 @@
-"""Tasks to be cut off, each with what may come of it."""
+"""Tasks to be cut off, each with its possible outcomes."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ BROKERS = ("amqp", "filesystem", "redis")
 
 
 class Scenario:
-    """A task, and the world it runs in.
+    """A task, and the world that it runs in.
 
     Args:
-        broker: what becomes of the unacknowledged messages of a connection that is lost: ``amqp`` returns them at
+        broker: what happens to unacknowledged messages when their connection is lost: ``amqp`` returns them at
             once, ``filesystem`` loses them, ``redis`` returns them at any later time.
         is_provable: whether workers can see each other's processes.
-        is_atomic: whether the result backend looks and writes under one lock.
+        is_atomic: whether the result backend reads and writes under one lock.
     """
 
     #: The states that the task may end in.
     ends = frozenset((states.SUCCESS,))
-    #: Repetitions that are no fault's.
+    #: Repetitions without a fault.
     repeats = 0
-    #: Repetitions that each fault may bring: the current item, and what was not saved.
+    #: Repetitions that each fault may cause: the current item, and unsaved items.
     repeats_for_each = 1
     items = 2
-    #: Whether it may be revoked.
+    #: Whether the task may be revoked.
     is_revocable = False
-    #: Whether all workers remember that it was.
+    #: Whether all workers remember the revocation.
     is_remembered = True
-    #: Whether the result backend takes what a frozen execution stores late, once it wakes, over a FAILURE.  No
-    #: backend of Celery's can refuse that, and so no task is safe from it; elsewhere it is left aside.
+    #: Whether a frozen execution, once it wakes, may overwrite a FAILURE in the result backend.  Celery's backends
+    #: cannot refuse that, so it can happen to every task; the other scenarios ignore it.
     is_fenceless = False
     #: Messages of other tasks in its queue.
     backlog = 0
-    #: What may happen to a call of the store: it is away, its driver sends a write twice, or it loses the record.
+    #: What may happen to a call of the store: it is unavailable, its driver writes twice, or it loses the record.
     store_faults: tuple[str, ...] = ("away", "twice")
-    #: Whether losses may come to their limit.
+    #: Whether crashes may reach their limit.
     has_limit = False
-    #: What somebody outside does: several clients at once, each one thing after the other.
+    #: The actions of clients: several concurrent clients, each with a sequence of actions.
     errands: tuple[tuple[Errand, ...], ...] = ()
-    #: Whether what somebody outside does is begun before any time passes.
+    #: Whether clients begin their actions before any time passes.
     is_prompt = False
     #: The steps that wait.
     waits: frozenset[str] = frozenset()
@@ -99,21 +99,21 @@ class Scenario:
         return [token, nonce]
 
     def on_item(self, world: World, item: int) -> None:
-        """One item: the first time that the first is done the worker is told to stop."""
+        """Do one item; stop the worker the first time that the first item is done."""
         is_first = f"item{item}" not in world.promises.runs
         world.effect(f"item{item}")
         if is_first and item == 0:
             world.stop()
 
     def effects_of(self, step: str) -> frozenset[str]:
-        """What the body does in a step."""
+        """Return the effects of a step."""
         return self._items() if step == "items" else frozenset((step,)) - self.waits
 
     def at_end(self, promises: Promises) -> None:
-        """Check what is this scenario's own."""
+        """Check what only this scenario promises."""
 
     def key(self) -> Any:
-        """What the future depends on of what it keeps itself."""
+        """Return the part of the scenario's own state that the future depends on."""
 
     def _items(self) -> frozenset[str]:
         return frozenset(f"item{number}" for number in range(self.items))
@@ -142,20 +142,20 @@ class Short(Plain):
 
 
 class Tiny(Scenario):
-    """A call step and the return value, and nobody stops it."""
+    """A call step and the return value, without a stop."""
 
     items = 0
 
 
 class Seldom(Plain):
-    """The same; saved only at the end of each step and when it is left."""
+    """The same; saved only at the end of each step and when an execution ends."""
 
     repeats_for_each = 2
     options = {"continuation_checkpoint_interval": 1000}
 
 
 class Raising(Scenario):
-    """Raises at its first item, always: resumes after the first time, for it got on, and fails after the second."""
+    """Always raises at its first item: resumes the first time, because it made progress, and fails the second time."""
 
     ends = frozenset((states.FAILURE,))
     repeats = 1
@@ -171,7 +171,7 @@ class Raising(Scenario):
 
 
 class Retrying(Scenario):
-    """Asks once to be retried."""
+    """Calls retry once."""
 
     repeats = 1
     items = 1
@@ -184,7 +184,7 @@ class Retrying(Scenario):
 
 
 class Rejecting(Scenario):
-    """Gives its message back once."""
+    """Requeues its message once."""
 
     repeats = 1
     items = 1
@@ -197,7 +197,7 @@ class Rejecting(Scenario):
 
 
 class RejectingLate(Rejecting):
-    """Stopped in its first item, and so resumed by a message; gives that back in the third, when it has got on."""
+    """Stopped in its first item, and so resumed by a message; requeues that in the third, after making progress."""
 
     items = 3
 
@@ -208,7 +208,7 @@ class RejectingLate(Rejecting):
             raise Reject("simulated", requeue=True)
 
     def key(self) -> Any:
-        """Whether the next time is the second."""
+        """Return how often the third item has run, up to twice."""
         return min(Now.world.promises.runs.get("item2", 0), 2)
 
 
@@ -221,13 +221,13 @@ class Revoked(Plain):
 
 
 class Forgotten(Revoked):
-    """The same, and all workers that knew of it have been started again."""
+    """The same, and all workers that knew of the revocation have been restarted."""
 
     is_remembered = False
 
 
 class Failing(Scenario):
-    """Raises once, and is not to resume from that."""
+    """Raises once an error that it does not resume from."""
 
     ends = frozenset((states.FAILURE, states.SUCCESS))
     items = 1
@@ -241,13 +241,13 @@ class Failing(Scenario):
 
 
 class Overwritten(Raising):
-    """The same as Raising; what a frozen execution stores late counts."""
+    """The same as Raising; a late result of a frozen execution counts."""
 
     is_fenceless = True
 
 
 class Backlogged(Plain):
-    """Its queue is never empty: a message of its own that is lost is not missed by counting."""
+    """Its queue is never empty, so counting messages does not detect that its own is lost."""
 
     backlog = 1
 
@@ -259,7 +259,7 @@ class Losing(Plain):
 
 
 class Looping(Scenario):
-    """Kills its process at its first item, always."""
+    """Always kills its process at its first item."""
 
     ends = frozenset((states.FAILURE,))
     items = 1
@@ -276,14 +276,14 @@ class Looping(Scenario):
         if promises.result != "CrashLoopError":
             promises.violated(7, f"it failed with {promises.result}")
         runs = promises.runs.get("item0", 0)
-        # A fault between the taking of the record and the counting of the loss costs the count.
+        # A fault between taking the record and counting the crash loses the count.
         faults = promises.world.losses
         if not self.limit - faults <= runs <= self.limit + faults:
             promises.violated(7, f"it killed its process {runs} times, {self.limit} are the limit")
 
 
 class Falling(Scenario):
-    """Brings down its worker once, in its one item."""
+    """Kills its worker once, in its only item."""
 
     repeats = 1
     items = 1
@@ -296,7 +296,7 @@ class Falling(Scenario):
 
 
 class Stopping(Scenario):
-    """Is killed each time its worker stops, three times: that is not a crash loop."""
+    """Is killed at each stop of its worker, three times: not a crash loop."""
 
     items = 1
     times = 3
@@ -316,11 +316,11 @@ class Stopping(Scenario):
 
 
 class Scattered(Scenario):
-    """Kills its process at each of two items: it gets on, so that is not a crash loop."""
+    """Kills its process at each of two items: it makes progress, so this is not a crash loop."""
 
     repeats = 2
     has_limit = True
-    options = {"continuation_max_crashes": 3}  # and one that a fault may add
+    options = {"continuation_max_crashes": 3}  # includes one that a fault may add
 
     def on_item(self, world: World, item: int) -> None:
         is_first = f"item{item}" not in world.promises.runs
@@ -330,7 +330,7 @@ class Scattered(Scenario):
 
 
 class Answered(Scenario):
-    """Waits for a delivery, which comes at any time."""
+    """Waits for a delivery, which may come at any time."""
 
     items = 0
     waits = frozenset(("answer",))
@@ -344,27 +344,27 @@ class Answered(Scenario):
         return [token, nonce, task.wait_for("answer", timeout=self.timeout, default="nothing")]
 
     def at_end(self, promises: Promises) -> None:
-        """What was accepted is returned, and nothing else."""
+        """Check that the task returns an accepted delivery, and nothing else."""
         if promises.state == states.SUCCESS and promises.result[2] not in self.answers(promises.world.clients):
             promises.violated(1, f"{promises.result[2]!r} was returned; accepted was {promises.world.clients.accepted}")
 
     def answers(self, clients: Clients) -> set[str]:
-        """What the wait may return."""
+        """Return the possible values of the wait."""
         return {"yes"}
 
 
 class AnsweredInTime(Answered):
-    """Waits for so long only."""
+    """Waits with a timeout."""
 
     timeout = 30.0
 
     def answers(self, clients: Clients) -> set[str]:
-        """What the wait may return."""
+        """Return the possible values of the wait."""
         return {"yes"} if "deliver" in clients.accepted else {"nothing"}
 
 
 class AnsweredTwice(Answered):
-    """Two clients deliver, and not the same."""
+    """Two clients deliver different values."""
 
     errands = (
         (Errand("deliver yes", deliver("yes"), counts_at_once=True),),
@@ -372,7 +372,7 @@ class AnsweredTwice(Answered):
     )
 
     def answers(self, clients: Clients) -> set[str]:
-        """What the wait may return."""
+        """Return the possible values of the wait."""
         answers = {name.partition(" ")[2] for name in clients.accepted}
         return answers if len(answers) == 1 else set()
 
@@ -390,7 +390,7 @@ class PausedShort(Paused):
 
 
 class PausedWaiting(AnsweredInTime):
-    """A task that waits is paused and resumed; nothing comes."""
+    """A waiting task is paused and resumed; no delivery comes."""
 
     errands = ((Errand("pause", pause), Errand("resume", resume)),)
 
@@ -403,7 +403,7 @@ class Cancelled(Plain):
     errands = ((Errand("cancel", cancel),),)
 
     def at_end(self, promises: Promises) -> None:
-        """A task that was cancelled is revoked, and its callbacks are not called."""
+        """Check that a cancelled task is revoked, and that its callbacks are not called."""
         record = promises.world.record()
         is_cancelled = record is not None and record.fence.status == Status.CANCELLED
         if record is not None and is_cancelled != (promises.state == states.REVOKED):
@@ -413,7 +413,7 @@ class Cancelled(Plain):
 
 
 class CancelledWaiting(Cancelled):
-    """The same of a task that waits for what never comes."""
+    """Cancelled while it waits for a delivery that never comes."""
 
     ends = frozenset((states.REVOKED,))
     items = 0
@@ -423,7 +423,7 @@ class CancelledWaiting(Cancelled):
 
 
 class CancelledPaused(Cancelled):
-    """Paused, and cancelled by another."""
+    """Paused by one client, and cancelled by another."""
 
     ends = frozenset((states.REVOKED, states.SUCCESS))
     errands = ((Errand("pause", pause),), (Errand("cancel", cancel),))
@@ -438,13 +438,13 @@ class Retried(Failing):
 
 
 class RetriedTwice(Retried):
-    """Two operators retry it."""
+    """Retried by two operators."""
 
     errands = tuple((Errand(f"retry {who}", retry, has_failed, counts_at_once=True),) for who in "ab")
 
 
 class Parent(Scenario):
-    """Waits for a child's result, and may not be told of it."""
+    """Waits for a child's result; the notification may be lost."""
 
     items = 0
     waits = frozenset(("child",))
@@ -458,17 +458,17 @@ class Parent(Scenario):
         return [token, nonce, task.wait_for_results("child", self.child.s().set(task_id=CHILD_ID))]
 
     def at_end(self, promises: Promises) -> None:
-        """The child's result is returned."""
+        """Check that the child's result is returned."""
         if promises.state == states.SUCCESS and promises.result[2] != "grown":
             promises.violated(1, f"the child's result was {promises.result[2]!r}")
 
 
 def _linked(value: Any) -> None:
-    """Never run: only its message counts."""
+    """Never runs: only its message counts."""
 
 
 def _grow() -> None:
-    """Never run either: a client stores its result."""
+    """Never runs either: a client stores its result."""
 
 
 def _app() -> Celery:

@@ -1,4 +1,4 @@
-"""What stands in for the world around the real code: clock, store, broker, result backend, stop flag.
+"""Stand-ins for everything around the real code: clock, store, broker, result backend, stop flag.
 
 Each call that would leave the process is one :meth:`World.io`, after which the execution may be cut off.
 """
@@ -25,20 +25,20 @@ from celery_continuations.stores import Fence, Record, Scan, Store, Update
 if TYPE_CHECKING:
     from tests.model.world import World
 
-# What of a snapshot nothing depends on; the losses only where a scenario lets them reach their limit.
+# Fields of a snapshot that do not matter; crashes matter only if a scenario lets them reach their limit.
 _ASIDE = ("run_time", "left_at", "executions", "reason")
 _LOSSES = ("losses", "lost_at")
 _NEW = json.dumps({"version": 1})
 
 
 class Now:
-    """The history that is being run; one at a time."""
+    """Holds the running history; there is one at a time."""
 
     world: World
 
 
 class Clock:
-    """Takes the place of the module ``time``."""
+    """Replaces the module ``time``."""
 
     @staticmethod
     def time() -> float:
@@ -52,7 +52,7 @@ class Clock:
 
 
 def plain(text: str | None) -> str:
-    """A snapshot's text, what nothing depends on left out."""
+    """Return a snapshot's text without the fields that do not matter."""
     return _plain(text, Now.world.scenario.has_limit) if text else _NEW
 
 
@@ -67,12 +67,12 @@ def _plain(text: str, has_limit: bool) -> str:
 
 
 def fence_told(fence: Fence) -> str:
-    """A fence, its generation marked as one."""
+    """Return a fence with its generation marked as one."""
     return "g" + fence.dumps()
 
 
 def told(result: Any) -> str:
-    """What an answer says, in a form that two histories can be compared by."""
+    """Return an answer in a form that can be compared between histories."""
     if isinstance(result, Record):
         due = None if result.due is None else max(0.0, round(result.due - Now.world.clock, 3))
         texts = f"{plain(result.snapshot)} {bool(result.message):d} {result.value!r} {result.inbox!r}"
@@ -86,7 +86,7 @@ def told(result: Any) -> str:
 
 
 class SimStore(Store):
-    """The world's records.  The primitives are those of MemoryStore, over the world's clock."""
+    """The world's records: the primitives of MemoryStore on the world's clock."""
 
     def read(self, task_id: str) -> Record | None:
         return self._io("read", lambda: Now.world.memory.read(task_id))
@@ -151,10 +151,10 @@ def _away() -> None:
 
 
 class SimBackend(BaseBackend):  # type: ignore[misc]
-    """The world's result backend; like Celery's own it does not overwrite SUCCESS.
+    """The world's result backend; like Celery's backends it does not overwrite SUCCESS.
 
-    Celery's database backend looks and writes under one lock; its key-value backends look first and write
-    then (``is_atomic`` of the scenario).
+    Celery's database backend reads and writes under one lock; its key-value backends read first and write
+    later (``is_atomic`` of the scenario).
     """
 
     thread_safe = True
@@ -208,12 +208,12 @@ class Message:
 
     @cached_property
     def told(self) -> str:
-        """The message, its generation marked as one."""
+        """Return the message with its generation marked as one."""
         fresh = "" if self.generation else "fresh "
         return f"{self.headers['task']} {fresh}m=g{self.generation} {plain(self.payload[2].get(SNAPSHOT))}"
 
     def told_to(self, known: Fence | None) -> str:
-        """What of it counts where the record has that fence: an old message's snapshot is not looked at."""
+        """Return what matters if the record has that fence: the snapshot of a stale message does not."""
         redelivered = " redelivered" if self.delivery_info["redelivered"] else ""
         if known is not None and self.generation < known.generation:
             return f"m=g{self.generation}{redelivered}"
@@ -239,7 +239,7 @@ class Producer:
         pass
 
     def acquire(self, **kwargs: Any) -> Producer:
-        """The pool, too, is this."""
+        """Return itself, also in place of a pool."""
         return self
 
     def publish(
@@ -253,7 +253,7 @@ class Producer:
 
 
 class Connection:
-    """To the broker; its channels are itself."""
+    """A connection to the broker, which is also its channel."""
 
     connection_errors = channel_errors = recoverable_connection_errors = ()
     transport = SimpleNamespace(driver_type="filesystem")
@@ -292,7 +292,7 @@ class SimFlag(flags._Fixed):
 
 
 class NoWatcher:
-    """Nobody looks but when the world says so."""
+    """A watcher that checks only when the world decides."""
 
     def add(self, watch: Any) -> None:
         Now.world.acting.watch = watch
@@ -304,7 +304,7 @@ class NoWatcher:
 
 
 class PlainInfo:
-    """An ExceptionInfo without its traceback, which takes longer to write than all the rest of a history."""
+    """An ExceptionInfo without a traceback: formatting one takes longer than the rest of a history."""
 
     traceback = ""
 
@@ -315,7 +315,7 @@ class PlainInfo:
 
 
 class NoEvents:
-    """Nobody listens to events."""
+    """A dispatcher that drops all events."""
 
     def __call__(self, **kwargs: Any) -> NoEvents:
         return self

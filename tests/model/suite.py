@@ -1,4 +1,4 @@
-"""What is explored, and with how many faults: in every run of the tests, and on demand."""
+"""The explorations, and their numbers of faults: in every test run, and on demand."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ ANY_ONE = Budget(crashes=1, freezes=1, duplicates=1, errors=1, total=1)
 TWO_CRASHES = Budget(crashes=2)
 SWITCH = Budget(switches=1)
 
-#: What a scenario is explored with; those that are not listed take any fault.  A scenario whose own crashes come to
-#: the limit takes no others at that place, and one that is revoked is told so in one worker only.
+#: The faults to explore each scenario with; unlisted scenarios take any fault.  A scenario whose own crashes reach
+#: the limit takes no others at that place, and a revocation reaches only one worker.
 _FAULTS = {
     s.Revoked: (CRASH, ERROR),
     s.Forgotten: (Budget(),),
@@ -57,10 +57,10 @@ _FAULTS = {
     s.CancelledWaiting: (SWITCH, CRASH, ERROR),
     s.RetriedTwice: (SWITCH,),
     s.Parent: (SWITCH, CRASH, ERROR),
-    # A kill just when Celery has stored RETRY over REVOKED leaves that state: nobody would look any more.
+    # A kill just after Celery has stored RETRY over REVOKED leaves that state: nothing corrects it later.
     s.Cancelled: (SWITCH, DUPLICATE, ERROR),
     s.CancelledPaused: (Budget(),),
-    # What a frozen execution stores late is left aside, and so is whether the retry came to its end.
+    # The check ignores late results of a frozen execution, and whether the retry has ended.
     s.Retried: (SWITCH, CRASH, DUPLICATE, ERROR),
 }
 _OTHERS = (
@@ -71,7 +71,7 @@ _OTHERS = (
 
 
 def short() -> Iterator[Exploration]:
-    """Each fault alone everywhere, two crashes, and the pairs with a freeze on the smallest task: a minute."""
+    """Return every single fault, two crashes, and pairs with a freeze on the smallest task: about a minute."""
     for broker in ("filesystem", "amqp"):
         for is_provable in (True, False):
             yield Exploration(s.Plain, broker, is_provable, ANY_ONE)
@@ -85,7 +85,7 @@ def short() -> Iterator[Exploration]:
 
 
 def full(most: Budget) -> Iterator[Exploration]:
-    """Everything with as many faults as asked for; the smallest tasks first."""
+    """Return all scenarios with the requested number of faults, smallest tasks first."""
     yield Exploration(s.Looping, "filesystem", True, FREEZE)
     for scenario in (s.Tiny, s.Short, s.Plain):
         for broker in s.BROKERS:
@@ -99,7 +99,7 @@ def full(most: Budget) -> Iterator[Exploration]:
 
 
 def explore(job: tuple[Exploration, float]) -> tuple[Exploration, Report]:
-    """Run one exploration, for so many seconds at most; in a process of its own."""
+    """Run one exploration for at most the given seconds, in a process of its own."""
     exploration, seconds = job
     with simulated():
         return exploration, Explorer(exploration.make(), exploration.budget).explore(seconds)

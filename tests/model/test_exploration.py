@@ -1,4 +1,4 @@
-"""No history of the real code breaks a promise; and each rule, broken, is missed."""
+"""No history of the real code breaks a promise, and breaking any rule is noticed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_place_that_was_met_before_need_not_be_explored_again() -> None:
 def test_a_broken_rule_is_missed(one: Break) -> None:
     report = notice(one)
     if one.verdict == FOUND:
-        assert report.violation is not None, f"nothing misses rule {one.rule}"
+        assert report.violation is not None, f"breaking rule {one.rule} is not noticed"
     else:
         assert report.violation is None, f"rule {one.rule} is not {one.verdict}: {report}"
         assert one.why
@@ -53,6 +53,6 @@ def test_every_rule_is_broken() -> None:
 
 
 def test_what_a_frozen_execution_stores_late_is_not_held_off() -> None:
-    """A limit: it stores RETRY when it wakes, over the FAILURE of its successor."""
+    """A known limit: when it wakes it overwrites its successor's FAILURE with RETRY."""
     report = Explorer(scenarios.Overwritten("filesystem"), Budget(freezes=1)).explore()
     assert report.violation == "promise 3: FAILURE 'ValueError' was overwritten by RETRY 'Interrupted'"

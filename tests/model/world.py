@@ -1,7 +1,7 @@
-"""One history: workers, executions and sweeps, each cut off where the choices say so.
+"""One history: workers, executions and sweeps, cut off at the chosen places.
 
-Every execution, sweep and handler of a lost process runs in a greenlet of its own, and gives control back after
-each single call that leaves the process.  There the world chooses: go on, or one of the faults that are left.
+Each execution, sweep and handler of a lost process runs in a greenlet of its own, and yields control after every
+call that leaves the process.  The world then chooses: continue, or apply one of the remaining faults.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ _WHILE = 11.0
 # Longer than any tombstone is kept.
 _LONG = 3 * 86400.0
 
-# What is enough for every history, and ends one that goes round forever.
+# Enough for every history; stops one that would never end.
 _ROUNDS = 60
 _CALLS = 2000
 
 
 class Killed(BaseException):
-    """The process has ended: nothing of it happens any more."""
+    """The process has ended and does nothing more."""
 
 
 class Met(Exception):
-    """The history has come to a place from which everything was tried before."""
+    """The history has reached a place from which everything has been tried."""
 
 
 class Budget(NamedTuple):
-    """How many faults of each kind a history may have, and how many in all."""
+    """The maximum number of faults in a history, by kind and in total."""
 
     crashes: int = 0
     freezes: int = 0
     duplicates: int = 0
     errors: int = 0
     total: int = 99
-    switches: int = 0  # no fault: a client that is put aside between two of its calls
+    switches: int = 0  # not a fault: suspends a client between two of its calls
 
     def has(self, kind: str) -> bool:
         return self.total > 0 and getattr(self, kind) > 0
@@ -82,14 +82,14 @@ class Worker:
         self.flag = SimFlag(name)
         self.is_crashed = self.is_frozen = self.has_ended = False
         self.was_frozen = False
-        self.lapsed = False  # its lease was over at some time
+        self.lapsed = False  # its lease has expired at some time
         self.lost_children: set[str] = set()
         self.unacked: list[Message] = []
         flags._by_hostname[name] = flags._by_path[name] = self.flag
         self.maintenance = Maintenance(world.app, self.flag, list)
         (self._maintained,) = self.maintenance._stores
         self.renew()
-        self._maintained.trusts_leases_at = 0.0  # it has been here for a while
+        self._maintained.trusts_leases_at = 0.0  # it has been running for a while
 
     def renew(self) -> None:
         self.maintenance._renew(self._maintained)
@@ -110,7 +110,7 @@ class Worker:
         return bool(self.flag.level)
 
     def told(self, text: str, unacked: str) -> str:
-        """What is left of it in the future, given all else that is."""
+        """Return the part of its state that the future depends on."""
         trusts_leases_in = max(0.0, round(self._maintained.trusts_leases_at - Now.world.clock, 3))
         children = [child for child in sorted(self.lost_children) if f"{self.name}/{child}/" in text]
         return (
@@ -121,7 +121,7 @@ class Worker:
 
 
 class Actor:
-    """Something that runs: an execution, a sweep, the handler of a lost process, or a client."""
+    """A running actor: an execution, a sweep, the handler of a lost process, or a client."""
 
     def __init__(self, world: World, kind: str, worker: Worker | Process, number: int, run: Callable[[], None]) -> None:
         self.kind = kind
@@ -158,12 +158,12 @@ class Actor:
         return not (self.is_dead or self.greenlet.dead or self.worker.lapsed)
 
     def saved(self, text: str, done: frozenset[str]) -> None:
-        """Progress is kept: how the execution came here no longer matters."""
+        """Forget the path to this point, because the progress is saved."""
         self.log[:] = [f"{text} {self.effects > 0}"]
         self.knows = done
 
     def told(self, known: Fence | None) -> str:
-        """What it knows, which is what it was given and the answers it got."""
+        """Return its knowledge: its input and the answers that it has received."""
         message = self.message.told_to(known) if self.message and self.owner is None else ""
         return (
             f"{self.kind} {self.errand} c{self.number} {self.worker.name} {self.in_child:d} {message} "
@@ -178,7 +178,7 @@ class World:
     Args:
         scenario: which task, broker and result backend.
         budget: how many faults.
-        choose: given the names of what may happen next, and what the future depends on, returns an index.
+        choose: given the names of the options, and what the future depends on, returns an index.
     """
 
     stores = True
@@ -198,13 +198,13 @@ class World:
         self.owners: dict[str, Actor] = {}
         self.workers: list[Worker] = []
         self.queue: list[Message] = []
-        self.held: list[Message] = []  # by nobody who lives, until the broker notices
-        self.sent: dict[int, Message] = {}  # by generation: what may be delivered once more
+        self.held: list[Message] = []  # by dead workers, until the broker notices
+        self.sent: dict[int, Message] = {}  # by generation: messages that may be delivered again
         self.stack: list[Actor] = []
         self.frozen: list[Actor] = []
         self.budget = budget
-        self.children: set[str] = set()  # that were started
-        self.results: dict[str, Any] = {}  # of children
+        self.children: set[str] = set()  # children that were started
+        self.results: dict[str, Any] = {}  # results of children
         self.losses = 0
         self.errors = 0
         self.may_lose_fresh = False
@@ -224,7 +224,7 @@ class World:
         return self.actor
 
     def io(self, label: str, act: Callable[[], T]) -> T:
-        """Do what leaves the process, and let the world choose what comes next."""
+        """Perform a call that leaves the process, and let the world choose what comes next."""
         actor = self.actor
         if actor is None:
             return act()  # the world itself
@@ -272,12 +272,12 @@ class World:
         return self.promises.body(self.acting)
 
     def effect(self, name: str) -> str:
-        """The body does something that the world can see."""
+        """Note an effect of the body."""
         self.has_written = True
         return self.io(f"do {name}", lambda: self.promises.effect(self.acting, name))
 
     def end_child(self, child: str, result: Any) -> None:
-        """The result of a child is stored."""
+        """Store the result of a child."""
 
         def act() -> None:
             self.has_written = True
@@ -287,30 +287,30 @@ class World:
         self.io(f"store result of {child}", act)
 
     def stop(self) -> None:
-        """The worker of this execution is told to stop, and its tasks to leave at their next checkpoint."""
+        """Stop the worker of this execution, so that its tasks stop at their next checkpoint."""
         actor = self.acting
         actor.worker.flag.raise_to(flags.STOPPING)
         actor.worker.renew()
         actor.watch.check()
-        self.history.append(f"** {actor.worker.name} is told to stop")
+        self.history.append(f"** {actor.worker.name} stops")
 
     def die(self) -> None:
-        """The process of this execution ends, by its own doing."""
+        """End the process of this execution from within."""
         self.acting.fate = self._lose_child
         self.io("die", lambda: None)
 
     def fall(self) -> None:
-        """The worker of this execution ends, by the execution's doing."""
+        """End the worker of this execution from within the execution."""
         self.acting.fate = lambda actor: self._end_worker(actor.worker)
         self.io("fall", lambda: None)
 
     def lose_record(self) -> None:
-        """The store loses what it has, and with it nothing of this task is known to be done."""
+        """Empty the store: none of this task's progress is known any more."""
         self.memory._records.clear()
         self.promises.forget()
 
     def is_gone(self, name: str) -> bool:
-        """As of :mod:`celery_continuations.process.identity`."""
+        """Return whether an execution's process has ended, if the asking worker can prove it."""
         known, _, rest = name.partition("/")
         worker = next((one for one in self.workers if one.name == known), None)
         asking = self.acting.worker
@@ -319,11 +319,11 @@ class World:
         return worker.is_crashed or worker.has_ended or rest.partition("/")[0] in worker.lost_children
 
     def new_owner(self, worker: str) -> str:
-        """As of :mod:`celery_continuations.process.identity`."""
+        """Return the owner of a new execution, with the names of the simulated child and execution."""
         return f"{worker}/{self.acting.child}/e{self.acting.number}"
 
     def is_at_work(self, task_id: str) -> bool:
-        """As of :mod:`celery_continuations.worker.maintenance`, which knows of one worker in a process."""
+        """Stand in for :mod:`celery_continuations.worker.maintenance`, which knows one worker per process."""
         received = celery_state.reserved_requests
         return any(one.id == task_id and one.hostname == self.acting.worker.name for one in received)
 
@@ -400,7 +400,7 @@ class World:
 
     def _worker_faults(self, actor: Actor) -> list[tuple[str, Callable[[], None]]]:
         options: list[tuple[str, Callable[[], None]]] = []
-        if self.budget.has("crashes") and self.has_written:  # after a mere answer it would be as before the question
+        if self.budget.has("crashes") and self.has_written:  # a crash after a read equals a crash before it
             if actor.in_child:
                 options.append(("crash child", lambda: self._crash_child(actor)))
             options.append(("crash worker", lambda: self._crash_worker(actor.worker)))
@@ -415,7 +415,7 @@ class World:
         act()
 
     def _idle(self) -> bool:
-        """Nothing runs: deliver, sweep, let time pass; return False when there is nothing left to do."""
+        """While idle, deliver, sweep or let time pass; return False when there is nothing left to do."""
         for worker in self.workers:
             if worker.is_up and worker.is_stopping:
                 worker.end()
@@ -456,14 +456,14 @@ class World:
         return record is not None and (record.due is not None or bool(record.fence.worker))
 
     def _wait(self, record: Record | None) -> bool:
-        """Let time pass; return False when it would change nothing any more."""
+        """Let time pass; return False if that would change nothing."""
         if self._stuck(record):
             return False
         self._pass_time_and_sweep()
         return True
 
     def _is_to_be_swept(self, record: Record | None) -> bool:
-        """Whether a sweep would change the record: its owner is dead, or nobody has looked for its message yet."""
+        """Whether a sweep would change the record: its owner is dead, or its message has not been checked yet."""
         if record is None or record.fence.status in NOT_CLAIMABLE:
             return record is not None and record.fence.status == Status.WAITING and record.due is not None
         if record.fence.status == Status.QUEUED:
@@ -475,7 +475,7 @@ class World:
         return any(lease.worker not in up for lease in self.memory.scan().leases)
 
     def _stuck(self, record: Record | None) -> bool:
-        """Whether time will change nothing any more."""
+        """Whether the passing of time can no longer change anything."""
         if self.frozen:
             if record is None or (record.due is None and not record.fence.owner) or self._patience_is_over():
                 self._thaw()
@@ -540,14 +540,14 @@ class World:
                 self.queue.append(message.copy(redelivered=True))
 
     def start(self, kind: str, worker: Worker | Process, run: Callable[[], None]) -> Actor:
+        """Start an actor, ahead of those that are running."""
         self._actors += 1
-        """Let something run, before all that runs already."""
         actor = Actor(self, kind, worker, self._actors, run)
         self.stack.append(actor)
         return actor
 
     def _serving(self) -> Worker:
-        """Return a worker that has nothing to do; there is always one, and never two."""
+        """Return the idle worker; there is always exactly one."""
         worker = next(iter(self._idle_workers()), None) or self._new_worker()
         self._new_worker()
         return worker
@@ -557,7 +557,7 @@ class World:
         return [one for one in self.workers if one.is_up and not one.is_stopping and one not in busy]
 
     def _let_go(self, worker: Worker) -> None:
-        """Something that a worker did is over."""
+        """Reset a worker whose actors have ended, and end it if another worker is idle."""
         record = self.record()
         if all(actor.worker is not worker for actor in self.stack) and (
             record is None or record.fence.worker != worker.name
@@ -579,14 +579,14 @@ class World:
         self._lose_child(actor)
 
     def _lose_child(self, actor: Actor) -> None:
-        """The process of an execution ends; its worker's main process goes on."""
+        """End the process of an execution; its worker's main process continues."""
         self._end_child(actor)
         self.start("lost", actor.worker, lambda: self._report(actor, WorkerLostError("simulated")))
         sweep = lambda: self.start("sweep", actor.worker, actor.worker.sweep)  # noqa: E731
         self._take([("its request learns it first", lambda: None), ("its maintenance learns it first", sweep)])  # type: ignore[list-item]
 
     def _revoke(self, actor: Actor) -> None:
-        """The main process is told to end an execution."""
+        """Revoke the task: the main process ends its execution."""
         self.is_revoked = True
         if self.scenario.is_remembered:
             celery_state.revoked.add(TASK_ID)
@@ -604,7 +604,7 @@ class World:
         self.start("revoking", actor.worker, run)
 
     def on_revoked(self, task: Any, request: Any) -> None:
-        """As of :mod:`celery_continuations.worker.bootstep`."""
+        """Stand in for the handler of :mod:`celery_continuations.worker.bootstep`."""
         Hearing._on_revoked(self.acting.worker, sender=task, request=request)  # type: ignore[arg-type]
 
     def _end_child(self, actor: Actor) -> None:
@@ -654,7 +654,7 @@ class World:
         self.budget = self.budget.less(kind)
 
     def _return_unacked(self, worker: Worker) -> None:
-        """The connection is lost: what becomes of the messages it had."""
+        """Close the connection: the broker decides what happens to its messages."""
         for message in worker.unacked:
             if self.scenario.broker == "amqp":
                 self.queue.append(message.copy(redelivered=True))
@@ -682,7 +682,7 @@ class World:
         actor.store_fault = fault
 
     def kill(self, actor: Actor) -> None:
-        """Its process is gone: nothing of it happens any more."""
+        """Stop an actor whose process has ended."""
         actor.is_dead = True
         if actor.greenlet and not actor.greenlet.dead:
             self.actor = actor
@@ -704,7 +704,7 @@ class World:
     # -- what the future depends on
 
     def key(self) -> bytes:
-        """A digest of all that what comes next depends on, the faults that are left aside."""
+        """Return a digest of the state that the future depends on, without the remaining faults."""
         record = self.record()
         known = record.fence if record else None
         base = known.generation if known else 0
@@ -745,7 +745,7 @@ class World:
         return str([message.told_to(record.fence if record else None) for message in messages])
 
     def _to_duplicate(self) -> list[int]:
-        """The generations whose messages may come once more: of those that are long stale one is like the other."""
+        """Return the generations whose messages may be delivered again; long stale ones are equivalent."""
         if not self.budget.has("duplicates"):
             return []
         record = self.record()
@@ -755,17 +755,17 @@ class World:
 
     @property
     def repeats_allowed(self) -> int:
-        """How many times something may have been done again so far."""
+        """Return how many repetitions are allowed so far."""
         return self.scenario.repeats + self.losses * self.scenario.repeats_for_each * (1 + self.errors)
 
     @property
     def slack(self) -> int:
-        """How many repetitions the faults so far have left unused."""
+        """Return how many allowed repetitions are unused so far."""
         return self.repeats_allowed - sum(runs - 1 for runs in self.promises.runs.values())
 
 
-# Workers, children, executions, generations and values are numbered as they come, and moments count from now: two
-# histories may differ in nothing but that.
+# Workers, children, executions, generations and values are numbered in order of appearance, and times are relative
+# to now: histories that differ only in these are equal.
 _NAME = re.compile(r"\b[Wcegtb]\d+\b|\b1\d{6}\.\d+\b")
 
 

@@ -1,8 +1,8 @@
 """Loops over sources that change between executions: a world of rows, a worker that stops or dies, and a judge.
 
 A case is a kind of source and a seed.  From the seed come rows, the places where the worker saves, stops or is killed,
-what the body does to its items, and how the rows change before the next execution.  The judge knows the rows alone: it
-says from them which changes a loop must find, and counts how often each row was done.
+what the body does to its items, and how the rows change before the next execution.  The judge knows only the rows: from
+them it decides which changes a loop must notice, and it counts how often each row was done.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from celery_continuations.sources.base import AUTO
 
 
 class Killed(BaseException):
-    """The process dies here."""
+    """The process is killed here."""
 
 
 class Host:
-    """What is around a run: saves, and stops it, where the body has asked for it."""
+    """A host that saves or stops a run where the body has asked for it."""
 
     def __init__(self) -> None:
         self.wish: str | None = None
@@ -87,7 +87,7 @@ class Host:
 
 @dataclass
 class Row:
-    """A row: its key, what may change of it, and rows within it."""
+    """A row: its key, its changeable part, and nested rows."""
 
     uid: int
     value: int = 0
@@ -164,17 +164,17 @@ class World:
             rows[:] = [self.row(level) for _ in range(rng.randrange(size + 2))]
 
 
-# -- what the judge says of a change
+# -- the judge's decision on a change
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a resumption must do.
+    """The required behaviour of a resumption.
 
     Attributes:
-        must: ``"raise"``, ``"go on"``, or ``"either"``, where the source may compare more than the judge demands.
-        may_miss: it cannot tell what has changed: rows that were not done may lie before its place now, or rows that
-            were done after it.
+        must: ``"raise"``, ``"go on"``, or ``"either"`` if the source may compare more than the judge demands.
+        may_miss: the change cannot be noticed: rows that were not done may now lie before its place, or rows that were
+            done after it.
     """
 
     must: str = "go on"
@@ -189,7 +189,7 @@ GO_ON, RAISE = Verdict(), Verdict("raise")
 
 
 def crossed(before: Sequence[Row], now: Sequence[Row], done_before: int, done_now: int) -> bool:
-    """Whether a row that is there both times lies on the other side of the place."""
+    """Whether a row present both times has crossed the place."""
     known = {row.uid for row in before} & {row.uid for row in now}
     done = {row.uid for row in before[:done_before]} & known
     return done != {row.uid for row in now[:done_now]} & known
@@ -204,8 +204,8 @@ class Kind:
     Attributes:
         name: for messages.
         depth: levels of rows.
-        sizes: how many rows there may be in the beginning.
-        identity: as of ``iterate``.
+        sizes: how many rows there may be at the start.
+        identity: as in ``iterate``.
     """
 
     depth = 1
@@ -216,11 +216,11 @@ class Kind:
         self.name = name
 
     def order(self, rows: list[Row]) -> list[Row]:
-        """Return the rows in the order in which the source has them."""
+        """Return the rows in the source's order."""
         return rows
 
     def begin(self, rows: list[Row]) -> None:
-        """A run begins, or begins its loop again, with these rows."""
+        """Begin a run, or its loop again, with these rows."""
 
     def source(self, rows: list[Row]) -> Any:
         raise NotImplementedError
@@ -230,17 +230,17 @@ class Kind:
         raise NotImplementedError
 
     def spoil(self, item: Any, rng: random.Random) -> None:
-        """Change an item in place, as the body of a loop may."""
+        """Change an item in place, as a loop's body may."""
 
     def verdict(self, before: list[Row], now: list[Row], last: int) -> Verdict:
-        """Judge a change: ``last`` is the uid of the last row that was done and saved."""
+        """Judge a change; ``last`` is the uid of the last row that was done and saved."""
         raise NotImplementedError
 
     def clean(self) -> None:
-        """Remove what a case has left."""
+        """Clean up after a case."""
 
     def allowed(self, error: Exception, rows: list[Row]) -> bool:
-        """Whether an error is right that is not of a change."""
+        """Whether an error is expected that is not about a change."""
         return False
 
 
@@ -255,10 +255,10 @@ class ByPosition(Kind):
         name: for messages.
         item: makes an item of a row; the index is given too.
         uid: of an item.
-        face: what tells an item from others; None where nothing does.
+        face: what identifies an item; None if nothing does.
         spoil: changes an item in place.
         wrap: makes a source of the items.
-        identity: as of ``iterate``.
+        identity: as in ``iterate``.
         has_length: whether the source has one.
     """
 
@@ -295,7 +295,7 @@ class ByPosition(Kind):
 
 
 class InKeyOrder(ByPosition):
-    """Model instances: by key where the first execution finds them in its order, else by position."""
+    """Model instances: by key if the first execution finds them in key order, otherwise by position."""
 
     def __init__(self, name: str, make: Callable[[Row], Any], order: str) -> None:
         super().__init__(name, lambda row, index: make(row), lambda item: item.pk, spoil=copy_idiom)
@@ -339,13 +339,13 @@ class ByKey(Kind):
 
 
 class Unsorted(ByKey):
-    """Rows that keyed() is given in an order that may be another than that of their key."""
+    """Rows given to keyed() in an order that may differ from that of their key."""
 
     def order(self, rows: list[Row]) -> list[Row]:
         return rows
 
     def verdict(self, before: list[Row], now: list[Row], last: int) -> Verdict:
-        # The disorder of rows that were not read yet shows later, unless it is mended until then.
+        # Disorder among unread rows is noticed later, unless it is corrected by then.
         return Verdict("go on", before != super().order(before))
 
     def allowed(self, error: Exception, rows: list[Row]) -> bool:
@@ -419,7 +419,7 @@ HEAD, NEAR = 4096, 256
 
 
 class InFile(Kind):
-    """Lines of a file, of the same width each, that differ in their last bytes."""
+    """Lines of a file, of equal width, that differ in their last bytes."""
 
     sizes = (2, 8, 13, 40)
 
@@ -472,7 +472,7 @@ class InFile(Kind):
 
 
 class Within(Kind):
-    """Rows within rows."""
+    """Nested rows."""
 
     depth = 2
 
@@ -533,14 +533,14 @@ class Record:
 
 
 class Thing:
-    """Has nothing that tells it from others."""
+    """An item without an identity."""
 
     def __init__(self, uid: int) -> None:
         self.number = uid
 
 
 class Letters(Sequence[Any]):
-    """A sequence of one's own."""
+    """A user-defined sequence."""
 
     def __init__(self, items: list[Any]) -> None:
         self._items = items
@@ -553,7 +553,7 @@ class Letters(Sequence[Any]):
 
 
 def copy_idiom(item: Any, rng: random.Random) -> None:
-    """Django's way to copy a row."""
+    """Copy a row as Django's documentation suggests."""
     item.pk = None
     item._state.adding = True
 
@@ -629,7 +629,7 @@ def both(row: Row, index: int) -> Any:
 
 
 def plain_kinds() -> list[ByPosition]:
-    """Return what is read by position."""
+    """Return the kinds of sources that are read by position."""
     nested_dict = {
         "item": lambda row, index: {"deep": {"uid": row.uid, "tags": [row.value], "value": 1}},
         "uid": lambda item: item["deep"]["uid"],
@@ -698,7 +698,7 @@ def instances(make: Callable[[Row], Any]) -> list[Kind]:
 
 
 def keyed_kinds() -> list[Kind]:
-    """Return what is read by key."""
+    """Return the kinds of sources that are read by key."""
     return [
         ByKey("keyed by name", lambda rows: keyed(dicts(rows), key="id"), by_id, spoil_dict),
         ByKey("keyed by function", lambda rows: keyed(dicts(rows), key=by_id), by_id, spoil_dict),
@@ -715,7 +715,7 @@ def paged_kinds() -> list[Kind]:
 
 
 def file_kinds(folder: Path) -> list[Kind]:
-    """Return files, shorter and longer than what is compared of them."""
+    """Return files shorter and longer than the part that is compared."""
     return [
         InFile(f"{form}, rows of {width}", form, width, folder)
         for form in ("csv", "lines", "json")
@@ -724,7 +724,7 @@ def file_kinds(folder: Path) -> list[Kind]:
 
 
 def nested_kinds(folder: Path, make: Callable[[Row], Any]) -> list[Kind]:
-    """Return sources within others."""
+    """Return nested sources."""
     ints, rows, plain = (one for one in plain_kinds() if one.name in ("list of ints", "dict rows", "nested dicts"))
     things = next(one for one in plain_kinds() if one.name == "things")
     by_key, *_ = keyed_kinds()
@@ -750,7 +750,7 @@ def nested_kinds(folder: Path, make: Callable[[Row], Any]) -> list[Kind]:
 
 
 class Violation(AssertionError):
-    """A loop has left rows out, has done some twice, has seen a change where there is none, or has not seen one."""
+    """A loop has skipped or repeated rows, has reported a change without one, or has missed a change."""
 
 
 INFORMATIVE = re.compile(
@@ -765,9 +765,9 @@ class Case:
 
     Args:
         kind: of source.
-        seed: for all that is random.
+        seed: for all random choices.
         batch: items to a list, or None.
-        throttles: whether the source holds back at random.
+        throttles: whether the source throttles at random.
 
     Attributes:
         end: ``"done"``, or ``"raised"``.
@@ -781,7 +781,7 @@ class Case:
         self.world = World(self.rng, kind.depth, kind.sizes)
         self.done: Counter[Any] = Counter()
         self.text = Snapshot().dumps()
-        self.place: tuple[list[Row], Any] | None = None  # the rows and the last uid when it was saved
+        self.place: tuple[list[Row], Any] | None = None  # the rows and the last uid at the save
         self.killed = self.started = False
         self.may_miss = False
         self.end = ""
@@ -824,7 +824,7 @@ class Case:
         self.fail("it never ended")
 
     def index_of(self, last: Any) -> int | None:
-        """Return where a row is in the world."""
+        """Return the position of a row in the world."""
         uid = last if self.kind.depth == 1 else last[0]
         return next((index for index, row in enumerate(self.world.rows) if row.uid == uid), None)
 
@@ -851,7 +851,7 @@ class Case:
         return {(row.uid, inner.uid) for row in self.world.rows for inner in row.inner}
 
     def execute(self, is_last: bool) -> Any:
-        """Run the task once from what was saved; return ``"left"``, ``"done"``, or its error."""
+        """Run the task once from its snapshot; return ``"left"``, ``"done"``, or its error."""
         rng, rows = self.rng, self.ordered()
         if self.place is None:
             self.kind.begin(rows)
@@ -926,7 +926,7 @@ class Case:
 
 
 def cases(kind: Kind, seeds: range) -> Iterator[Case]:
-    """Yield cases of a kind of source that have been run: as it is, in batches and throttled."""
+    """Run and yield cases of a kind of source: plain, in batches and throttled."""
     for seed in seeds:
         batch = (None, None, 1, 2, 3)[seed % 5]
         throttles = (None, None, None, False, True, True, None)[seed % 7]
@@ -937,7 +937,7 @@ def cases(kind: Kind, seeds: range) -> Iterator[Case]:
 
 
 class Task:
-    """What the body of a loop gets: the task's methods, and a way to stop it.
+    """The argument of a loop's body: the task's methods, and a way to stop it.
 
     Attributes:
         iteration: the loop.
@@ -964,7 +964,7 @@ class Task:
 
 
 class Executions:
-    """Executions of a task, each from the text of the snapshot that the last one left.
+    """Executions of a task, each from the text of the previous one's snapshot.
 
     Attributes:
         text: of the snapshot.
@@ -980,7 +980,7 @@ class Executions:
         return Snapshot.loads(self.text)
 
     def run(self, body: Callable[[Task], Any]) -> Any:
-        """Run a task once; return what it returns, or its error, or the interruption."""
+        """Run a task once; return its value, its error, or the interruption."""
         host = Host()
         self.hosts.append(host)
         snapshot = self.snapshot
@@ -996,7 +996,7 @@ class Executions:
         return found
 
     def loop(self, source: Any, count: int | None = None, spoil: Any = None, **options: Any) -> Any:
-        """Do so many items and stop, or all; return the items that were done, or the error."""
+        """Do `count` items and stop, or do all; return the items that were done, or the error."""
         done: list[Any] = []
 
         def body(task: Task) -> None:
@@ -1012,7 +1012,7 @@ class Executions:
 
 
 def changed(before: Any, count: int, now: Any, **options: Any) -> str:
-    """Return the problem and the advice of the error that a change leads to."""
+    """Return the problem and the advice of the error that a change causes."""
     executions = Executions()
     executions.loop(before, count, **options)
     error = executions.loop(now, **options)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Trace:
-    """What tasks have done, one line for each thing: ``item pid``.  Written with O_APPEND, so never torn."""
+    """The record of what tasks have done, one line each: ``item pid``.  Written with O_APPEND, so lines stay whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,7 +90,7 @@ class Cluster:
     def end(self) -> None:
         for process in self.processes:
             process.end(timeout=0)
-        gc.collect()  # a result talks to its backend when it is collected, and must not find the server gone
+        gc.collect()  # a result contacts its backend when it is collected, which must happen while the server runs
         if "Redis" in type(self.client.backend).__name__:
             self.client.backend.result_consumer.stop()
             self.client.backend.client.connection_pool.disconnect()

@@ -1,4 +1,4 @@
-"""What holds of sources by key, whatever their keys are and wherever their tables."""
+"""Properties of sources by key, for all kinds of keys and tables."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.tables import KEYS
 
 
 def saved(cursor: Any) -> Any:
-    """The cursor as the next execution has it."""
+    """Return the cursor as the next execution gets it."""
     return codec.loads(codec.dumps(cursor))
 
 
 def resumes_everywhere(table: Any, kind: str, data: st.DataObject) -> None:
-    """From the cursor after each row, or batch of rows, the rest is read, and nothing else."""
+    """From the cursor after each row or batch, exactly the remaining rows are read."""
     keys = data.draw(st.lists(KEYS[kind], unique=True, max_size=12))
     chunk, batch = data.draw(st.integers(1, 5)), data.draw(st.none() | st.integers(1, 7))
     descending = data.draw(st.booleans())
@@ -44,7 +44,7 @@ def resumes_everywhere(table: Any, kind: str, data: st.DataObject) -> None:
 
 
 def sees_what_comes_after(table: Any, kind: str, data: st.DataObject) -> None:
-    """Rows come and go while others are read: what comes after the cursor is seen, each row once."""
+    """Rows are inserted and deleted during reading: the rows after the cursor are each read once."""
     keys = data.draw(st.lists(KEYS[kind], unique=True, min_size=1, max_size=12))
     others = [key for key in data.draw(st.lists(KEYS[kind], unique=True, max_size=6)) if key not in keys]
     gone = data.draw(st.sets(st.sampled_from(keys)))
@@ -64,7 +64,7 @@ def sees_what_comes_after(table: Any, kind: str, data: st.DataObject) -> None:
     expected = [key for key in left if not pairs or ((key < before[-1]) if descending else (key > before[-1]))]
     assert [table.key_of(row) for row, _ in source.read(cursor)] == expected
 
-    # The one that goes on may have read a chunk already: rows of it that are gone, or came, are its own affair.
+    # The running loop may have read a chunk already, so rows that were deleted or inserted in that chunk may differ.
     rest = [cursor for _, cursor in going]
     assert rest == sorted(set(rest), reverse=descending)
     assert not {*before} & {*rest}

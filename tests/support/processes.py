@@ -1,4 +1,4 @@
-"""Processes of this machine in the place of containers.
+"""Processes of this machine in place of containers.
 
 pytest-celery's classes talk to the object that they wrap by a few public methods of the docker
 SDK's Container; :class:`LocalProcess` has the same ones, over a process of its own.
@@ -48,7 +48,7 @@ class LocalProcess:
         folder: where it runs and writes its log.
         env: added to this process's environment; or the whole of it, with ``user``.
         user: whose rights it gets.
-        port: that it listens on.
+        port: the port that it listens on.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LocalProcess:
 
     def kill(self, signal: str | int | None = None) -> None:
         number = _signal_number(signal)
-        if number == 9:  # a container's death is that of all its processes
+        if number == 9:  # killing a container kills all its processes
             self._kill_group()
             self.process.wait(PATIENCE)
         else:
@@ -106,7 +106,7 @@ class LocalProcess:
         done = subprocess.run(argv, cwd=self.folder, env=self.env, capture_output=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    # -- what a test wants besides
+    # -- what a test needs in addition
 
     def start(self) -> None:
         account = pwd.getpwnam(self.user) if self.user else None
@@ -141,7 +141,7 @@ class LocalProcess:
             raise AssertionError(f"{exc}\n{self.text}") from None
 
     def signal_group(self, number: int) -> None:
-        """What systemd does by default, and Ctrl-C in a shell."""
+        """Signal all its processes, like systemd by default, and Ctrl-C in a shell."""
         os.killpg(self.process.pid, number)
 
     def await_exit(self, within: float = PATIENCE) -> int:

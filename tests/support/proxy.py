@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server, to take the server away from its clients and give it back."""
+"""A TCP proxy in front of a server, to make the server unavailable and available again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from contextlib import suppress
 
-# With it a close sends RST: what a crash of the other side looks like, and not its end.
+# With it a close sends RST, which looks like a crash of the other side instead of a clean end.
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -32,7 +32,7 @@ class Proxy:
         self._flowing.set()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
-        # Bound and never listening: it keeps the port while connections are refused.
+        # Bound but not listening: it reserves the port while connections are refused.
         self._place = _bound(0)
         self.port: int = self._place.getsockname()[1]
         self._listener: socket.socket | None = None
@@ -44,14 +44,14 @@ class Proxy:
         return self._listener is not None
 
     def cut(self) -> None:
-        """Break every connection; new ones are accepted."""
+        """Break all connections; new ones are accepted."""
         with self._lock:
             broken, self._open = self._open, set()
         for sock in broken:
             _reset(sock)
 
     def refuse(self) -> None:
-        """Break every connection, and refuse new ones, as a port without a server does."""
+        """Break all connections, and refuse new ones, like a port without a server."""
         listener, self._listener = self._listener, None
         if listener is not None:
             with suppress(OSError):
@@ -60,22 +60,22 @@ class Proxy:
         self.cut()
 
     def accept(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         if self._listener is None:
             self._listener = _bound(self.port)
             self._listener.listen(128)
             threading.Thread(target=self._take, args=(self._listener,), daemon=True).start()
 
     def stall(self) -> None:
-        """Pass nothing on, and keep connections open: what a lost network looks like."""
+        """Stop forwarding but keep connections open, like a lost network."""
         self._flowing.clear()
 
     def flow(self) -> None:
-        """Pass on what was held back, and what comes."""
+        """Forward the held data, and new data."""
         self._flowing.set()
 
     def close(self) -> None:
-        """End it."""
+        """Stop the proxy."""
         self.refuse()
         self._flowing.set()
         self._place.close()
@@ -134,5 +134,5 @@ def _bound(port: int) -> socket.socket:
 def _reset(sock: socket.socket) -> None:
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-        sock.shutdown(socket.SHUT_RD)  # wakes the thread that reads, which would keep it open
+        sock.shutdown(socket.SHUT_RD)  # wakes the reading thread, which would keep it open
     sock.close()

@@ -54,7 +54,7 @@ def missing() -> dict[str, str]:
 
 
 def start_redis(folder: Path, *, durable: bool = False) -> LocalProcess:
-    """A Redis server; with ``durable`` one that has written what it has acknowledged."""
+    """A Redis server; with ``durable``, acknowledged writes are on disk."""
     port = free_port()
     argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
     argv += ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
@@ -104,7 +104,7 @@ def start_rabbitmq(folder: Path, epmd: LocalProcess) -> LocalProcess:
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none",
     }
-    argv = ["/usr/lib/rabbitmq/bin/rabbitmq-server"]  # and not the wrapper, which redirects its output
+    argv = ["/usr/lib/rabbitmq/bin/rabbitmq-server"]  # not the wrapper, which redirects its output
     server = LocalProcess(argv, folder, name="rabbitmq", env=env, user=user, port=port)
     server.await_log("Server startup complete")
     return server

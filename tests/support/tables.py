@@ -1,4 +1,4 @@
-"""Tables of keys, as Django and as SQLAlchemy have them, for the tests of sources by key."""
+"""Tables of keys in Django and SQLAlchemy, for the tests of sources by key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYS: dict[str, st.SearchStrategy[Any]] = {
 
 
 class DjangoTable:
-    """A model of which only the key matters."""
+    """A model with only a key that matters."""
 
     def __init__(self, kind: str, alias: str = "default") -> None:
         from tests.support.django_models import BY_KIND, create_tables
@@ -98,7 +98,7 @@ ENTITIES["composite"] = OfComposite
 
 
 class SQLAlchemyTable:
-    """An entity of which only the key matters."""
+    """An entity with only a key that matters."""
 
     def __init__(self, kind: str, session: orm.Session) -> None:
         self.entity = ENTITIES[kind]

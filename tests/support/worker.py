@@ -1,7 +1,7 @@
 """Tasks run by Celery's own tracer, message by message, in this process.
 
-The broker is kombu's memory transport, the result backend a cache in memory: what is tested
-is what one execution does, and the message that it leaves.
+The broker is kombu's memory transport, the result backend a cache in memory: the tests check what one
+execution does, and the message that it publishes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ numbers = itertools.count()
 
 
 class Delivery:
-    """A message that was taken from the queue, and what became of it."""
+    """A message taken from the queue, and its outcome."""
 
     def __init__(self, message: Any) -> None:
         self.message = message
@@ -51,11 +51,11 @@ class Delivery:
 
 
 class Killed(BaseException):
-    """In a task: its process dies here."""
+    """Raised in a task: its process is killed here."""
 
 
 class Worker:
-    """One delivery after another, through the request and the tracer of a real worker.
+    """Runs one delivery after another, through the request and the tracer of a real worker.
 
     A stop raises the worker's flag and lets the watcher look, so that the very next checkpoint
     sees it.  The next delivery is run by a worker that has not been stopped.
@@ -65,11 +65,11 @@ class Worker:
         self.app = app
         self.deliveries: list[Delivery] = []
         self.flag: Any = None
-        self.eventer: Any = None  # its dispatcher of events, as of worker -E
+        self.eventer: Any = None  # its event dispatcher, as with worker -E
 
     def stop(self) -> None:
         if self.flag is None:
-            return  # a direct call: there is no worker
+            return  # a direct call runs without a worker
         self.flag.raise_to(STOPPING)
         for watch in watcher.running:
             watch.check()
@@ -96,11 +96,11 @@ class Worker:
 
     def deliver_killed(self) -> None:
         """Take one message and run it, until its task raises :class:`Killed`."""
-        with pytest.raises(TypeError):  # all that is left of it behind Celery's solo pool
+        with pytest.raises(TypeError):  # the only trace of it behind Celery's solo pool
             self.deliver()
 
     def deliver_nothing(self) -> Delivery:
-        """Take one message and do not run it, as a worker that is killed just then."""
+        """Take one message and do not run it, like a worker that is killed right then."""
         with self.app.connection_for_read() as connection:
             bound = self.app.amqp.queues[self.app.conf.task_default_queue](connection.default_channel)
             message = bound.get(no_ack=True)
@@ -135,7 +135,7 @@ class Worker:
             request.execute_using_pool(pool)
 
     def drain(self, limit: int = 50) -> int:
-        """Run messages until there are none left; return how many."""
+        """Run messages until the queue is empty; return their number."""
         for count in range(limit):
             if not self.queued():
                 return count
@@ -144,7 +144,7 @@ class Worker:
 
 
 def take_over(app: Celery, task_id: str) -> None:
-    """Let another execution have the task, as if this one's worker had been taken for dead."""
+    """Let another execution take over the task, as if this one's worker had been declared dead."""
     store = open_store(app, "memory")
     found = store.read(task_id)
     assert found is not None
@@ -155,7 +155,7 @@ def take_over(app: Celery, task_id: str) -> None:
 
 def make_app(**conf: Any) -> Celery:
     app = Celery(f"unit{next(numbers)}", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.task = partial(app.task, shared=False)  # or every test's tasks would be made in every later app
+    app.task = partial(app.task, shared=False)  # otherwise each test's tasks are made in every later app
     app.conf.update(task_default_queue=uuid.uuid4().hex, continuation_store="memory", **conf)
     return app
 

@@ -54,7 +54,7 @@ def store(app: Celery) -> Any:
 
 @pytest.fixture
 def later(app: Celery, store: Any, monkeypatch: Any) -> Any:
-    """Let so many seconds pass, and a worker sweep."""
+    """Let `seconds` pass, then let a worker sweep."""
     real, passed = time.time, [0.0]
     sweeper = Sweeper(app, store, new_worker(), lambda task_id: True)
     monkeypatch.setattr(time, "time", lambda: real() + passed[0])
@@ -87,7 +87,7 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def collected() -> Iterator[None]:
-    """Collect what the tests of a module have left, and not in the middle of another test.
+    """Collect the garbage of a module's tests, so that it is not collected in the middle of another test.
 
     Python 3.11 parses code to print the error of a generator that is ended, which spoils an ``ast.parse`` that is
     under way: https://github.com/python/cpython/issues/106905
@@ -98,7 +98,7 @@ def collected() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def sqlite_does_not_wait_for_the_disk() -> Iterator[None]:
-    """No test cuts the power, and most of the time of a commit goes to the disk."""
+    """Do not wait for the disk, which takes most of the time of a commit."""
 
     def on_connect(connection: Any, record: Any) -> None:
         if isinstance(connection, sqlite3.Connection):
@@ -129,7 +129,7 @@ def django_database(tmp_path: Path) -> Iterator[Path]:
     connection = connections["default"]
     before = connection.settings_dict["NAME"]
     connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = path
-    connection.close()  # not before: Django leaves the connection to a database in memory open
+    connection.close()  # only now: Django leaves the connection to a database in memory open
     call_command("migrate", verbosity=0)
     yield path
     connection.close()

@@ -1,4 +1,4 @@
-"""Callbacks over HTTP: only a valid one delivers, and each other gets the status it deserves."""
+"""Callbacks over HTTP: only a valid one delivers, and each invalid one gets its status."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.worker import make_app
 OLD, NEW = "the old secret, of 32 characters or more", "the new secret, of 32 characters or more"
 BASE = "https://example.com/callbacks"
 
-# Nothing of an example is kept by the fixtures but what was delivered, which each example looks at.
+# Of the state in the fixtures, an example changes only the deliveries, which each example checks.
 fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -55,7 +55,7 @@ def web(**conf: Any) -> Celery:
 
 @pytest.fixture
 def delivered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was delivered; empty it to be asked again."""
+    """The deliveries so far; clear the list between requests."""
     found: list[Any] = []
     monkeypatch.setattr(
         callbacks, "deliver", lambda task_id, name, payload, *, app: found.append((task_id, name, payload))
@@ -329,7 +329,7 @@ def test_a_token_of_another_purpose(app: Celery, delivered: list[Any]) -> None:
     assert not delivered
 
 
-def test_expired_or_not_is_told_only_of_a_valid_token(app: Celery, clock: list[float]) -> None:
+def test_an_invalid_token_is_not_reported_as_expired(app: Celery, clock: list[float]) -> None:
     expired = token(web(continuation_callback_secret=OLD), 1)
     clock[0] += 1
     assert refused(post(app, expired)) == 404
@@ -410,7 +410,7 @@ def test_an_application_without_a_secret_is_not_made() -> None:
             callbacks.accept(app, "token", None)
 
 
-# -- what becomes of a delivery
+# -- the outcome of a delivery
 
 
 @pytest.mark.parametrize(

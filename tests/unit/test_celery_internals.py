@@ -1,4 +1,4 @@
-"""What is used of Celery's private parts: each of these tests fails when what it rests on changes."""
+"""The private parts of Celery that are used: each test fails when one of them changes."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_an_unknown_setting_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["continuation_max_resumption", "continuation_namespace"])
-def test_an_attribute_of_a_task_that_is_no_setting_is_refused(name: str) -> None:
+def test_an_attribute_of_a_task_that_is_not_a_setting_is_refused(name: str) -> None:
     app = make_app()
     app.task(base=ContinuableTask, bind=True, name="any", **{name: "x"})(body)
     with pytest.raises(ImproperlyConfigured, match=f"unknown setting {name} of a task, as any has it; known are"):

@@ -1,4 +1,4 @@
-"""What somebody outside does to a task, at each place where the task may be."""
+"""Deliveries and operator commands, in each state of the task."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_delivery_to_a_task_that_was_paused_before_it_started_leaves_its_times
     assert store.read(result.id).due == before.due is not None
 
 
-def test_a_delivery_to_a_task_that_never_comes_is_not_kept_for_ever(app: Celery, loop: Any, store: Any) -> None:
+def test_a_delivery_to_a_task_that_never_starts_expires(app: Celery, loop: Any, store: Any) -> None:
     clock = [1000.0]
     store._clock = lambda: clock[0]
     result = loop.AsyncResult("never")
@@ -277,7 +277,7 @@ def test_a_running_task_is_cancelled_at_its_next_checkpoint(
 
 
 @pytest.mark.parametrize("place", ["fresh", "queued", "waiting", "paused"])
-def test_a_task_that_nobody_works_on_is_cancelled_at_once(worker: Any, task: Any, record: Any, place: str) -> None:
+def test_a_task_that_is_not_running_is_cancelled_at_once(worker: Any, task: Any, record: Any, place: str) -> None:
     def body(self: Any) -> None:
         done.append("run")
         if place == "queued":
@@ -295,7 +295,7 @@ def test_a_task_that_nobody_works_on_is_cancelled_at_once(worker: Any, task: Any
     assert result.state == states.REVOKED
     count = len(done)
     worker.drain()
-    assert len(done) == count, "a message that is still there ends"
+    assert len(done) == count, "a remaining message ends"
     assert result.state == states.REVOKED
     assert record(result.id).fence.status == Status.CANCELLED
 
@@ -372,7 +372,7 @@ def failing(task: Any) -> Any:
     return made
 
 
-def test_a_failed_task_goes_on_from_its_failed_step(worker: Any, failing: Any, record: Any) -> None:
+def test_a_failed_task_continues_from_its_failed_step(worker: Any, failing: Any, record: Any) -> None:
     result = failing.apply_async()
     worker.drain()
     assert result.state == states.FAILURE
@@ -384,7 +384,7 @@ def test_a_failed_task_goes_on_from_its_failed_step(worker: Any, failing: Any, r
     assert (result.get(), failing.calls) == ("end", ["one", "two", "two", "three"])
 
 
-def test_a_failed_task_goes_on_from_a_step_named(worker: Any, failing: Any) -> None:
+def test_a_failed_task_continues_from_a_named_step(worker: Any, failing: Any) -> None:
     result = failing.apply_async()
     worker.drain()
     failing.is_broken = False
@@ -411,7 +411,7 @@ def test_only_a_failed_task_is_retried(worker: Any, failing: Any) -> None:
         result.retry()
 
 
-def test_a_wait_that_timed_out_waits_anew_when_it_is_retried(worker: Any, task: Any, store: Any) -> None:
+def test_a_wait_that_timed_out_waits_again_when_it_is_retried(worker: Any, task: Any, store: Any) -> None:
     def body(self: Any) -> Any:
         return self.wait_for("approval", timeout=0)
 

@@ -1,4 +1,4 @@
-"""What is told of a task, as events, log records and signals, and that it costs the task nothing."""
+"""The events, log records and signals of a task, and that reporting never delays or fails it."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_the_event_of_a_resumption(worker: Any, task: Any, seen: Seen) -> None:
     ]
 
 
-def test_a_cursor_that_cannot_be_read_is_told_as_it_is_saved() -> None:
+def test_a_cursor_that_cannot_be_read_is_reported_as_it_is_saved() -> None:
     from celery_continuations.execution.reporting import _current
 
     assert _current(Snapshot(current=("a", {"of": "another version"}))) == ("a", {"of": "another version"})
@@ -193,7 +193,7 @@ def test_the_event_of_an_interrupted_step(worker: Any, task: Any, seen: Seen) ->
     worker.drain()
 
 
-def test_a_retry_interrupts_the_step_in_hand(worker: Any, task: Any, seen: Seen) -> None:
+def test_a_retry_interrupts_the_current_step(worker: Any, task: Any, seen: Seen) -> None:
     def run(self: Any) -> None:
         for _ in self.step("one"):
             if not self.request.retries:
@@ -222,7 +222,7 @@ def test_the_event_of_a_failed_step(worker: Any, task: Any, seen: Seen) -> None:
     assert "step-interrupted" not in seen.kinds()
 
 
-def test_a_call_step_that_fails_is_told_of_once(worker: Any, task: Any, seen: Seen) -> None:
+def test_a_call_step_that_fails_is_reported_once(worker: Any, task: Any, seen: Seen) -> None:
     def run(self: Any) -> None:
         try:
             self.step("caught", [].pop)
@@ -348,7 +348,7 @@ def test_they_leave_the_state_of_a_task_in_monitors_alone(worker: Any, task: Any
     assert state.tasks[result.id].state == states.RECEIVED
 
 
-def test_a_cursor_that_is_no_json_is_told_as_its_repr(worker: Any, task: Any, seen: Seen) -> None:
+def test_a_cursor_that_is_not_json_is_reported_as_its_repr(worker: Any, task: Any, seen: Seen) -> None:
     def run(self: Any) -> None:
         for step in self.step("bytes", start=b"a"):
             step.set((1, b"b"))
@@ -431,7 +431,7 @@ def test_an_error_of_our_own_is_not_swallowed(app: Celery, seen: Seen, monkeypat
 
 def test_a_broker_that_is_away_is_not_waited_for(seen: Seen, caplog: Any) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound but not listening
         away = Celery(broker=f"amqp://127.0.0.1:{taken.getsockname()[1]}", set_as_current=False)
         began = time.monotonic()
         events.send(away, "a@test", "resumed")
@@ -536,7 +536,7 @@ def test_the_grace_period(
     assert bool(slow(caplog)) is warned
 
 
-def test_the_longest_gap_is_in_the_snapshot_and_goes_on_with_it(worker: Any, task: Any, clock: Clock) -> None:
+def test_the_longest_gap_is_kept_in_the_snapshot(worker: Any, task: Any, clock: Clock) -> None:
     def run(self: Any) -> None:
         for item in self.iterate("rows", range(4)):
             clock.work(2, (3.04, 7.26, 5, 1.5)[item])

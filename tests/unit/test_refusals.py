@@ -1,4 +1,4 @@
-"""Mistakes in a task's code that are refused when the task is made, or when it first runs."""
+"""Mistakes in a task's code that are rejected when the task is created or first runs."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_class_based_task_is_accepted(app: Celery) -> None:
     assert made(3) == 6
 
 
-def test_a_loop_that_was_forgotten_is_told_how_to_write(app: Celery, task: Any) -> None:
+def test_the_error_for_a_forgotten_loop_shows_how_to_write_it(app: Celery, task: Any) -> None:
     def run(self: Any) -> None:
         self.iterate("rows", range(3))
 

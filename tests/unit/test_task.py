@@ -353,7 +353,7 @@ def test_a_step_in_another_thread(app: Celery) -> None:
     assert "in another thread or greenlet" in str(errors[0])
 
 
-def test_what_is_no_step(app: Celery) -> None:
+def test_functions_that_are_not_steps_are_refused(app: Celery) -> None:
     def run(self: Any, args: Any, kwargs: Any) -> None:
         self.step("one", *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""An item and its cursor in one transaction, and checkpoints that lie inside of another."""
+"""An item and its cursor in one transaction, and checkpoints inside another transaction."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def app(database: Database) -> Any:
 
 @pytest.fixture
 def task(task: Any) -> Any:
-    """As of the others; of a lambda too."""
+    """Make a continuable task of a function or a lambda."""
 
     def make(function: Any, **options: Any) -> Any:
         function.__name__ = "run"
@@ -344,7 +344,7 @@ def test_a_block_whose_last_commit_fails_is_not_complete(
         assert (result.state, database.effects()) == (states.SUCCESS, [0, 1, 100])
 
 
-def test_a_broken_block_of_django_is_no_commit(worker: Worker, task: Any, database: Database) -> None:
+def test_a_broken_block_of_django_does_not_commit(worker: Worker, task: Any, database: Database) -> None:
     way = ByDjango(database)
 
     def run(self: Any) -> None:
@@ -360,7 +360,7 @@ def test_a_broken_block_of_django_is_no_commit(worker: Worker, task: Any, databa
     way.close()
 
 
-# -- what cannot be
+# -- invalid uses
 
 
 @pytest.mark.parametrize("store", ["memory", "message"])
@@ -394,7 +394,7 @@ def test_another_table_of_records_is_refused(worker: Worker, task: Any, tmp_path
 
 
 @pytest.mark.parametrize("wrong", [5, Session, object()])
-def test_what_is_no_transaction_is_refused(task: Any, wrong: Any) -> None:
+def test_invalid_transactions_are_refused(task: Any, wrong: Any) -> None:
     for use in (
         lambda self: list(self.iterate("items", [1], transaction=wrong)),
         lambda self: list(self.step("items", transaction=wrong)),

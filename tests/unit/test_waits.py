@@ -1,4 +1,4 @@
-"""Tasks that give their worker back until something comes from outside."""
+"""Tasks that free their worker while they wait for a delivery, a time or other tasks."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def approval(task: Any) -> Any:
 # -- wait_for
 
 
-def test_a_task_gives_its_worker_back_and_goes_on_with_what_is_delivered(
-    worker: Any, approval: Any, record: Any
-) -> None:
+def test_a_task_frees_its_worker_and_continues_with_the_delivery(worker: Any, approval: Any, record: Any) -> None:
     result = approval.apply_async()
     worker.deliver()
     assert worker.queued() == 0, "no message is held"
@@ -167,14 +165,14 @@ def test_a_payload_that_is_too_large(app: Celery, approval: Any) -> None:
 
 
 def test_nothing_in_time_returns_the_default(worker: Any, approval: Any, later: Any, record: Any) -> None:
-    result = approval.apply_async((60,), {"default": "nobody"})
+    result = approval.apply_async((60,), {"default": "timed out"})
     worker.deliver()
     assert record(result.id).due == pytest.approx(time.time() + 60, abs=5)
     later(59)
     assert worker.queued() == 0
     later(2)
     worker.drain()
-    assert result.get() == "nobody"
+    assert result.get() == "timed out"
 
 
 def test_nothing_in_time_raises_without_a_default(worker: Any, approval: Any, later: Any) -> None:
@@ -187,7 +185,7 @@ def test_nothing_in_time_raises_without_a_default(worker: Any, approval: Any, la
 
 
 def test_the_timeout_counts_from_the_first_call(worker: Any, approval: Any, later: Any) -> None:
-    result = approval.apply_async((60,), {"default": "nobody"})
+    result = approval.apply_async((60,), {"default": "timed out"})
     worker.deliver()
     later(30)
     result.pause()
@@ -195,7 +193,7 @@ def test_the_timeout_counts_from_the_first_call(worker: Any, approval: Any, late
     worker.drain()
     later(31)
     worker.drain()
-    assert result.get() == "nobody"
+    assert result.get() == "timed out"
 
 
 def test_a_wait_that_has_timed_out_takes_nothing_more(worker: Any, task: Any, later: Any) -> None:
@@ -275,7 +273,7 @@ def totalled(values: Any) -> Any:
     [90, timedelta(seconds=90), lambda: datetime.now(timezone.utc) + timedelta(seconds=90)],
     ids=["seconds", "timedelta", "datetime"],
 )
-def test_sleep_goes_on_at_its_moment(worker: Any, task: Any, later: Any, until: Any) -> None:
+def test_sleep_ends_on_time(worker: Any, task: Any, later: Any, until: Any) -> None:
     moment = until() if callable(until) else until
 
     def body(self: Any) -> str:
@@ -525,7 +523,7 @@ def lose(store: Any, task_id: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [7, ["double"], [None]])
-def test_what_is_no_signature(task: Any, bad: Any) -> None:
+def test_values_that_are_not_signatures_are_refused(task: Any, bad: Any) -> None:
     def body(self: Any) -> None:
         self.wait_for_results("doubles", bad)
 
@@ -541,14 +539,14 @@ def test_direct_calls_do_not_wait(task: Any, double: Any) -> None:
         self.sleep("nap", timedelta(days=30))
         return [
             self.wait_for("given", timeout=5),
-            self.wait_for("absent", default="nobody"),
+            self.wait_for("absent", default="timed out"),
             self.wait_for_results("doubles", [double.s(1), double.s(2)]),
         ]
 
     made = task(body)
     with delivered(given="payload"):
-        assert made() == ["payload", "nobody", [2, 4]]
-        assert made.apply().get() == ["payload", "nobody", [2, 4]]
+        assert made() == ["payload", "timed out", [2, 4]]
+        assert made.apply().get() == ["payload", "timed out", [2, 4]]
 
 
 def test_a_direct_call_without_a_delivery_times_out(task: Any) -> None:
@@ -559,7 +557,7 @@ def test_a_direct_call_without_a_delivery_times_out(task: Any) -> None:
         task(body)()
 
 
-# -- a store that is away
+# -- an unavailable store
 
 
 def away(*args: Any, **kwargs: Any) -> Any:
@@ -613,10 +611,10 @@ def test_a_child_that_has_ended_is_found_at_the_next_look_if_the_store_is_away(
     monkeypatch.setattr(leaving.commands, "wake", away)
     worker.deliver()
     monkeypatch.undo()
-    assert result.waiting is not None, "it waits, for it could not end its own wait"
+    assert result.waiting is not None, "it still waits, because it could not end its own wait"
 
 
-def test_what_a_task_waits_for_is_told_only_while_it_waits(worker: Any, approval: Any) -> None:
+def test_the_names_that_a_task_waits_for_are_shown_only_while_it_waits(worker: Any, approval: Any) -> None:
     result = approval.apply_async()
     worker.deliver()
     assert result.waiting.key == "approval"

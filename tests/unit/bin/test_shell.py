@@ -231,7 +231,7 @@ def test_a_payload_is_delivered(run: Any, worker: Any, task: Any) -> None:
         assert result.get() == {"by": "ann"}
 
 
-def test_what_is_no_json_is_not_delivered(run: Any) -> None:
+def test_values_that_are_not_json_are_not_delivered(run: Any) -> None:
     assert "this is not JSON" in run("deliver", "a", "approval", "yes", code=2).stderr
 
 
@@ -358,7 +358,7 @@ def test_a_sweep_recovers_what_a_dead_worker_left(app: Celery, run: Any, run_jso
     worker.drain()
 
 
-def test_a_slow_store_begins_the_wait_anew(monkeypatch: Any) -> None:
+def test_a_slow_store_restarts_the_wait(monkeypatch: Any) -> None:
     now = [0.0]
     answers = iter([0.1, 5.0, *[0.1] * 20])
 
@@ -413,7 +413,7 @@ def test_what_breaks_a_promise_is_found(sound: Celery, settings: Any, finding: A
 
 
 @pytest.mark.parametrize(("backend", "level"), [("rpc://", "problem"), ("disabled://", "hint")])
-def test_backends_that_nobody_can_ask(tmp_path: Path, backend: str, level: str) -> None:
+def test_backends_that_cannot_be_queried(tmp_path: Path, backend: str, level: str) -> None:
     app = Celery("proj", broker="memory://", backend=backend, set_as_current=False)
     app.conf.continuation_store = f"file://{tmp_path}"
     assert ("result backend", level) in levels(app)

@@ -1,4 +1,4 @@
-"""What one execution does, and the message it leaves."""
+"""What one execution does, and the message that it publishes."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_autoretry_is_asked_only_when_the_task_did_not_get_on(worker: Any, task:
     retries: list[Any] = []
     result = task(run, autoretry_for=(ValueError,), max_retries=5, default_retry_delay=0).delay()
     worker.drain()
-    # the first got on and resumed; the second and third did not, and were retried with their progress kept
+    # the first made progress and resumed; the second and third made none, and were retried with their progress kept
     assert retries == [(0, 0), (0, 1), (1, 2), (2, 3)]
     assert result.get() == 2
 
@@ -251,7 +251,7 @@ def test_an_interruption_shows_the_percentage_where_it_is_known(
     assert repr(result.info) == shown
 
 
-def test_an_interruption_in_a_step_that_is_no_loop_shows_no_percentage(worker: Any, task: Any) -> None:
+def test_an_interruption_outside_a_loop_shows_no_percentage(worker: Any, task: Any) -> None:
     def run(self: Any) -> None:
         for step in self.step("pages", start=0):
             worker.stop()

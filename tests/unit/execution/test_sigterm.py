@@ -16,7 +16,7 @@ from tests.support.watched import await_, make_run
 
 @pytest.fixture
 def child(monkeypatch: Any) -> Any:
-    """The handler of a pool child, in this process, with a previous handler that only counts."""
+    """The handler of a pool child in this process, with a previous handler that only counts."""
     from celery_continuations.execution import sigterm
 
     calls: list[int] = []
@@ -49,9 +49,9 @@ def test_a_child_waits_for_the_flag_that_its_parent_is_about_to_raise(child: Any
     watcher.add(watch)
     threading.Timer(0.05, flag.raise_to, [flags.STOPPING]).start()
     signal.raise_signal(signal.SIGTERM)
-    assert calls == [], "the task leaves at its next checkpoint"
+    assert calls == [], "the task stops at its next checkpoint"
     signal.raise_signal(signal.SIGTERM)
-    assert calls == [1], "whoever says it twice means it"
+    assert calls == [1], "a second signal ends the child at once"
 
 
 def test_an_idle_child_ends_with_its_worker(child: Any) -> None:
@@ -61,7 +61,7 @@ def test_an_idle_child_ends_with_its_worker(child: Any) -> None:
     assert calls == [1]
 
 
-def test_a_cold_stop_leaves_the_item_in_hand_some_time_and_no_more(child: Any) -> None:
+def test_a_cold_stop_gives_the_current_item_limited_time(child: Any) -> None:
     flag, watcher, watch, calls = child
     watcher.add(watch)
     flag.raise_to(flags.COLD)

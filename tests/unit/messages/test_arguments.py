@@ -1,4 +1,4 @@
-"""Every execution gets its arguments as they were sent, whatever an earlier one did to them."""
+"""Each execution gets its arguments as they were sent, whatever an earlier one did to them."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def app(serializer: str, compression: str | None, kept_in: str) -> Celery:
 
 
 class Driver:
-    """Brings a task to its end, one execution after the other, whatever happens to them."""
+    """Runs a task to its end, one execution after another, whatever happens to them."""
 
     def __init__(self, app: Celery, worker: Any) -> None:
         self.worker = worker
@@ -172,7 +172,7 @@ class Driver:
             self.execute(result.id)
         raise AssertionError(f"not ended: {result.state} {result.info}")
 
-    # -- what may happen to an execution: each is called in a step, after an item that was progress
+    # -- what may happen to an execution: each is called in a step, after an item that made progress
 
     def stop(self, task: Any) -> None:
         self.worker.stop()
@@ -358,7 +358,7 @@ def test_given_back_because_of_the_store(worker: Any, task: Any, driver: Driver,
 def test_a_retry_redefines_what_was_sent(
     worker: Any, task: Any, driver: Driver, record: Any, serializer: str, lost: bool
 ) -> None:
-    """For the next execution, and when that is killed for the one after it."""
+    """It holds for the next execution, and if that is killed, for the one after it."""
 
     def run(self: Any, rows: list[int], mode: str = "first") -> str:
         seen.append((rows[:], mode))

@@ -21,7 +21,7 @@ def test_a_flag_is_seen_through_its_file_and_only_goes_up() -> None:
     assert other.level == flags.COLD
     flag.remove()
     assert not Path(flag.path).exists()
-    assert other.level == flags.COLD, "those who have it mapped keep seeing it"
+    assert other.level == flags.COLD, "processes that have mapped it still see it"
 
 
 def test_a_flag_is_seen_by_forked_children_and_not_removed_by_them() -> None:
@@ -56,13 +56,13 @@ def test_the_flag_of_a_worker_that_has_ended_is_up() -> None:
     assert flags.flag_at("/no/such/flag").level == flags.STOPPING
 
 
-def test_where_there_is_no_worker_nothing_stops(monkeypatch: Any) -> None:
+def test_without_a_worker_nothing_stops(monkeypatch: Any) -> None:
     monkeypatch.delenv("CELERY_CONTINUATIONS_FLAG", raising=False)
     assert flags.flag_at(None).level == flags.RUNNING
 
 
 def test_a_worker_killed_with_9_leaves_no_flag_behind_for_good(tmp_path: Path, monkeypatch: Any) -> None:
-    # A folder of its own: any worker that starts on this machine removes what it finds abandoned.
+    # A folder of its own: each worker that starts on this machine removes abandoned flags.
     monkeypatch.setattr(flags, "_SHARED_MEMORY", str(tmp_path))
     code = f"""
 from celery_continuations.process import stop_flag as flag

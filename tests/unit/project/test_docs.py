@@ -1,4 +1,4 @@
-"""What the documentation names is there, and what there is of it is named."""
+"""The names in the documentation exist, and everything public is documented."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALARMS = ROOT / "docs" / "deployment" / "alarms.md"
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-# Not of every Celery that the tests run on.
+# Not in every Celery version that the tests run on.
 OF_A_LATER_CELERY = {"worker_disable_prefetch", "worker_cancel_long_running_tasks_on_connection_loss"}
 
 
@@ -41,7 +41,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def code(text: str) -> list[str]:
-    """What stands in backquotes."""
+    """Return the code in backquotes."""
     return re.findall(r"`([^`\n]+)`", prose(text))
 
 
@@ -149,7 +149,7 @@ def test_rules_are_referred_to_by_numbers_that_there_are(page: Path) -> None:
 
 
 def actions() -> set[str]:
-    """Every ``action`` of a log record, as far as it can be read off the source."""
+    """Return every ``action`` of a log record that can be read from the source."""
     found = set(reporting._STEP_MESSAGES)  # the one place where it is a variable
     trees = [ast.parse(text) for text in sources().values()]
     takes = {

@@ -1,4 +1,4 @@
-"""Each task that a page shows is resumable: it may be interrupted and killed wherever that can happen."""
+"""Each task on a page is resumable: it can be interrupted and killed at any possible place."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Page:
 
     Attributes:
         text: its Markdown.
-        prepare: puts what the reader has into the namespace of the examples.
+        prepare: adds the reader's own objects to the namespace of the examples.
         then: sets up what they need when they run once more.
         needs_django: whether they use Django's database.
     """
@@ -194,7 +194,7 @@ PAGES: dict[str, Page] = {
 
 
 def distinct(found: Any) -> list[str]:
-    """Return what was done, without how often: a kill may repeat what was not saved."""
+    """Return the distinct work done: a kill may repeat work that was not saved."""
     return sorted(set(map(str, found)))
 
 
@@ -205,7 +205,7 @@ class Example:
     Attributes:
         args: of the task.
         world: the name of the list or dict in which it leaves what it does, emptied before each run.
-        check: what is compared, where it is not what is distinct in that.
+        check: what to compare, if not the distinct entries of the world.
         setup: called before each run.
         delivers: to its waits.
     """

@@ -1,4 +1,4 @@
-"""What the files for maintainers call is there: make targets, linters, lines of the support policy."""
+"""The files for maintainers name things that exist: make targets, linters, lines of the support policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README shows is run; and it stays short."""
+"""The README's examples run, and it stays short."""
 
 from __future__ import annotations
 

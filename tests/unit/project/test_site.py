@@ -1,4 +1,4 @@
-"""What the pages show is run, and the site is built from them without a warning."""
+"""The examples on the pages run, and the site builds without a warning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUN_ELSEWHERE = {
     "waiting.md": "test_waiting_page.py",
 }
 
-# Examples that need what only the reader has, or what is still to come: their first line, and why they are not run.
+# Examples that need the reader's own code or a later feature: their first line, and why they are not run.
 NOT_RUN: dict[tuple[str, str], str] = {}
 if "upgrade_from" not in inspect.signature(assert_resumable).parameters:
     NOT_RUN["howto/deploys.md", "from celery_continuations.testing import assert_resumable"] = (
@@ -64,7 +64,7 @@ def test_blocks_are_of_a_known_language(page: Path) -> None:
 def test_the_examples_of_a_page(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """One after the other, as they are read, in an empty folder."""
+    """The examples run one after another, in the order of the page, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     app = Celery("page", broker="memory://", set_as_current=False)
     names: dict[str, Any] = {"__name__": f"site.{page.stem}", "app": app}

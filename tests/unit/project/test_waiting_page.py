@@ -1,4 +1,4 @@
-"""What docs/waiting.md shows is run, on a worker."""
+"""The examples of docs/waiting.md run on a worker."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_what_is_delivered_before_the_task_was_sent(worker: Any, names: dict[str
     assert result.get() == "shipped"
 
 
-def test_a_delivery_to_a_task_that_never_starts_is_kept_for_so_long(
+def test_a_delivery_to_a_task_that_never_starts_is_kept_for_the_documented_time(
     app: Celery, names: dict[str, Any], store: Any, monkeypatch: Any
 ) -> None:
     app.conf.continuation_keep_failed = 3600

@@ -1,4 +1,4 @@
-"""The store that docs/writing-a-store.md shows passes the suite, and is one that an app can be given."""
+"""The store on docs/writing-a-store.md passes the suite, and an app can use it."""
 
 from __future__ import annotations
 

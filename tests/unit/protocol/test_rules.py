@@ -133,7 +133,7 @@ def test_rule_4_a_second_delivery_of_what_a_live_owner_works_on_ends(store: Memo
 
 
 def test_rule_23_what_an_owner_saves_until_its_record_is_taken_is_not_lost(store: MemoryStore) -> None:
-    """It was frozen past its lease, and wakes while a sweep has read its record."""
+    """It was frozen past its lease, and wakes after a sweep has read its record."""
     owned = running(store)
     read = store.read
 
@@ -151,7 +151,7 @@ def test_rule_23_what_an_owner_saves_until_its_record_is_taken_is_not_lost(store
 
 
 def test_rule_8_who_was_taken_for_dead_leaves_nothing(store: MemoryStore) -> None:
-    """It was frozen past its lease, and is told to stop when it wakes: the record is queued, but not by itself."""
+    """It was frozen past its lease, and stops when it wakes: another worker has queued the record."""
     owned = running(store)
     assert recover(store, Loss.CRASH)
     recovered = record(store)
@@ -370,7 +370,7 @@ def test_a_message_that_may_still_be_in_its_queue_is_not_published_again(store: 
 
 
 class Deaf(MemoryStore):
-    """Writes, and its answer is lost: the driver asks again."""
+    """A write whose answer is lost: the driver repeats it."""
 
     def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
         super().compare_and_swap(task_id, expected, update)
@@ -405,7 +405,7 @@ def test_a_store_that_keeps_nothing_lets_every_message_run() -> None:
 
 
 def after_read(store: MemoryStore, act: Callable[[], Any]) -> None:
-    """Have something happen between the next read and what is done with it."""
+    """Run an action between the next read and the write that follows it."""
     read = store.read
 
     def read_and_act(task_id: str) -> Record | None:

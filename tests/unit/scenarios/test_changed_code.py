@@ -1,4 +1,4 @@
-"""A snapshot that the code at hand does not fit goes back to other workers, for the grace."""
+"""A task that this worker's code cannot resume is requeued for other workers, for the grace period."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def swallows(self: Any, ran: list[str]) -> str:
 
 
 @pytest.mark.parametrize("old", [lacks_the_step, has_another_step, swallows])
-def test_old_code_hands_the_task_back_and_new_code_goes_on(
+def test_old_code_requeues_the_task_and_new_code_continues(
     worker: Any, deploy: Any, record: Any, old: Any, caplog: Any
 ) -> None:
     result, bring_new_code = deploy(old)
@@ -183,7 +183,7 @@ def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monk
     requeue_unknown(consumer, maintenance)  # type: ignore[arg-type]
     fresh = FakeMessage(id="fresh", task="x")
     consumer.on_unknown_task(None, fresh, None)
-    assert consumer.failed == ["fresh"], "that is Celery's own matter"
+    assert consumer.failed == ["fresh"], "Celery handles that itself"
     message = FakeMessage(id="resumed", task="x", continuation_generation=3)
     consumer.on_unknown_task(None, message, None)
     ((delay, act),) = consumer.later
@@ -201,7 +201,7 @@ def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monk
 # -- arguments
 
 
-def test_a_type_error_of_the_body_is_no_misfit(worker: Any, task: Any) -> None:
+def test_a_type_error_of_the_body_is_not_a_misfit(worker: Any, task: Any) -> None:
     """Also where a decorator gives the function an argument that its signature seems to ask of the caller."""
     done: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What release 0.1 saved is resumed, and what it can read is written as it reads it."""
+"""Snapshots of release 0.1 are resumed, and it can read the snapshots written now."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def resume(made: Any, text: str) -> Rehearsal:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_loop_of_0_1_goes_on(loop: Any, name: str) -> None:
+def test_a_loop_of_0_1_resumes(loop: Any, name: str) -> None:
     made, done = loop(name)
     run = resume(made, SAMPLES[name])
     assert (run.state, run.value) == ("SUCCESS", 3), run.error
@@ -113,7 +113,7 @@ def test_a_block_and_a_wait_of_0_1_go_on(task: Any) -> None:
 
 
 def read_as_0_1(text: str) -> dict[str, Any]:
-    """Read a snapshot with the eyes of release 0.1: what it needs has to be as it was, all else is passed over."""
+    """Read a snapshot like release 0.1: required fields are unchanged, others are ignored."""
     data = json.loads(text)
     assert data["version"] == 1
     for name, kind, _ in data.get("completed", []):

@@ -1,4 +1,4 @@
-"""What goes wrong around an interruption: stores, backends and brokers away, errors in flight, late executions."""
+"""Failures around an interruption: unavailable stores, backends and brokers, errors, late executions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.worker import take_over
 def test_a_result_backend_that_cannot_store_retry_does_not_keep_the_message_back(
     worker: Any, task: Any, app: Celery, monkeypatch: Any
 ) -> None:
-    """Celery then never calls on_retry; the message goes out all the same."""
+    """Celery then never calls on_retry, but the message is published."""
 
     def run(self: Any) -> None:
         for item in self.iterate("loop", range(6)):
@@ -221,7 +221,7 @@ def test_a_worker_that_is_to_stop_at_once_leaves_the_message_to_the_broker(
     seen: list[int] = []
     task(run).delay()
     monkeypatch.setattr(message, "republish", away)
-    with pytest.raises(TypeError):  # what the solo pool makes of a SystemExit; a prefork child ends
+    with pytest.raises(TypeError):  # the solo pool's reaction to a SystemExit; a prefork child exits
         worker.deliver()
     monkeypatch.undo()
     (delivery,) = worker.deliveries
@@ -259,7 +259,7 @@ def test_a_task_that_exits_by_itself_is_not_an_interruption(worker: Any, task: A
         sys.exit(3)
 
     task(run).delay()
-    with pytest.raises(TypeError):  # what the solo pool makes of a SystemExit
+    with pytest.raises(TypeError):  # the solo pool's reaction to a SystemExit
         worker.deliver()
     assert worker.queued() == 0
 

@@ -1,4 +1,4 @@
-"""A loop never leaves out an item silently: what it does where its source has changed between two executions.
+"""A loop never skips an item silently: its behaviour when its source has changed between two executions.
 
 Each source is tried with random rows, changes, stops and kills (:mod:`tests.support.changing`).  A row that is there
 throughout is done exactly once after stops, at least once after kills, or the run ends with an error that names the
@@ -240,7 +240,7 @@ def test_breaking_a_check_breaks_the_property(name: str, monkeypatch: Any, tmp_p
         list(cases(kind, range(500)))
 
 
-# -- loops that are right: no false alarm
+# -- correct loops: no false alarm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -570,7 +570,7 @@ def test_items_of_several_classes_are_told_apart() -> None:
         assert len(executions.loop(before)) == len(before) - place
 
 
-def test_a_row_with_a_list_is_told_by_its_other_values() -> None:
+def test_a_row_with_a_list_is_identified_by_its_other_values() -> None:
     def rows(*names: str) -> Any:
         return [{"name": name, "tags": None if name == "ann" else [name]} for name in names]
 
@@ -864,7 +864,7 @@ def rows_of(path: Path, text: str) -> Path:
         "list -> keyed", "list -> pages", "list -> nested", "outer list -> keyed",
     ],
 )  # fmt: skip
-def test_a_loop_over_something_else_is_no_guess(before: Any, now: Any, tmp_path: Path) -> None:
+def test_a_loop_over_something_else_is_detected(before: Any, now: Any, tmp_path: Path) -> None:
     table = DjangoTable("int")
     table.clear()
     table.insert([1, 2, 3])
@@ -1080,7 +1080,7 @@ def test_what_cannot_be_counted_is_refused(source: Any) -> None:
 
 
 def test_what_was_done_after_a_save_counts_once() -> None:
-    """A kill goes back to the last save, with what was done then."""
+    """After a kill the task resumes from the last save, with the progress of that time."""
     executions, saved = Executions(), []
 
     def body(task: Any) -> None:

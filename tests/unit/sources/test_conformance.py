@@ -1,4 +1,4 @@
-"""Every source passes the suite that users can run on their own; and one that is wrong does not."""
+"""Every source passes the public conformance suite, and incorrect sources fail it."""
 
 from __future__ import annotations
 

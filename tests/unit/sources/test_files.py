@@ -242,7 +242,7 @@ def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cursor", [7, "x", (1, 2), ((1, "a"), "b"), []])
-def test_what_is_no_place_in_a_file(tmp_path: Path, cursor: Any) -> None:
+def test_invalid_positions_in_a_file_are_refused(tmp_path: Path, cursor: Any) -> None:
     path = tmp_path / "rows"
     path.write_text("one\n")
     with pytest.raises(InvalidStepError):
@@ -256,7 +256,7 @@ def test_a_line_that_is_of_another_encoding(tmp_path: Path) -> None:
         read(lines(path))
 
 
-def test_a_line_that_is_no_json(tmp_path: Path) -> None:
+def test_a_line_that_is_not_json(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_text("1\n{\n")
     with pytest.raises(ValueError, match="has a line that is not JSON: '{"):

@@ -248,7 +248,7 @@ def test_a_model_that_inherits_its_key(models: Any, books: Any) -> None:
 
 
 @pytest.mark.parametrize("cursor", [(1,), [1], (1, 2)])
-def test_a_cursor_that_is_no_key(books: Any, cursor: Any) -> None:
+def test_a_cursor_that_is_not_a_key_is_refused(books: Any, cursor: Any) -> None:
     with pytest.raises(InvalidStepError, match="rows by id cannot be read from"):
         query_rows(books).read(cursor)
     if cursor != (1, 2):
@@ -533,7 +533,7 @@ def test_a_connection(engine: sa.Engine, poems: orm.Session) -> None:
             list(select_rows(connection, sa.select(Poem)).read(None))
 
 
-def test_what_is_no_session(engine: sa.Engine, poems: orm.Session) -> None:
+def test_values_that_are_not_sessions_are_refused(engine: sa.Engine, poems: orm.Session) -> None:
     for wrong in (engine, orm.sessionmaker(engine), None):
         with pytest.raises(InvalidStepError, match=r"takes a session or connection, not a .*; write `with Session\("):
             select_rows(wrong, sa.select(Poem))
@@ -546,7 +546,7 @@ def test_what_is_no_session(engine: sa.Engine, poems: orm.Session) -> None:
 
 
 @pytest.mark.parametrize("wrong", [sa.text("SELECT 1"), sa.union(sa.select(Poem.id), sa.select(Poem.id))])
-def test_a_statement_that_is_no_select(wrong: Any) -> None:
+def test_a_statement_that_is_not_a_select_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidStepError, match="select_rows takes a select, not a "):
         opening(wrong)()
 
@@ -664,7 +664,7 @@ def test_a_select_whose_session_is_opened_for_it(engine: sa.Engine) -> None:
     assert [session.closed for session in made] == [True]
     pairs = source.read(4)
     assert next(pairs)[0].id == 5
-    del pairs  # as of a loop that is left
+    del pairs  # like a loop that was left
     assert [session.closed for session in made] == [True, True]
 
 

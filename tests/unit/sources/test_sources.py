@@ -1,4 +1,4 @@
-"""What iterate takes, in tasks that a worker runs: what is recognised, pages, combinators, items put aside."""
+"""The inputs of iterate, in tasks run by a worker: recognised types, pages, combinators, failed items."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.worker import Killed
 
 
 def loop(source: Any, seen: list[Any], stop_after: Any = (), worker: Any = None, **options: Any) -> Any:
-    """A task's body that notes its items, and is interrupted after some, by their count."""
+    """A task's body that records its items and is interrupted after given numbers of them."""
 
     def body(self: Any) -> None:
         for item in self.iterate("loop", source, **options):
@@ -488,7 +488,7 @@ def test_pages_that_cannot_be_gone_on_with(page: Any, problem: str) -> None:
 
 @pytest.mark.parametrize("cursor", [5, (1,), (None, "a"), (None, -1), (None, True), [None, 1]])
 def test_a_cursor_that_is_none_of_pages_or_nested_sources(cursor: Any) -> None:
-    """As of a loop that went over something else, before the task was changed."""
+    """The cursor of a loop over something else, before the task was changed."""
     with pytest.raises(InvalidStepError, match="pages cannot be read from"):
         pages(lambda token: (["a"], None)).read(cursor)
     with pytest.raises(InvalidStepError, match="nested sources cannot be read from"):
@@ -526,7 +526,7 @@ def test_keys_without_an_order() -> None:
 # -- combinators
 
 
-def test_what_a_dict_shows_is_no_set() -> None:
+def test_dict_views_are_not_taken_for_sets() -> None:
     """Its keys and items are in the order in which they came."""
     both = {"b": 1, "a": 2}
     assert [item for item, _ in opening(both.keys())().read(1)] == ["a"]
@@ -602,12 +602,12 @@ def test_a_total_in_other_units_than_the_source_counts_in_is_not_taken(worker: A
         (lambda: pages("page"), "pages takes a function"),
     ],
 )
-def test_what_is_no_source_is_refused(make: Any, problem: str) -> None:
+def test_values_that_are_not_sources_are_refused(make: Any, problem: str) -> None:
     with pytest.raises(InvalidStepError, match=problem):
         make()
 
 
-# -- items put aside
+# -- failed items
 
 
 def attempts(rows: Any, done: list[Any], load: Any = int) -> None:
@@ -769,7 +769,7 @@ def test_what_is_not_of_the_item_is_raised(worker: Any, task: Any, error: Except
         made()
 
 
-def test_where_there_is_no_memory_left(task: Any) -> None:
+def test_when_memory_runs_out(task: Any) -> None:
     with pytest.raises(MemoryError):
         task(raising(MemoryError()))()
 

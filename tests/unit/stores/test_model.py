@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, every store answers as the one in memory does."""
+"""For any sequence of calls, every store gives the same answers as the memory store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ times = st.sampled_from([None, None, -5.0, 1000.0, Due.UNCHANGED])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Does the same to a store and to the model, and compares what they answer."""
+    """Makes the same calls to a store and to the model, and compares the answers."""
 
     store: Store
 

@@ -254,7 +254,7 @@ def test_a_database_that_another_process_writes_to_is_waited_for(database: Path)
 
 
 def test_take_without_returning(database: Path) -> None:
-    """As of SQLite before 3.35."""
+    """SQLite before 3.35 lacks RETURNING."""
     store = DatabaseStore(f"sqlite:///{database}", "n")
     store._engine.dialect.update_returning = False
     store.compare_and_swap("id", None, Update(RUNNING, "text", "message", "value"))
@@ -264,7 +264,7 @@ def test_take_without_returning(database: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["\ud800", "lone \udfff"])
-def test_what_is_no_text_is_refused(database: Path, text: str) -> None:
+def test_values_that_are_not_text_are_refused(database: Path, text: str) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
     with pytest.raises(StoreError, match="UnicodeEncodeError"):
         store.compare_and_swap("id", None, Update(RUNNING, text))

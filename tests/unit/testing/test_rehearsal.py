@@ -1,4 +1,4 @@
-"""What users test their tasks with: interruptions, waits, a clock that skips."""
+"""The testing kit for users: interruptions, waits, and a clock that skips."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_place_that_the_task_does_not_come_to(imports: Any) -> None:
         imports.apply((2,))
 
 
-def test_there_is_no_checkpoint_after_the_last_step(imports: Any) -> None:
+def test_the_last_step_is_not_followed_by_a_checkpoint(imports: Any) -> None:
     with refused("without a checkpoint after step 'report'"), interrupt_after_step(imports, "report"):
         imports.apply((200,))
 
@@ -219,7 +219,7 @@ def test_a_name_that_is_none(imports: Any, name: Any) -> None:
 # -- what goes from one execution to the next
 
 
-def test_only_what_is_saved_goes_on(task: Any) -> None:
+def test_only_saved_state_reaches_the_next_execution(task: Any) -> None:
     def body(self: Any, rows: list[int]) -> Any:
         self.saved.setdefault("kept", 0)
         self.on_self = getattr(self, "on_self", 0) + 1

@@ -351,7 +351,7 @@ def test_an_error_of_the_resumed_run_only(hold: Any, world: World) -> None:
     assert isinstance(caught.value.__cause__, UnboundLocalError)
 
 
-def test_an_error_that_is_resumed_from_only_where_the_task_has_got_on(hold: Any, world: World) -> None:
+def test_an_error_that_resumes_only_where_the_task_made_progress(hold: Any, world: World) -> None:
     def flaky(self: Any) -> None:
         for number in self.iterate("rows", range(4)):
             world.calls[number] += 1
@@ -392,7 +392,7 @@ def test_a_task_that_never_ends_once_it_is_interrupted(hold: Any, world: World) 
     assert "it does not end" in fault(hold, forever)
 
 
-def test_a_task_that_leaves_for_ever_once_it_is_interrupted(hold: Any, world: World) -> None:
+def test_a_task_that_keeps_stopping_once_it_is_interrupted(hold: Any, world: World) -> None:
     def leaving(self: Any) -> None:
         for step in self.step("rows", start=0):
             if step.resumed:
@@ -415,7 +415,7 @@ def test_a_check_that_fails_itself(hold: Any, world: World) -> None:
     assert "it raises AssertionError: one row is wanted" in fault(hold, early, check=check)
 
 
-# -- what cannot be judged
+# -- tasks that cannot be judged
 
 
 def test_a_task_without_checkpoints(hold: Any) -> None:
@@ -488,7 +488,7 @@ def test_a_task_that_takes_another_way_each_time(hold: Any, world: World) -> Non
         hold(uneven)
 
 
-def test_what_is_no_continuable_task(app: Celery) -> None:
+def test_tasks_that_are_not_continuable_are_refused(app: Celery) -> None:
     with pytest.raises(TypeError, match="is not a continuable task"):
         assert_resumable(app.task(fault), check=int)
 

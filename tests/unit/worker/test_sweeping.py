@@ -1,4 +1,4 @@
-"""What dead workers have left is found once, and put back into its queue."""
+"""A sweep recovers the tasks of dead workers, each once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def losses(store: Any, task_id: str) -> tuple[int, int]:
     return Snapshot.loads(store.read(task_id).snapshot).losses
 
 
-def test_a_lost_execution_is_recovered_and_goes_on(
+def test_a_lost_execution_is_recovered_and_resumes(
     worker: Any, sweeper: Sweeper, lost: Any, store: Any, caplog: Any
 ) -> None:
     result = lost()
@@ -209,7 +209,7 @@ def test_a_neighbour_that_is_recovered_later_is_still_one(sweeper: Sweeper, lost
     assert losses(store, result.id) == (0, 1)
 
 
-def test_progress_starts_the_count_anew() -> None:
+def test_progress_resets_the_count() -> None:
     snapshot = Snapshot(current=("loop", 1))
     for _ in range(3):
         snapshot.lose(alone=True)
@@ -247,7 +247,7 @@ def test_a_crash_loop_ends(
     assert record(result.id).fence.status == Status.FAILED, "the record stays"
 
 
-def test_a_message_that_nobody_takes_up_is_published_again(
+def test_a_message_that_is_never_claimed_is_published_again(
     worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any
 ) -> None:
     result = lost()
@@ -535,9 +535,7 @@ def test_maintenance_renews_the_lease_and_notes_when_the_worker_stops(maintenanc
     assert store.scan().leases[0].note == Loss.STOP
 
 
-def test_a_worker_that_could_not_reach_its_store_trusts_no_lease_at_first(
-    maintenance: Any, store: Any, monkeypatch: Any
-) -> None:
+def test_a_worker_that_lost_its_store_judges_no_lease_at_first(maintenance: Any, store: Any, monkeypatch: Any) -> None:
     _, _, maintained = maintenance.test
     asked: list[bool] = []
     monkeypatch.setattr(maintained.sweeper, "sweep", lambda by_lease: asked.append(by_lease()) or store.scan())
