@@ -264,6 +264,6 @@ def rewrap_autoretry(task: Any) -> None:
 def on_every_app(when_finalizing: Callable[[Any], None], when_finalized: Callable[[Any], None]) -> None:
     """Call a function with every app, including future ones.  Why: shared tasks have no other hook."""
     _state.connect_on_app_finalize(when_finalizing)
-    for app in _state._get_active_apps():  # type: ignore[attr-defined]
+    for app in list(_state._get_active_apps()):  # type: ignore[attr-defined]
         if app.finalized:
             when_finalized(app)

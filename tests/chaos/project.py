@@ -39,8 +39,7 @@ def tell(task_id: str, generation: int, word: str, *more: Any) -> None:
 @app.task(base=ContinuableTask, bind=True, name="chaos.work")
 def work(self: Any, number: int, items: int, pages: int, delay: float, isolated: bool = False) -> int:
     """Several steps of all kinds."""
-    record = execution_of(self.request)._owned
-    generation = record.fence.generation if record else 0
+    generation = execution_of(self.request).checkpoints.ownership.record.fence.generation
 
     def write(*words: Any) -> None:
         tell(self.request.id, generation, *words)
