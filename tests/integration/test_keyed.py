@@ -113,9 +113,7 @@ def test_a_key_that_the_database_has_more_exactly_than_python(session: orm.Sessi
     inexact = sa.Table("inexact", sa.MetaData(), sa.Column("key", sa.REAL, primary_key=True))
     inexact.create(session.connection())
     session.execute(inexact.insert(), [{"key": 0.1}])
-    with pytest.raises(
-        InvalidStepError, match=r"two rows have the key 0.1 .*more precision than Python"
-    ):
+    with pytest.raises(InvalidStepError, match=r"two rows have the key 0.1 .*more precision than Python"):
         list(select_rows(session, sa.select(inexact)).read(None))
     session.rollback()
 
