@@ -165,6 +165,10 @@ class Positions:
 
     def _rest(self, start: int) -> Iterator[Any]:
         items = self._items
+        if type(items) is list or type(items) is tuple:
+            rest: Any = iter(items)
+            rest.__setstate__(start)  # as unpickling does: at once, where islice would pass each item
+            return rest  # type: ignore[no-any-return]
         if isinstance(items, (list, tuple)) or not isinstance(items, Sequence):
             return islice(items, start, None)
         if isinstance(items, range):
