@@ -97,7 +97,7 @@ def warn_of_overrides(cls: type[Any], base: type[Any], names: Iterable[str]) -> 
     for name in names:
         owner = next(owner for owner in cls.__mro__ if name in vars(owner))
         found = vars(owner)[name]
-        if issubclass(owner, base) and hasattr(type(found), "__get__"):
+        if (issubclass(owner, base) or owner in base.__mro__) and hasattr(type(found), "__get__"):
             continue
         if any(issubclass(one, base) and inspect.getattr_static(one, name) is found for one in cls.__bases__):
             continue

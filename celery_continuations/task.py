@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from celery_continuations import celery_internals, refusals, waits
 from celery_continuations.boundary import BoundaryTask
@@ -17,13 +17,11 @@ from celery_continuations.core.snapshot import Saved
 from celery_continuations.core.step import Step
 from celery_continuations.core.typevars import P, R_co
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.execution.direct import (
-    execution_of,
-)
+from celery_continuations.execution.direct import execution_of
 from celery_continuations.sources import opener
 from celery_continuations.sources.base import AUTO, Sources
 from celery_continuations.transactions import unit_of
-from celery_continuations.waits import RAISE
+from celery_continuations.waits import Waiter, Waits
 
 if TYPE_CHECKING:
     from celery import Signature, group
@@ -51,7 +49,7 @@ _PUBLIC = (
 )  # fmt: skip
 
 
-class AppTask(BoundaryTask[P, R_co]):
+class AppTask(Waits, BoundaryTask[P, R_co]):
     """A Celery task that may have steps.  For a whole app:
 
     >>> from celery import Celery
@@ -232,90 +230,6 @@ class AppTask(BoundaryTask[P, R_co]):
         opened = opener(name, source, batch, total, identity)
         return run.declare(Iteration(run, name, opened, start, isolated, on_error, unit))
 
-    def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
-        """Wait until a value is delivered under ``name``; see :meth:`ContinuableAsyncResult.deliver`.
-
-        Meanwhile the task occupies no worker and no message.
-
-        Args:
-            name: the name of the wait, which is a step.
-            timeout: seconds or a timedelta, from the first call; None to wait forever.
-            default: what to return on timeout.
-
-        Returns:
-            The payload.
-
-        Raises:
-            WaitTimeout: on timeout, without a default.
-            StoreError: when the store cannot keep a wait (``"message"``).
-
-        >>> from celery import Celery
-        >>> from celery_continuations.testing import delivered
-        >>> app = Celery(set_as_current=False)
-        >>> @app.task(base=ContinuableTask, bind=True)
-        ... def publish(self):
-        ...     return self.wait_for("approval", timeout=3600, default="no one")
-        >>> publish()
-        'no one'
-        >>> with delivered(approval="ann"):
-        ...     publish()
-        'ann'
-        """
-        run, waiter = self._waits(name)
-        return waits.wait_for(run, waiter, name, timeout, default)
-
-    def sleep(self, name: str, until: float | timedelta | datetime) -> None:
-        """Continue at a moment, which the first call fixes.
-
-        Args:
-            name: the name of the step.
-            until: seconds or a timedelta from now, or a datetime; a naive one is in the app's timezone.
-
-        Raises:
-            StoreError: see :meth:`wait_for`.
-        """
-        run, waiter = self._waits(name)
-        waits.sleep(run, waiter, name, until, self.app)
-
-    def wait_until(
-        self,
-        name: str,
-        predicate: Callable[[], V | None],
-        every: float | timedelta,
-        timeout: float | timedelta | None = None,
-    ) -> V:
-        """Call ``predicate()`` until it returns a true value, and free the worker in between.
-
-        Args:
-            name: the name of the step.
-            predicate: called until it returns a true value.
-            every: seconds or a timedelta between two calls; only a worker's sweep, every
-                ``continuation_sweep_interval``, resumes the task, so shorter times have no effect.
-            timeout: seconds or a timedelta, from the first call.
-
-        Returns:
-            The value of the predicate.
-
-        Raises:
-            WaitTimeout: when it was not true in time; in a direct call, when it is not true immediately.
-            StoreError: see :meth:`wait_for`.
-        """
-        run, waiter = self._waits(name)
-        value: V = waits.wait_until(run, waiter, name, predicate, every, timeout)
-        return value
-
-    def resume_in(self, delay: float | timedelta) -> NoReturn:
-        """Inside a step: free the worker, and resume after ``delay`` at the same cursor.  No retry is counted.
-
-        Args:
-            delay: seconds or a timedelta.
-
-        Raises:
-            InvalidStepError: outside of a step, and in a direct call.
-            StoreError: see :meth:`wait_for`.
-        """
-        waits.resume_in(*self._waits("resume_in"), delay)
-
     @overload
     def wait_for_results(self, name: str, signatures: group) -> list[Any]: ...
     @overload
@@ -414,7 +328,7 @@ class AppTask(BoundaryTask[P, R_co]):
         run: Run = execution.begin()
         return run
 
-    def _waits(self, name: str) -> tuple[Run, waits.Waiter]:
+    def _waits(self, name: str) -> tuple[Run, Waiter]:
         check_name(name)
         return self._run(name), execution_of(self.request_stack.top).waiter
 

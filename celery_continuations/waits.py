@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from celery import group, states
 from celery.canvas import Signature
@@ -21,9 +21,11 @@ from celery_continuations.core.step import Step
 from celery_continuations.exceptions import InvalidStepError, StoreError, WaitTimeout
 
 if TYPE_CHECKING:
-    from celery import Task
+    from celery import Celery, Task
 
-__all__ = ["PARENT", "RAISE", "resume_in", "sleep", "wait_for", "wait_for_results", "wait_until"]
+__all__ = ["PARENT", "RAISE", "Waiter", "Waits", "resume_in", "sleep", "wait_for", "wait_for_results", "wait_until"]
+
+V = TypeVar("V")
 
 logger = logging.getLogger("celery_continuations")
 
@@ -63,6 +65,100 @@ class Waiter(Protocol):
 
     def keep(self) -> None:
         """Save now; free the worker and try again later if that is not possible."""
+
+
+class Waits:
+    """The waits among the methods of a task."""
+
+    if TYPE_CHECKING:
+        app: Celery
+
+        def _waits(self, name: str) -> tuple[Run, Waiter]:
+            """Return the run of the task, and what its waits need, for the wait ``name``."""
+
+    def wait_for(self, name: str, timeout: float | timedelta | None = None, default: Any = RAISE) -> Any:
+        """Wait until a value is delivered under ``name``; see :meth:`ContinuableAsyncResult.deliver`.
+
+        Meanwhile the task occupies no worker and no message.
+
+        Args:
+            name: the name of the wait, which is a step.
+            timeout: seconds or a timedelta, from the first call; None to wait forever.
+            default: what to return on timeout.
+
+        Returns:
+            The payload.
+
+        Raises:
+            WaitTimeout: on timeout, without a default.
+            StoreError: when the store cannot keep a wait (``"message"``).
+
+        >>> from celery import Celery
+        >>> from celery_continuations.testing import delivered
+        >>> app = Celery(set_as_current=False)
+        >>> @app.task(base=ContinuableTask, bind=True)
+        ... def publish(self):
+        ...     return self.wait_for("approval", timeout=3600, default="no one")
+        >>> publish()
+        'no one'
+        >>> with delivered(approval="ann"):
+        ...     publish()
+        'ann'
+        """
+        run, waiter = self._waits(name)
+        return wait_for(run, waiter, name, timeout, default)
+
+    def sleep(self, name: str, until: float | timedelta | datetime) -> None:
+        """Continue at a moment, which the first call fixes.
+
+        Args:
+            name: the name of the step.
+            until: seconds or a timedelta from now, or a datetime; a naive one is in the app's timezone.
+
+        Raises:
+            StoreError: see :meth:`wait_for`.
+        """
+        run, waiter = self._waits(name)
+        sleep(run, waiter, name, until, self.app)
+
+    def wait_until(
+        self,
+        name: str,
+        predicate: Callable[[], V | None],
+        every: float | timedelta,
+        timeout: float | timedelta | None = None,
+    ) -> V:
+        """Call ``predicate()`` until it returns a true value, and free the worker in between.
+
+        Args:
+            name: the name of the step.
+            predicate: called until it returns a true value.
+            every: seconds or a timedelta between two calls; only a worker's sweep, every
+                ``continuation_sweep_interval``, resumes the task, so shorter times have no effect.
+            timeout: seconds or a timedelta, from the first call.
+
+        Returns:
+            The value of the predicate.
+
+        Raises:
+            WaitTimeout: when it was not true in time; in a direct call, when it is not true immediately.
+            StoreError: see :meth:`wait_for`.
+        """
+        run, waiter = self._waits(name)
+        value: V = wait_until(run, waiter, name, predicate, every, timeout)
+        return value
+
+    def resume_in(self, delay: float | timedelta) -> NoReturn:
+        """Inside a step: free the worker, and resume after ``delay`` at the same cursor.  No retry is counted.
+
+        Args:
+            delay: seconds or a timedelta.
+
+        Raises:
+            InvalidStepError: outside of a step, and in a direct call.
+            StoreError: see :meth:`wait_for`.
+        """
+        resume_in(*self._waits("resume_in"), delay)
 
 
 def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | None, default: Any) -> Any:
