@@ -177,25 +177,20 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
         Args:
             name: the name of the step.
             source: a sequence, range or iterable; a source; a path (its CSV rows if it ends in ``.csv``, its JSON
-                values if it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading (its
-                lines, from its beginning); any type registered with :func:`sources.register`; or a function that
-                returns one of these and is called only if the step is not complete.  A source without a key is read
-                by position: a resumption skips as many items as were done, and compares the last of them with what was
-                saved of it.
+                values if it ends in ``.jsonl`` or ``.ndjson``, else its lines); a text file opened for reading; a type
+                registered with :func:`sources.register`; or a function that returns one of these, called only if the
+                step is not complete.  A source without a key is read by position: a resumption skips the items that
+                were done, and compares the last of them with what was saved of it.
             start: where to start; for positions an int.
             isolated: run the step in its own execution.
             batch: yield lists of up to this many items.
-            total: number of items, for progress, if the source does not know it; ``"count"`` counts a queryset or
-                select once.
-            on_error: how many items may fail inside ``with rows.attempt():``; see :meth:`Iteration.attempt`.  They are
-                listed in ``rows.failed``.
-            transaction: a SQLAlchemy Session, or the alias of a Django database, e.g. ``"default"``, of the database
-                that is also ``continuation_store``: the body's work in it is committed after each item, together with
-                the cursor, so that each item takes effect exactly once.  The body must not commit.  Work that ends in
-                a break or an error is rolled back.
-            identity: for items read by position that look different in each execution: a function that returns an
-                item's identity; None to compare nothing.  By default the identity is the key of a model instance, the
-                ``id`` of an item, or all of it.
+            total: number of items, for progress; ``"count"`` counts a queryset or select once.
+            on_error: how many items may fail, see :meth:`Iteration.attempt`; they are listed in ``rows.failed``.
+            transaction: a SQLAlchemy Session, or the alias of a Django database, of the database that is also
+                ``continuation_store``: the body's work in it is committed after each item, with the cursor, so that
+                each item takes effect exactly once.  The body must not commit.
+            identity: a function that returns what identifies an item, for items read by position that look different
+                in each execution; None to compare nothing.
 
         Returns:
             An iterable, to be used once, with ``cursor``, ``total``, ``resumed`` and ``failed``.
@@ -206,14 +201,6 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
 
         >>> from celery import Celery
         >>> app = Celery(set_as_current=False)
-        >>> sizes = []
-        >>> @app.task(base=ContinuableTask, bind=True)
-        ... def write(self):
-        ...     for rows in self.iterate("import", range(10), batch=4):
-        ...         sizes.append(len(rows))
-        >>> write()
-        >>> sizes
-        [4, 4, 2]
         >>> @app.task(base=ContinuableTask, bind=True)
         ... def parse(self, texts):
         ...     rows = self.iterate("parse", texts, on_error=1)
