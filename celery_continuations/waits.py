@@ -94,6 +94,7 @@ class Waits:
             StoreError: when the store cannot keep a wait (``"message"``).
 
         >>> from celery import Celery
+        >>> from celery_continuations import ContinuableTask
         >>> from celery_continuations.testing import delivered
         >>> app = Celery(set_as_current=False)
         >>> @app.task(base=ContinuableTask, bind=True)
