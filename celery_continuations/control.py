@@ -84,7 +84,7 @@ def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None
 
 
 def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
-    """Stop a task at its next checkpoint until :func:`resume`.
+    """Stop a task at its next save, which is a checkpoint, until :func:`resume`.
 
     Arguments as in :func:`deliver`.
 
@@ -110,7 +110,7 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
 
 
 def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
-    """End a task in the state REVOKED: at its next checkpoint, or immediately if it is not running.
+    """End a task in the state REVOKED: at its next save, or immediately if it is not running.
 
     Its record is emptied and callbacks are not called; a chord that contains it fails, as for a revoked task.
     Arguments as in :func:`deliver`.

@@ -121,7 +121,7 @@ class ContinuableAsyncResult(GenericResult[R_co]):
         control.deliver(self.id, name, payload, app=self.app, store=self._store)
 
     def pause(self) -> None:
-        """Stop the task at its next checkpoint; see :func:`celery_continuations.control.pause`."""
+        """Stop the task at its next save; see :func:`celery_continuations.control.pause`."""
         control.pause(self.id, app=self.app, store=self._store)
 
     def resume(self) -> None:
