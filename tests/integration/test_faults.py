@@ -215,7 +215,7 @@ def test_the_store_is_refused_at_the_claim(proxied: Any) -> None:
     worker = cluster.worker("-c", "1")
     proxies["store"].refuse()
     result = cluster.send("rows", 5)
-    worker.await_log("cannot be claimed")
+    worker.await_log("the claim failed")
     proxies["store"].accept()
     assert result.get(timeout=60) == 5
     assert cluster.trace.items() == list(range(5))
