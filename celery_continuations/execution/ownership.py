@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn
 
 from celery.exceptions import Ignore
 
@@ -17,6 +18,22 @@ from celery_continuations.stores import Status
 __all__ = ["SUPERSEDED", "Ownership"]
 
 SUPERSEDED = "superseded"
+
+
+class _Writing:
+    """See :meth:`Ownership.writing`; a class, because a save is to cost little."""
+
+    __slots__ = ("_ownership",)
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+
+    def __enter__(self) -> OwnedRecord:
+        return self._ownership.record
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Superseded):
+            self._ownership.superseded()
 
 
 class Ownership:
@@ -34,20 +51,20 @@ class Ownership:
         self.lose = lose
         self._message = message
 
-    @contextmanager
-    def writing(self) -> Iterator[OwnedRecord]:
+    def writing(self) -> _Writing:
         """Wrap each write.
 
         Raises:
             Interrupt: when another execution owns the record, within the task's own code.
             Ignore: when another execution owns the record, after the task's own code.
         """
-        try:
-            yield self.record
-        except Superseded:
-            self._message.reporter.log(logging.WARNING, "refused", "stopped: superseded by another execution")
-            self.lose(SUPERSEDED)
-            raise Ignore(SUPERSEDED) from None
+        return _Writing(self)
+
+    def superseded(self) -> NoReturn:
+        """Another execution owns the record.  Raises as :meth:`writing`."""
+        self._message.reporter.log(logging.WARNING, "refused", "stopped: superseded by another execution")
+        self.lose(SUPERSEDED)
+        raise Ignore(SUPERSEDED) from None
 
     def end(self, status: Status, snapshot: str | None) -> None:
         """Write the final status, once Celery has stored the state."""

@@ -135,7 +135,7 @@ class Fence(NamedTuple):
             place = str(self.republished)
         elif self.message_saved:
             place = _MESSAGE_SAVED
-        return f"{self.generation} {self.status} {place}"
+        return f"{self.generation} {self.status.value} {place}"
 
     @classmethod
     def loads(cls, text: str) -> Fence:
@@ -191,6 +191,10 @@ class Record:
     inbox: str | None = None
 
 
+# What an update says but for its fencing token and snapshot, in a save.
+_NOTHING_ELSE = (None,) * 6
+
+
 @dataclass(frozen=True)
 class Update:
     """What one write changes in a record.
@@ -214,6 +218,12 @@ class Update:
     due_in: float | Due | None = None
     expires_in: float | None = None
     expected_inbox: str | None = None
+
+    @property
+    def is_save(self) -> bool:
+        """Whether it changes nothing but the snapshot, and the fencing token."""
+        others = (self.message, self.value, self.inbox, self.due_in, self.expires_in, self.expected_inbox)
+        return self.snapshot is not None and others == _NOTHING_ELSE
 
     def fits(self, found: Record | None, expected: Fence | None) -> bool:
         """Whether the record in the store is the one that the writer expects."""

@@ -239,11 +239,9 @@ class RedisStore(Store):
 
     def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
         fence = update.fence.dumps()
-        args: list[Any] = [
-            expected.dumps() if expected else "",
-            "" if update.snapshot is None else f"{fence}\n{update.snapshot}",
-        ]
-        if expected == update.fence and update.snapshot is not None and update == Update(update.fence, update.snapshot):
+        known = "" if expected is None else fence if expected is update.fence else expected.dumps()
+        args: list[Any] = [known, "" if update.snapshot is None else f"{fence}\n{update.snapshot}"]
+        if known == fence and update.is_save:
             return bool(self._run(_SWAP, task_id, *args))
         due_in, expires_in, inbox = update.due_in, update.expires_in, update.expected_inbox
         args += (
