@@ -11,7 +11,6 @@ from celery_continuations.core import codec
 from celery_continuations.core.evolution import misfit_of_loop
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.reader import (
-    NOTHING,
     Counted,
     Opened,
     OtherKind,
@@ -173,23 +172,33 @@ class Iteration(Step[Any], Generic[Item_co]):
             return
         with _Leaving(self):
             reader, pair, pairs = self._resume()
+            is_batched = reader.is_batched
             # After each checkpoint that had something to do, the next item decides how items are kept: the body may
             # have changed the last one.
             while pair is not _END:
                 item, after = pair
                 pair = None  # zip reuses its tuple, unless something still refers to it
                 keep = reader.keep_of(item)
-                _, same, exact, by_id, make = keep
-                kept, size = keep.of(item), _size(reader, item)
+                by_position, same, exact, by_id, make = keep
+                kept, size = keep.of(item), len(item) if is_batched else 1
                 yield item
-                self._pass(after, kept, size)
+                self.cursor = after
+                self._kept = kept
+                if self._done is not None:
+                    self._done += size
                 if run.attention:
                     pass
-                elif not (keep.by_position and isinstance(pairs, Counted)):
+                elif not (by_position and isinstance(pairs, Counted)):
+                    # As the first item; calls would slow down every item.
+                    keeps, done = same or make is not None, self._done
                     for item, after in pairs:
-                        kept, size = None if keep is NOTHING else keep.of(item), _size(reader, item)
+                        kept = keep.of(item) if keeps else None
+                        size = len(item) if is_batched else 1
                         yield item
-                        self._pass(after, kept, size)
+                        self.cursor = after
+                        self._kept = kept
+                        if done is not None:
+                            self._done = done = done + size
                         if run.attention:
                             break
                     else:
@@ -244,13 +253,6 @@ class Iteration(Step[Any], Generic[Item_co]):
         pairs = _begin_with_each(self.unit, chain((first,), pairs))
         return reader, next(pairs), pairs
 
-    def _pass(self, after: Any, kept: Any, size: int) -> None:
-        """Move past an item that is done, of which ``kept`` was kept."""
-        self.cursor = after
-        self._kept = kept
-        if self._done is not None:
-            self._done += size
-
     def _moved_past(self, reader: Reader) -> None:
         """Make a checkpoint after an item, because one has something to do."""
         if reader.checks:
@@ -302,11 +304,6 @@ class _Leaving:
                 run.refuse(misfit_of_loop(step.name, error.saved, error.found))
         finally:
             step.leave()
-
-
-def _size(reader: Reader, item: Any) -> int:
-    """Return how many items of the source an item of the loop contains."""
-    return len(item) if reader.is_batched else 1
 
 
 def _begin_with_each(unit: Unit, pairs: Pairs) -> Pairs:
