@@ -88,9 +88,7 @@ class _Claim:
         if known.status in NOT_CLAIMABLE:
             self.refuse(record)
             return None
-        # Rule 3: a message older than the last claim's is stale.
-        is_older = self.generation < known.generation
-        if self.generation < known.generation - 1 or (is_older and known.status not in OWNED):
+        if self.is_stale(known):
             raise _Stale
         if self.generation == known.generation - 1 and known.owner:
             return self.of_dead_owner(record)
@@ -134,6 +132,12 @@ class _Claim:
             if not self.store.compare_and_swap(self.task_id, known, kept):
                 return
         raise _Stale
+
+    def is_stale(self, known: Fence) -> bool:
+        """Whether the message is older than the last claim's."""
+        # Rule 3: a message is stale if a claim after it has succeeded. An owner's own message may be delivered twice.
+        is_older = self.generation < known.generation
+        return self.generation < known.generation - 1 or (is_older and known.status not in OWNED)
 
     def newest(self, record: Record) -> str | None:
         """Return the newer of the message's snapshot and the record's."""
