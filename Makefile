@@ -79,6 +79,7 @@ signatures: $(VENV)/.test $(VENV)/.lint
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build
+	$(BIN)/python tests/links.py docs/_build
 
 bench: $(VENV)/.test servers
 	$(BIN)/python -m benchmarks

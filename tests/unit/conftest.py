@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,18 +123,33 @@ def root_log_level() -> Iterator[None]:
     logging.root.setLevel(level)
 
 
-@pytest.fixture
-def django_database(tmp_path: Path) -> Iterator[Path]:
-    """The database of the Django project, in a file of this test."""
-    path = tmp_path / "some progress.db"
+@contextmanager
+def _django_at(path: Path) -> Iterator[None]:
     connection = connections["default"]
     before = connection.settings_dict["NAME"]
     connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = path
     connection.close()  # only now: Django leaves the connection to a database in memory open
-    call_command("migrate", verbosity=0)
-    yield path
+    yield
     connection.close()
     connections.settings["default"]["NAME"] = connection.settings_dict["NAME"] = before
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of the Django project without a row."""
+    path = tmp_path_factory.mktemp("django") / "migrated.db"
+    with _django_at(path):
+        call_command("migrate", verbosity=0)
+    return path
+
+
+@pytest.fixture
+def django_database(tmp_path: Path, migrated_database: Path) -> Iterator[Path]:
+    """The database of the Django project, in a file of this test."""
+    path = tmp_path / "some progress.db"
+    shutil.copy(migrated_database, path)
+    with _django_at(path):
+        yield path
 
 
 @pytest.fixture(scope="session")

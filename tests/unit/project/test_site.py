@@ -1,24 +1,19 @@
-"""The examples on the pages run, and the site builds without a warning."""
+"""The examples on the pages run."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
-import subprocess
 import sys
 import unittest
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from celery import Celery
 
 from celery_continuations import ContinuableTask, conf
-from celery_continuations.testing import assert_resumable
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -28,13 +23,6 @@ PAGES = sorted(DOCS.rglob("*.md"))
 RUN_ELSEWHERE = {
     "waiting.md": "test_waiting_page.py",
 }
-
-# Examples that need the reader's own code or a later feature: their first line, and why they are not run.
-NOT_RUN: dict[tuple[str, str], str] = {}
-if "upgrade_from" not in inspect.signature(assert_resumable).parameters:
-    NOT_RUN["howto/deploys.md", "from celery_continuations.testing import assert_resumable"] = (
-        "upgrade_from= is to come"
-    )
 
 # Languages of blocks that are not run.
 OTHER = {"pyi", "sh", "yaml", "ini", "text", "json", "{toctree}", "{include} ../CHANGELOG.md", "{eval-rst}", ""}
@@ -75,7 +63,7 @@ def test_the_examples_of_a_page(
         monkeypatch.setitem(sys.modules, "proj", SimpleNamespace(app=app))
         names.update(ContinuableTask=ContinuableTask, os=os, flask_app=SimpleNamespace(wsgi_app=None))
     for language, block in fences(page):
-        if language == "python" and (name_of(page), block.splitlines()[0]) not in NOT_RUN:
+        if language == "python":
             exec(compile(block, str(page), "exec", dont_inherit=True), names)
     if "test_the_upgrade" in names:
         names["test_the_upgrade"]()
@@ -84,8 +72,6 @@ def test_the_examples_of_a_page(
 def test_what_is_not_run_here_is_there() -> None:
     for page, test in RUN_ELSEWHERE.items():
         assert f'"{page}"' in (Path(__file__).parent / test).read_text()
-    firsts = {(name_of(page), block.partition("\n")[0]) for page in PAGES for _, block in fences(page)}
-    assert set(NOT_RUN) <= firsts
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
@@ -96,41 +82,6 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     )
     found = [(name, default, allowed) for name, default, _, allowed in rows]
     assert found == [(name, repr(one.default), one.allowed) for name, one in conf.SETTINGS.items()]
-
-
-class Links(HTMLParser):
-    """The links and the anchors of a page."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.links: set[str] = set()
-        self.anchors: set[str] = set()
-        self.feed(page.read_text())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag == "a" and given.get("href"):
-            self.links.add(str(given["href"]))
-        if given.get("id"):
-            self.anchors.add(str(given["id"]))
-
-
-def test_the_site_is_built_without_a_warning_and_no_link_in_it_is_dead(tmp_path: Path) -> None:
-    for module in ("sphinx", "myst_parser", "furo"):
-        pytest.importorskip(module, reason="the extra docs is not installed")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "trees")]
-    done = subprocess.run([*command, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    pages = {path: Links(path) for path in (tmp_path / "html").rglob("*.html")}
-    assert len(pages) > len(PAGES)
-    for path, page in pages.items():
-        for link in page.links:
-            target, _, anchor = unquote(link).partition("#")
-            if re.match(r"\w+:", target):
-                continue
-            found = (path.parent / target).resolve() if target else path
-            assert found.is_file(), f"{path.name}: {link}"
-            assert not anchor or found not in pages or anchor in pages[found].anchors, f"{path.name}: {link}"
 
 
 def test_every_public_module_of_sources_and_testing_has_its_place_in_the_reference() -> None:
