@@ -86,6 +86,15 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_state, "_on_app_finalizers", builtins)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def imported_code_is_not_garbage() -> Iterator[None]:
+    """Leave what is imported out of each collection: it is most of what a collection would look through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def collected() -> Iterator[None]:
     """Collect the garbage of a module's tests, so that it is not collected in the middle of another test.
