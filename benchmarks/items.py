@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
+from celery import Celery
+
 from benchmarks.report import Figure, Row
 from benchmarks.timing import interleave
+from celery_continuations import ContinuableTask
+from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.core.step import Step
@@ -52,6 +56,8 @@ def _cases() -> list[Case]:
         Case("step.set(str)", _set, _called, "empty method", texts, target=60),
         Case("step.set((int, int))", _set, _called, "empty method", pairs, target=250),
         Case("step.advance()", _advanced, _called, "empty method", numbers),
+        Case("iterate, in a direct call", looping, _generated, "pass-through generator", numbers, target=120),
+        Case("iterate, in eager mode", _applied, _generated, "pass-through generator", numbers, target=120),
     ]
 
 
@@ -107,25 +113,38 @@ class Empty:
 # -- the library's
 
 
+@Celery("benchmark", set_as_current=False).task(base=ContinuableTask, bind=True)
+def looping(self: ContinuableTask, items: list[Any]) -> None:
+    """Loop over the items."""
+    for _ in self.iterate("items", items):
+        pass
+
+
+def _applied(items: list[Any]) -> None:
+    looping.apply((items,))
+
+
 def _iterated(items: list[Any]) -> None:
-    for _ in _new_run().iterate("items", opener("items", items)):
+    run = Run("benchmark", Snapshot(executions=1), Quiet())
+    for _ in run.declare(Iteration(run, "items", opener("items", items))):
         pass
 
 
 def _set(items: list[Any]) -> None:
-    for step in _new_run().step("items", None, (), {}):
+    for step in _new_step():
         for item in items:
             step.set(item)
 
 
 def _advanced(items: list[Any]) -> None:
-    for step in _new_run().step("items", None, (), {}, start=0):
+    for step in _new_step(start=0):
         for _ in items:
             step.advance()
 
 
-def _new_run() -> Run:
-    return Run("benchmark", Snapshot(executions=1), Quiet())
+def _new_step(start: Any = None) -> Step:
+    run = Run("benchmark", Snapshot(executions=1), Quiet())
+    return run.declare(Step(run, "items", start))
 
 
 class Quiet:

@@ -27,7 +27,7 @@ from weakref import WeakSet
 
 from celery_continuations.exceptions import CheckpointError, InvalidStepError
 
-__all__ = ["AliasUnit", "SessionUnit", "Unit", "refuse_open", "unit_of"]
+__all__ = ["AliasUnit", "SessionUnit", "Unit", "blocks_of_tests", "refuse_open", "session_is_open", "tell", "unit_of"]
 
 
 class Unit(Protocol):
@@ -123,11 +123,11 @@ class SessionUnit:
         if not self._begun:
             self._begun = True
             _listen()
-            _sessions.committed.discard(self.session)
+            _here.committed.discard(self.session)
 
     def connection(self) -> Any:
         """Return the connection; refuse a session that the task has committed, without the cursor."""
-        if self.session in _sessions.committed:
+        if self.session in _here.committed:
             raise InvalidStepError(
                 f"{self.name} of transaction= was committed in the body of the step; leave the commit to the step, "
                 "which commits the cursor too"
@@ -198,14 +198,67 @@ def refuse_open(step: str | None, own: Unit | None = None) -> None:
         raise CheckpointError(found, step)
 
 
+class Told(Protocol):
+    """A run whose ``attention`` is set when a transaction may have begun in its thread."""
+
+    attention: bool
+
+
+def tell(run: Told) -> None:
+    """Set the attention of ``run`` whenever a session or a connection of this thread begins, as long as it exists."""
+    _here.told.add(run)
+    if _is_django():
+        _listen_to_django()
+    if _is_sqlalchemy():
+        _listen()
+
+
+def session_is_open() -> bool:
+    """Whether a SQLAlchemy session of this thread is in a transaction, which may be one that has only read."""
+    return bool(_here.begun)
+
+
+def blocks_of_tests() -> tuple[tuple[Any, list[Any]], ...]:
+    """Return each Django connection of this thread, with the atomic blocks of a TestCase that it is in."""
+    if not _is_django():
+        return ()
+    from django.db import connections
+
+    found = connections.all(initialized_only=True)
+    return tuple((one, [block for block in one.atomic_blocks if block._from_testcase]) for one in found)
+
+
+def _set_attention() -> None:
+    for run in _here.told:
+        run.attention = True
+
+
 # -- Django
 
 
+def _is_django() -> bool:
+    conf = sys.modules.get("django.conf")
+    return "django.db" in sys.modules and conf is not None and conf.settings.configured
+
+
+@cache
+def _listen_to_django() -> None:
+    """Listen to every connection from now on."""
+    from django.db.backends.signals import connection_created
+
+    connection_created.connect(_on_connect)
+
+
+def _on_connect(**_: Any) -> None:
+    _set_attention()
+
+
 def _open_in_django(own: Unit | None) -> Iterator[str]:
-    db, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
-    if db is None or conf is None or not conf.settings.configured:
+    if not _is_django():
         return
-    for connection in db.connections.all(initialized_only=True):
+    from django.db import connections
+
+    for connection in connections.all(initialized_only=True):
         if isinstance(own, AliasUnit) and own._alias == connection.alias:
             continue
         if connection.in_atomic_block and _atomic_blocks(connection):
@@ -220,31 +273,35 @@ def _atomic_blocks(connection: Any) -> list[Any]:
 # -- SQLAlchemy
 
 
-class _Sessions(threading.local):
-    """The sessions of this thread."""
+class _Here(threading.local):
+    """The sessions of this thread, and the runs that are told of them."""
 
     def __init__(self) -> None:
+        self.told: WeakSet[Any] = WeakSet()
         self.begun: WeakSet[Any] = WeakSet()
         self.written: WeakSet[Any] = WeakSet()
         self.committed: WeakSet[Any] = WeakSet()
 
 
-_sessions = _Sessions()
+_here = _Here()
+
+
+def _is_sqlalchemy() -> bool:
+    return hasattr(sys.modules.get("sqlalchemy.orm"), "Session")  # without it, its import has begun and not ended
 
 
 def _open_in_sqlalchemy(own: Unit | None) -> Iterator[str]:
-    orm = sys.modules.get("sqlalchemy.orm")
-    if orm is None or not hasattr(orm, "Session"):  # its import has begun and not ended
+    if not _is_sqlalchemy():
         return
     _listen()
-    if not _sessions.begun:
+    if not _here.begun:
         return  # the usual case: iterating over a WeakSet is slow
-    for session in list(_sessions.begun):
+    for session in list(_here.begun):
         if isinstance(own, SessionUnit) and own.session is session:
             continue
         if not session.in_transaction():
             continue
-        if session in _sessions.written or session.new or session.dirty or session.deleted or _is_explicit(session):
+        if session in _here.written or session.new or session.dirty or session.deleted or _is_explicit(session):
             yield f"the SQLAlchemy session {session!r}"
 
 
@@ -267,24 +324,25 @@ def _listen() -> None:
 
 
 def _on_create(session: Any, transaction: Any) -> None:
-    _sessions.begun.add(session)
+    _here.begun.add(session)
+    _set_attention()
 
 
 def _on_end(session: Any, transaction: Any) -> None:
     if transaction.parent is None:
-        _sessions.begun.discard(session)
-        _sessions.written.discard(session)
+        _here.begun.discard(session)
+        _here.written.discard(session)
 
 
 def _on_commit(session: Any) -> None:
     if not session.in_nested_transaction():
-        _sessions.committed.add(session)
+        _here.committed.add(session)
 
 
 def _on_flush(session: Any, flush_context: Any) -> None:
-    _sessions.written.add(session)
+    _here.written.add(session)
 
 
 def _on_execute(state: Any) -> None:
     if state.is_insert or state.is_update or state.is_delete:
-        _sessions.written.add(state.session)
+        _here.written.add(state.session)

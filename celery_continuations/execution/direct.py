@@ -89,6 +89,41 @@ def snapshot_text(run: Run, limit: int) -> str:
     return text
 
 
+class _DirectRun(Run):
+    """A run that notices an open transaction at each checkpoint, so that a misplaced one is found without a worker.
+
+    A worker looks only when a checkpoint has something to do.  Here the attention is computed: a session or a
+    connection that begins sets it, and a Django connection is asked whether it is in a block.
+    """
+
+    __slots__ = ("__weakref__", "_blocks", "_is_set")
+
+    @property
+    def attention(self) -> bool:
+        """Whether a transaction may be open, or an attention was set."""
+        if self._is_set:
+            return True
+        for connection, blocks in self._blocks:  # noqa: SIM110 - any() takes as long as all the rest
+            if connection.atomic_blocks != blocks:
+                return True
+        return False
+
+    @attention.setter
+    def attention(self, value: bool) -> None:
+        self._is_set = value
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._blocks: tuple[Any, ...] = ()
+        transactions.tell(self)
+
+    def look(self) -> None:
+        """Look which transactions are open, at a checkpoint that none of them forbids."""
+        self._blocks = transactions.blocks_of_tests()
+        self._is_set = transactions.session_is_open()
+        transactions.tell(self)  # Django or SQLAlchemy may have been imported meanwhile
+
+
 class DirectExecution:
     """The host of a run without interruptions; it validates steps and values."""
 
@@ -99,7 +134,7 @@ class DirectExecution:
         self.in_body = False
         self.called_with: tuple[Any, Any] = ((), {})
         snapshot = Snapshot(executions=1, task_version=conf.setting(task, "version"))
-        self.run = Run(request.id or str(uuid.uuid4()), snapshot, self, interruptible=False)
+        self.run = _DirectRun(request.id or str(uuid.uuid4()), snapshot, self, interruptible=False)
         setattr(request, ATTRIBUTE, self)
 
     @property
@@ -114,8 +149,8 @@ class DirectExecution:
     guard = staticmethod(transactions.refuse_open)  # so that a misplaced checkpoint is found here, too
 
     def attend(self, run: Run) -> None:
-        """Keep the attention set, so that each checkpoint checks for an open transaction."""
-        run.attention = True
+        """Note which transactions are open, so that each checkpoint notices another one."""
+        self.run.look()
 
     def join(self, run: Run) -> None:
         """No-op: direct calls have no store."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -734,6 +734,55 @@ def test_a_checkpoint_with_a_session_s_work_open(task: Any, database: Database, 
             assert "the SQLAlchemy session" in refused(task, run).transaction
         else:
             task(run)()
+
+
+def in_django(alias: str) -> Any:
+    return lambda session: transaction.atomic(using=alias).__enter__()
+
+
+def in_django_connected_there(session: Session) -> None:
+    connections["effects"].close()
+    del connections["effects"]
+    transaction.atomic(using="effects").__enter__()
+
+
+@pytest.mark.parametrize("is_in_a_testcase", [False, True])
+@pytest.mark.parametrize("at", [0, 1, 6])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        in_django("default"),
+        in_django("effects"),
+        in_django_connected_there,
+        lambda session: session.add(Effect(item=1)),
+        lambda session: session.execute(sa.insert(Effect).values(item=1)),
+        lambda session: session.begin_nested(),
+    ],
+)
+def test_a_direct_call_finds_what_an_item_leaves_open_at_that_item(
+    task: Any, database: Database, begin: Any, at: int, is_in_a_testcase: bool
+) -> None:
+    way, seen = ByDjango(database), []
+    of_test = transaction.atomic(using="effects")
+    of_test._from_testcase = True
+    with Session(database.engine) as session, ExitStack() as stack:
+        if is_in_a_testcase:
+            stack.enter_context(of_test)
+
+        def run(self: Any) -> None:
+            for item in self.iterate("items", range(8)):
+                seen.append(item)
+                if item == at:
+                    begin(session)
+
+        try:
+            assert refused(task, run).step == "items"
+        finally:
+            for alias in ("default", "effects"):
+                while len(connections[alias].atomic_blocks) > (alias == "effects" and is_in_a_testcase):
+                    connections[alias].atomic_blocks[-1].__exit__(None, None, None)
+    assert seen == list(range(at + 1))
+    way.close()
 
 
 def test_work_from_before_the_step_is_not_committed_by_it(worker: Worker, task: Any, database: Database) -> None:

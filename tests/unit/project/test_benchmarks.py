@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,14 @@ def test_their_host_is_one() -> None:
     run = Run("benchmark", Snapshot(), Quiet())
     assert list(run.declare(Iteration(run, "items", opener("items", range(3))))) == [0, 1, 2]
     run.finish()
+
+
+def test_each_loop_can_be_timed(monkeypatch: Any) -> None:
+    pytest.importorskip("rich", reason="the benchmarks print with it")
+    from benchmarks import items
+
+    for case in items._cases():
+        assert items._row(replace(case, items=case.items[:100]), rounds=1).measured
 
 
 def test_a_task_times_its_own_loops(task: Any, worker: Any, monkeypatch: Any) -> None:
