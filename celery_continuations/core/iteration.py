@@ -18,6 +18,7 @@ from celery_continuations.core.reader import (
     Reader,
     SourceChanged,
     Throttled,
+    close,
 )
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.core.step import Begun, Step, StepsRun, Unit
@@ -46,7 +47,7 @@ class Iteration(Step[Any], Generic[Item_co]):
         budget: how many items may fail, or None without an error budget.
     """
 
-    __slots__ = ("_begun", "_done", "_kept", "_open", "_opened", "_taken", "_total", "budget")
+    __slots__ = ("_begun", "_done", "_kept", "_open", "_opened", "_reading", "_taken", "_total", "budget")
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Iteration(Step[Any], Generic[Item_co]):
         self.budget = on_error
         self._open = open_source
         self._opened: Opened | None = None
+        self._reading: list[Any] = []  # what is open: the reader, and its pairs
         self._begun: Begun | None = None  # what an earlier execution saved of the loop, until an item is done
         self._done: int | None = 0  # items, in this execution and before; None if unknown
         self._total: int | None = None
@@ -243,7 +245,9 @@ class Iteration(Step[Any], Generic[Item_co]):
         reader = opened.reader
         # A loop that begins in this execution, at any start, has nothing to compare with.
         kind, mark = (begun.kind, begun.mark) if begun is not None else (None, ACCEPTED)
+        self._reading = [reader]
         pairs = reader.resume(self.cursor, kind if kind != self.kind else None, mark)
+        self._reading = [pairs, reader]
         first = next(pairs, _END)  # before any other use of a source that may be throttled
         self._opened = opened
         if self._total is None and opened.total is not None and reader.progress(self.cursor)[1] is None:
@@ -252,6 +256,12 @@ class Iteration(Step[Any], Generic[Item_co]):
             return reader, first, pairs
         pairs = _begin_with_each(self.unit, chain((first,), pairs))
         return reader, next(pairs), pairs
+
+    def close(self) -> None:
+        """Close what the loop has opened; tracebacks and variables may refer to it for long."""
+        reading, self._reading = self._reading, []
+        for opened in reading:
+            close(opened)
 
     def _moved_past(self, reader: Reader) -> None:
         """Make a checkpoint after an item, because one has something to do."""
@@ -280,7 +290,7 @@ class Attempt:
 
 
 class _Leaving:
-    """Wrap a loop: leave its step on a break, or on an error of the body, the source or a save."""
+    """Wrap a loop: close what it has opened; leave its step on a break or an error of the body, source or a save."""
 
     __slots__ = ("_iteration",)
 
@@ -291,10 +301,15 @@ class _Leaving:
         """No-op."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Leave the step on an error; raise the task's error in place of the source's own."""
-        step, run = self._iteration, self._iteration.run
-        if error is None:
-            return
+        """Close the source; leave the step on an error; raise the task's error in place of the source's own."""
+        step = self._iteration
+        try:
+            if error is not None:
+                self._leave(step, step.run, error)
+        finally:
+            step.close()
+
+    def _leave(self, step: Iteration, run: StepsRun, error: BaseException) -> None:
         try:
             if isinstance(error, Throttled):
                 run.back_off(error.seconds)

@@ -17,6 +17,7 @@ __all__ = [
     "Reader",
     "SourceChanged",
     "Throttled",
+    "close",
 ]
 
 #: Items of a source, each with the cursor after it.
@@ -45,6 +46,12 @@ class Counted(Iterator[tuple[Any, int]]):
     def zipped(self) -> Iterator[tuple[Any, int]]:
         """Return the same pairs as a zip made in C, which is cheaper to read than this iterator."""
         return zip(self.items, count(self.done + 1), strict=False)
+
+
+def close(opened: Any) -> None:
+    """Close an iterator that a loop has opened, if it can be closed."""
+    if hasattr(opened, "close"):
+        opened.close()
 
 
 class Throttled(BaseException):
@@ -176,6 +183,9 @@ class Reader(Protocol):
 
     def count(self) -> int:
         """Count the items, if that takes a query.  Raises InvalidStepError if they cannot be counted."""
+
+    def close(self) -> None:
+        """Close what was opened for this loop, however the loop has ended."""
 
 
 class Opened(NamedTuple):

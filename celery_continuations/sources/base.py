@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from celery_continuations.core import codec
-from celery_continuations.core.reader import NOTHING, Counted, Keep, Opened, OtherKind, Pairs, Throttled
+from celery_continuations.core.reader import NOTHING, Counted, Keep, Opened, OtherKind, Pairs, Throttled, close
 from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import NONE
@@ -71,6 +71,7 @@ class BaseReader:
     uses = 1
     is_batched = False
     step: str | None = None
+    _reading: Any = None  # an iterator to be closed
 
     def read(self, cursor: Any) -> Pairs:
         """Yield items with the cursor after each; see :class:`Source`."""
@@ -83,7 +84,13 @@ class BaseReader:
             OtherKind: for the cursor of another kind of source.
         """
         self.refuse_other(kind)
-        return _checked(self.read(cursor), self.step)
+        self._reading = self.read(cursor)
+        return _checked(self._reading, self.step)
+
+    def close(self) -> None:
+        """Close the iterator that reads."""
+        reading, self._reading = self._reading, None
+        close(reading)
 
     def refuse_other(self, kind: str | None) -> None:
         """Refuse the cursor of another kind of source."""
@@ -282,6 +289,10 @@ class Batched(BaseReader):
     def count(self) -> int:
         """Count items, not batches."""
         return int(self._reader.count())
+
+    def close(self) -> None:
+        """Close the other reader."""
+        self._reader.close()
 
 
 def batches(pairs: Pairs, size: int) -> Pairs:

@@ -41,6 +41,11 @@ class _Late:
             reader.identify(identity)
         return reader
 
+    def close(self) -> None:
+        """Close the other source, if it is open."""
+        if "reader" in vars(self):
+            self.reader.close()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.reader, name)
 
@@ -81,6 +86,7 @@ class _Nested(BaseReader):
         self.kind = f"place in {len(self._levels)} nested sources"
         self.checks = True
         self._kinds: list[str | None] = [None] * len(self._levels)
+        self._readers: list[Any] = [None] * len(self._levels)  # that are open
         self._outer: list[Any] = [None] * len(inner)
         self._kept: Any = None
 
@@ -100,11 +106,12 @@ class _Nested(BaseReader):
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
         """Yield tuples from a cursor on, if the current outer items are the same."""
         self.refuse_other(kind)
-        return self._walk((), cursor, mark)
+        pairs = self._reading = self._walk((), cursor, mark)
+        return pairs
 
     def _walk(self, above: tuple[Any, ...], cursor: Any, mark: Any) -> Pairs:
         level = len(above)
-        reader = opening(self._levels[level](*above))()
+        self._readers[level] = reader = opening(self._levels[level](*above))()
         saved = mark["kinds"][level] if isinstance(mark, dict) else None
         if level == len(self._levels) - 1:
             yield from self._innermost_items(above, reader, cursor, saved, mark)
@@ -186,6 +193,12 @@ class _Nested(BaseReader):
         """Save the kinds and fingerprints of all levels."""
         taken = self.taken(cursor, kept)
         return taken.mark if isinstance(taken, _Taken) else None
+
+    def close(self) -> None:
+        """Close the sources of all levels."""
+        super().close()
+        for reader in filter(None, self._readers):
+            reader.close()
 
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
         """Return the progress of the outermost source."""
@@ -335,6 +348,10 @@ class _Throttled(BaseReader):
     def count(self) -> int:
         """Return the count of the other source."""
         return int(self._late.reader.count())
+
+    def close(self) -> None:
+        """Close the other source."""
+        self._late.close()
 
 
 def throttled(source: Sources[A], condition: Callable[[], Any], backoff: float | timedelta) -> Source[A]:

@@ -11,6 +11,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.reader import OtherKind, Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, Source
+from celery_continuations.sources.positions import close_generator
 
 __all__ = ["keyed", "keyed_pages"]
 
@@ -81,6 +82,11 @@ class _Keyed(BaseReader):
     def progress(self, cursor: Any) -> tuple[int | None, int | None]:
         """Return the number of all rows, if they have a length."""
         return None, self._total
+
+    def close(self) -> None:
+        """Close the iterator over the rows, and rows that are a generator."""
+        super().close()
+        close_generator(self._rows)
 
 
 def keyed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from types import GeneratorType
 from typing import Any
 
 from celery_continuations.core.reader import Counted, Keep, OtherKind, Pairs, Print, SourceChanged
@@ -21,7 +22,7 @@ from celery_continuations.sources.fingerprint import (
     shown,
 )
 
-__all__ = ["AUTO", "Identify", "Positions", "Prints"]
+__all__ = ["AUTO", "Identify", "Positions", "Prints", "close_generator"]
 
 Identify = Callable[[Any], Any]
 
@@ -272,8 +273,18 @@ class Positions:
             found=self.step,
         )
 
+    def close(self) -> None:
+        """Close a generator: it is of no use to another loop."""
+        close_generator(self._items)
+
 
 _END = object()
+
+
+def close_generator(items: Any) -> None:
+    """Close a generator; leave anything else open, which may belong to the task."""
+    if isinstance(items, GeneratorType):
+        items.close()
 
 
 def _print_of_range(items: range) -> Print:

@@ -142,3 +142,8 @@ class _QuerySetIterator(BaseReader):
     def count(self) -> int:
         """Count the rows, with a query."""
         return self._by_key.count()
+
+    def close(self) -> None:
+        """Close both readers; the generator itself was not begun."""
+        self._by_key.close()
+        self._by_position.close()
