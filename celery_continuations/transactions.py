@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -123,27 +123,44 @@ class SessionUnit:
         if not self._begun:
             self._begun = True
             _listen()
-            _here.committed.discard(self.session)
+            session = self.session
+            _here.committed.discard(session)
+            _here.units.add(session)
+            for connection in _connections_of(session):
+                _watch_savepoints(connection)
 
     def connection(self) -> Any:
-        """Return the connection; refuse a session that the task has committed, without the cursor."""
+        """Return the connection.
+
+        Refuse a session that the task has committed, without the cursor, and work that went to several databases.
+        """
         if self.session in _here.committed:
             raise InvalidStepError(
                 f"{self.name} of transaction= was committed in the body of the step; leave the commit to the step, "
                 "which commits the cursor too"
             )
         self.session.flush()
-        return self.session.connection().connection.dbapi_connection
+        configured = list(_configured_engines(self.session))
+        only = {"bind": configured[0]} if self.session.bind is None and len(configured) == 1 else None
+        connection = self.session.connection(bind_arguments=only).connection.dbapi_connection
+        engines = {connection.engine: None for connection in _connections_of(self.session)}
+        if len(engines) > 1 and not self.session.twophase:
+            raise InvalidStepError(_several_engines(engines, "has used"))
+        return connection
 
     def commit(self) -> None:
         """See :class:`Unit`."""
-        self._begun = False
+        self._end()
         self.session.commit()
 
     def rollback(self) -> None:
         """See :class:`Unit`."""
-        self._begun = False
+        self._end()
         self.session.rollback()
+
+    def _end(self) -> None:
+        self._begun = False
+        _here.units.discard(self.session)
 
     def has_more_open(self) -> bool:
         """See :class:`Unit`."""
@@ -174,7 +191,11 @@ def unit_of(name: str, transaction: Any) -> Unit | None:
             ) from exc
     orm = sys.modules.get("sqlalchemy.orm")
     if orm is not None and isinstance(transaction, (orm.Session, orm.scoped_session)):
-        return SessionUnit(transaction)
+        unit = SessionUnit(transaction)
+        engines = _configured_engines(unit.session)
+        if len(engines) > 1 and not unit.session.twophase:
+            raise InvalidStepError(f"step {name!r}: {_several_engines(engines, 'has')}", found=name)
+        return unit
     raise InvalidStepError(
         f"step {name!r}: transaction must be a SQLAlchemy Session or the alias of a Django database, e.g. 'default', "
         f"not {transaction!r}",
@@ -281,6 +302,7 @@ class _Here(threading.local):
         self.begun: WeakSet[Any] = WeakSet()
         self.written: WeakSet[Any] = WeakSet()
         self.committed: WeakSet[Any] = WeakSet()
+        self.units: WeakSet[Any] = WeakSet()  # those with a unit of work
 
 
 _here = _Here()
@@ -316,11 +338,17 @@ def _listen() -> None:
     from sqlalchemy import event
     from sqlalchemy.orm import Session
 
+    event.listen(Session, "after_begin", _on_begin)
     event.listen(Session, "after_transaction_create", _on_create)
     event.listen(Session, "after_transaction_end", _on_end)
     event.listen(Session, "after_commit", _on_commit)
     event.listen(Session, "after_flush", _on_flush)
     event.listen(Session, "do_orm_execute", _on_execute)
+
+
+def _on_begin(session: Any, transaction: Any, connection: Any) -> None:
+    if session in _here.units:
+        _watch_savepoints(connection)
 
 
 def _on_create(session: Any, transaction: Any) -> None:
@@ -346,3 +374,42 @@ def _on_flush(session: Any, flush_context: Any) -> None:
 def _on_execute(state: Any) -> None:
     if state.is_insert or state.is_update or state.is_delete:
         _here.written.add(state.session)
+
+
+def _configured_engines(session: Any) -> dict[Any, None]:
+    """Return the engines that a session was given with bind= and binds=."""
+    binds = session.binds if hasattr(session, "binds") else session._Session__binds  # SQLAlchemy 2.0 has no public name
+    binds = [session.bind, *binds.values()]
+    return {bind.engine: None for bind in binds if bind is not None}
+
+
+def _connections_of(session: Any) -> list[Any]:
+    """Return the connections that take part in a session's transaction."""
+    transaction = session.get_transaction()
+    # SQLAlchemy has no public name for them.
+    return [] if transaction is None else [found[0] for found in transaction._connections.values()]
+
+
+def _several_engines(engines: Iterable[Any], verb: str) -> str:
+    names = " and ".join(engine.url.render_as_string(hide_password=True) for engine in engines)
+    return (
+        f"the SQLAlchemy session of transaction= {verb} several engines ({names}), whose databases do not commit "
+        "together: a kill between the commits would lose an item, or repeat it. Write transaction= with a session of "
+        "one engine, as in Session(engine), and give the other database a session of its own"
+    )
+
+
+def _watch_savepoints(connection: Any) -> None:
+    from sqlalchemy import event
+
+    if connection.dialect.name == "sqlite" and not event.contains(connection, "savepoint", _on_savepoint):
+        event.listen(connection, "savepoint", _on_savepoint)
+
+
+def _on_savepoint(connection: Any, name: str | None) -> None:
+    """Begin a transaction for a savepoint of SQLite.
+
+    Its driver begins none before a savepoint, whose release would then commit the work without the cursor.
+    """
+    if not connection.connection.driver_connection.in_transaction:
+        connection.exec_driver_sql("BEGIN")
