@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, reduce
 from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
-from django.db.models import F, IntegerField, Manager, Q, QuerySet, UniqueConstraint
+from django.db.models import F, JSONField, Manager, Q, QuerySet, UniqueConstraint
 from django.db.models.constants import LOOKUP_SEP
 from django.db.models.expressions import Expression, OrderBy
 from django.db.models.query import (
@@ -23,7 +23,7 @@ from django.db.models.query import (
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import HasAll
-from celery_continuations.sources.keyed import Column, KeyedSource, after
+from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key
 
 __all__ = ["query_rows"]
 
@@ -57,12 +57,15 @@ def query_rows(query: Iterable[Row] | HasAll[Row], *, chunk: int = 2000) -> Keye
 
 
 class _QueryRows(KeyedSource[Any]):
+    without_repeats = "add .distinct()"
+
     def __init__(self, query: Any, chunk: int) -> None:
         super().__init__(chunk)
         _refuse(query)
         self.key = _key(query)
         self._key_of = _key_of(query, self.key)
-        self._is_certain = _has_certain_keys(query, self.key)
+        self._is_managed = query.model._meta.managed
+        self._can_drop_rows = query._iterable_class not in _ITERABLES
         if not query.query.standard_ordering:
             query = query.reverse()  # the key takes it into account
         self._query = query.order_by(*(f"{'-' * column.descending}{column.name}" for column in self.key))
@@ -85,21 +88,40 @@ class _QueryRows(KeyedSource[Any]):
         # One row more than the chunk: it could share the key of the last one.
         limit = self.chunk + 1
         rows_after = _RowsAfter(self._query, self.key, limit)
+        if not self._is_managed:
+            self._refuse_null()
         while True:
             rows = _rows(self._query[:limit], limit) if cursor is None else rows_after(cursor)
             left = self.chunk
             while items := list(islice(rows, min(left, _AT_A_TIME))):
                 left -= len(items)
-                keys = list(map(self._key_of, items))
-                if not self._is_certain:
-                    keys = self.settled(keys, cursor)
+                keys = self.settled(list(map(self._key_of, items)), cursor)
                 cursor = keys[-1]
                 yield zip(items, keys, strict=True)
                 del items, keys  # before the next ones are made
             if left == self.chunk:
-                return
+                cursor = self._after_dropped(cursor, limit) if self._can_drop_rows else None
+                if cursor is None:
+                    return
             for row in rows:
                 self.settled([self._key_of(row)], cursor)
+
+    def _refuse_null(self) -> None:
+        """Refuse rows without a key, which a view can have: no chunk would include them."""
+        for column in self.key:
+            if self._query.filter(**{f"{column.name}__isnull": True}).exists():
+                raise self.unsaveable(column, None)
+
+    def _after_dropped(self, cursor: Any, limit: int) -> Any:
+        """Return the key of the last row of a chunk whose rows a queryset of subclasses has all dropped, or None."""
+        query = self._query
+        if cursor is not None:
+            values = cursor if len(self.key) > 1 else (cursor,)
+            query = query.filter(_after(self.key, values))
+        keys = list(query.values_list(*(column.name for column in self.key))[:limit])
+        if not keys:
+            return None
+        return self.settled([key if len(self.key) > 1 else key[0] for key in keys], cursor)[-1]
 
 
 # How many rows are made at a time: many young objects at once cost the garbage collector time.
@@ -122,8 +144,7 @@ class _RowsAfter:
         self._limit = limit
         self._cursor: tuple[Any, ...] = ()
         places = tuple(_Place(column.column, number) for number, column in enumerate(key))
-        condition = after(key, places if len(key) > 1 else places[0], _compare, operator.and_, operator.or_)
-        self._query = query.filter(condition)[:limit]
+        self._query = query.filter(_after(key, places))[:limit]
         self._compiler = cache(self._new_compiler)
         self._compiler_of_query = self._query.query.get_compiler
         self._query.query.get_compiler = self._compiler
@@ -161,12 +182,9 @@ class _Place(Expression):  # type: ignore[misc]
         return self.output_field.get_db_prep_value(cursor[self._number], connection)
 
 
-def _has_certain_keys(query: Any, key: Sequence[Column]) -> bool:
-    """Whether the field makes keys integers, and no join can repeat them."""
-    field = key[0].column
-    is_plain = isinstance(field, IntegerField) and not hasattr(field, "from_db_value")
-    is_joined = len(query.query.alias_map) > 1 or query.query.extra_tables
-    return len(key) == 1 and is_plain and not is_joined
+def _after(key: Sequence[Column], values: tuple[Any, ...]) -> Q:
+    """Return the condition for rows after these values of the key."""
+    return after(key, values if len(key) > 1 else values[0], _compare, operator.and_, operator.or_)
 
 
 def _compare(column: Column, lookup: str, value: Any) -> Q:
@@ -189,6 +207,12 @@ def _refuse(query: Any) -> None:
         problem = "its rows are groups, which have no key: iterate over the rows of the groups"
     elif any(getattr(one, "contains_over_clause", False) for one in inner.annotations.values()):
         problem = "a window function depends on the previous rows, which a chunk lacks"
+    elif inner.select_for_update:
+        problem = (
+            "select_for_update() locks rows until a transaction ends, and each item is worked on in its own: lock the "
+            f"row in the loop, as in {query.model.__name__}.objects.select_for_update().get(pk=row.pk), with "
+            "transaction="
+        )
     if problem is not None:
         raise InvalidStepError(f"a queryset of {_name(query)} cannot be read by key: {problem}")
 
@@ -215,9 +239,9 @@ def _key(query: Any) -> list[Column]:
     for item in ordering:
         name, descending = _ordered(query, item)
         fields = pk if name == "pk" else [_field(query, name)]
-        key += [Column(field.attname, field, descending is inner.standard_ordering) for field in fields]
+        key += [_column(field, descending is inner.standard_ordering) for field in fields]
     if not key:
-        key = [Column(field.attname, field, not inner.standard_ordering) for field in pk]
+        key = [_column(field, not inner.standard_ordering) for field in pk]
     names = [column.name for column in key]
     if len(set(names)) < len(names):
         raise _order_error(query, "it has a column twice")
@@ -226,7 +250,24 @@ def _key(query: Any) -> list[Column]:
     nullable = next((column.name for column in key if column.column.null), None)
     if nullable:
         raise _order_error(query, f"{nullable} can be NULL, and nothing comes after NULL")
+    replaced = next((name for name in names if name in inner.extra_select), None)
+    if replaced:
+        raise _order_error(query, f"extra(select=...) replaces {replaced}")
+    for column in key:
+        if isinstance(_stored(column.column), JSONField):
+            raise cannot_be_key(column, "its values are JSON")
     return key
+
+
+def _column(field: Any, descending: bool) -> Column:
+    return Column(field.attname, field, descending, type(_stored(field)).__name__)
+
+
+def _stored(field: Any) -> Any:
+    """Return the field that a foreign key has the values of."""
+    while field.is_relation:
+        field = field.target_field
+    return field
 
 
 def _ordered(query: Any, item: Any) -> tuple[str, bool]:
@@ -279,7 +320,7 @@ def _order_error(query: Any, problem: str) -> InvalidStepError:
 def _key_of(query: Any, key: Sequence[Column]) -> Callable[[Any], Any]:
     """Return a function from a row to its key."""
     kind = query._iterable_class
-    if kind is ModelIterable:
+    if issubclass(kind, ModelIterable):  # those that yield instances of subclasses, too: they have its key
         names, deferred = query.query.deferred_loading
         for column in key:
             loaded = {column.name, column.column.name} & set(names)
@@ -289,27 +330,41 @@ def _key_of(query: Any, key: Sequence[Column]) -> Callable[[Any], Any]:
                     "would cost a query of its own; load it too"
                 )
         return attrgetter(*(column.name for column in key))
-    places = [_place(query, column) for column in key]
-    if kind is FlatValuesListIterable:
+    if kind not in _ITERABLES:
+        raise InvalidStepError(
+            f"a queryset of {_name(query)} cannot be read by key: its rows are of {kind.__name__}; iterate over its "
+            ".values_list('pk', flat=True), and load each row in the loop"
+        )
+    is_flat = kind is FlatValuesListIterable
+    paths = [_path(query, column, is_flat) for column in key]
+    if paths == [()]:
         return _itself
-    if kind in (ValuesIterable, ValuesListIterable, NamedValuesListIterable):
-        return itemgetter(*places)
-    raise InvalidStepError(f"a queryset of {_name(query)} cannot be read by key: its rows are of {kind.__name__}")
+    if all(len(path) == 1 for path in paths):
+        return itemgetter(*(path[0] for path in paths))
+    if len(paths) == 1:
+        return lambda row: reduce(operator.getitem, paths[0], row)
+    return lambda row: tuple(reduce(operator.getitem, path, row) for path in paths)
+
+
+# Each yields a row for each row of the query.
+_ITERABLES = (
+    ModelIterable, ValuesIterable, ValuesListIterable, NamedValuesListIterable, FlatValuesListIterable,
+)  # fmt: skip
 
 
 def _itself(row: Any) -> Any:
     return row
 
 
-def _place(query: Any, column: Column) -> Any:
-    """Return the column's place in a row of values() or values_list()."""
+def _path(query: Any, column: Column, is_flat: bool) -> tuple[Any, ...]:
+    """Return where a row of values() or values_list() has the column: a name or index, within a composite key two."""
     names = list(query._fields or (*query.query.extra_select, *query.query.values_select))
-    found = {column.name, column.column.name}
-    if column.column.primary_key:
-        found.add("pk")
+    pk = _pk_fields(query.model._meta)
+    found = {column.name, column.column.name} | ({"pk"} if pk == [column.column] else set())
     for place, name in enumerate(names):
-        if name in found:
-            return name if query._iterable_class is ValuesIterable else place
+        within = (pk.index(column.column),) if name == "pk" and len(pk) > 1 and column.column in pk else ()
+        if within or name in found:
+            return (*(() if is_flat else (name if query._iterable_class is ValuesIterable else place,)), *within)
     raise InvalidStepError(
         f"a queryset of {_name(query)} cannot be read by key: its values lack {column.column.name}; add that column"
     )

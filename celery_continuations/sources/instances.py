@@ -10,7 +10,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.reader import Keep, OtherKind, Pairs
 from celery_continuations.exceptions import UnserializableValueError
 from celery_continuations.sources.fingerprint import identity_of
-from celery_continuations.sources.keyed import saveable
+from celery_continuations.sources.keyed import Unsaveable, saveable
 from celery_continuations.sources.positions import Positions
 
 __all__ = ["instances"]
@@ -107,7 +107,7 @@ class Instances(Positions):
             keys = saveable(keys, several=isinstance(keys[0], tuple)) if keys else keys
             codec.encode(keys[:1])
             sorted(keys)
-        except (TypeError, UnserializableValueError):
+        except (TypeError, Unsaveable, UnserializableValueError):
             return None
         return keys if len(set(keys)) == len(keys) else None
 

@@ -7,9 +7,10 @@ after it, so rows that are deleted or inserted meanwhile do not affect the other
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from itertools import chain, pairwise
+from operator import eq
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -17,17 +18,25 @@ from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader
 
-__all__ = ["Column", "KeyedSource", "after", "following", "saveable"]
+__all__ = ["Column", "KeyedSource", "Unsaveable", "after", "cannot_be_key", "following", "saveable"]
 
 Condition = TypeVar("Condition")
 
 
 class Column(NamedTuple):
-    """A column of the key, and whether its order is descending."""
+    """A column of the key.
+
+    Attributes:
+        name: its name, as saved with cursors.
+        column: the library's own object.
+        descending: whether its order is descending.
+        type: the type of the column, for messages.
+    """
 
     name: str
     column: Any
     descending: bool
+    type: str = ""
 
 
 class KeyedSource(BaseReader, Generic[Item_co]):
@@ -39,6 +48,9 @@ class KeyedSource(BaseReader, Generic[Item_co]):
 
     #: Columns of the key, in their order.
     key: Sequence[Column]
+
+    #: What to write in place of a join that repeats rows, for messages.
+    without_repeats = ""
 
     def __init__(self, chunk: int) -> None:
         if type(chunk) is not int or chunk < 1:
@@ -60,17 +72,31 @@ class KeyedSource(BaseReader, Generic[Item_co]):
 
     def settled(self, keys: list[Any], last: Any) -> list[Any]:
         """Return keys in a form that can be saved; refuse two rows with one key, or a row with that of ``last``."""
-        keys = saveable(keys, several=len(self.key) > 1)
-        for first, second in pairwise(chain([last], keys)):
-            if first == second:
-                raise self.repeated(first)
+        try:
+            keys = saveable(keys, several=len(self.key) > 1)
+        except Unsaveable as exc:
+            raise self.unsaveable(self.key[exc.column], exc.value) from None
+        if any(map(eq, chain([last], keys), keys)):
+            raise self.repeated(next(first for first, second in pairwise(chain([last], keys)) if first == second))
         return keys
+
+    def unsaveable(self, column: Column, value: Any) -> InvalidStepError:
+        """Return the error for a value that has no order, or cannot be saved."""
+        if value is None:
+            return InvalidStepError(
+                f"a row has NULL in {column.name}, a column of its order, and nothing comes after NULL: exclude such "
+                "rows, or remove the column from the order",
+                found=self.step,
+            )
+        return cannot_be_key(column, f"its value {value!r:.80} is of type {type(value).__name__}", self.step)
 
     def repeated(self, key: Any) -> InvalidStepError:
         """Return the error for two rows that have the same key."""
         return InvalidStepError(
-            f"two rows have the key {key!r} ({self._names}): either a join repeats it, then order by the keys of all "
-            "joined tables; or the database stores it with more precision than Python, then it cannot be a key"
+            f"two rows have the key {key!r} ({self._names}). If a join repeats rows, {self.without_repeats}. If the "
+            "column is not unique in its table, order by columns that are unique together. If the database stores it "
+            "with more precision than Python, order by another column",
+            found=self.step,
         )
 
     def check(self, cursor: Any) -> None:
@@ -86,6 +112,15 @@ class KeyedSource(BaseReader, Generic[Item_co]):
     def _names(self) -> str:
         names = [column.name for column in self.key]
         return names[0] if len(names) == 1 else f"({', '.join(names)})"
+
+
+def cannot_be_key(column: Column, problem: str, step: str | None = None) -> InvalidStepError:
+    """Return the error for a column whose values have no order, or cannot be saved."""
+    return InvalidStepError(
+        f"rows cannot be read by {column.name} ({column.type}): {problem}, which cannot be saved as a cursor; order by "
+        "a unique column of numbers, texts, dates, UUIDs or bytes, or by several that are unique together",
+        found=step,
+    )
 
 
 def _sign(column: Column) -> str:
@@ -140,29 +175,46 @@ def following(key: Sequence[Column]) -> bool | None:
     return None if len(directions) > 1 else not directions.pop()
 
 
+class Unsaveable(Exception):
+    """Raised for a key that has no order, or that cannot be saved.
+
+    Attributes:
+        column: the number of the column.
+        value: the value in it.
+    """
+
+    def __init__(self, column: int, value: Any) -> None:
+        super().__init__(column, value)
+        self.column = column
+        self.value = value
+
+
 # Types that are saved unchanged.
-_PLAIN = frozenset((bool, int, float, str, Decimal, date, timedelta, UUID, bytes))
+_PLAIN = frozenset((bool, int, float, str, Decimal, date, time, timedelta, UUID, bytes))
 
 
 def saveable(keys: list[Any], several: bool) -> list[Any]:
-    """Return the keys in types that can be saved; usually they have such types."""
+    """Return the keys in types that can be saved; usually they have such types.
+
+    Raises:
+        Unsaveable: for a value of another type, and for None.
+    """
     kinds = set(map(type, chain.from_iterable(keys) if several else keys))
     if kinds <= _PLAIN:
         return keys
-    if type(None) in kinds:
-        raise InvalidStepError(
-            "a row has NULL in a column of its order, and nothing comes after NULL: exclude such rows, or remove the "
-            "column out of the order"
-        )
-    return [tuple(map(_exact, key)) for key in keys] if several else list(map(_exact, keys))
+    if several:
+        return [tuple(_exact(number, value) for number, value in enumerate(key)) for key in keys]
+    return [_exact(0, key) for key in keys]
 
 
-def _exact(value: Any) -> Any:
-    if isinstance(value, datetime):
+def _exact(column: int, value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
+    if type(value) is datetime:
         # As UTC: drivers have time zone classes that cannot be saved.
         return value if value.tzinfo is None else value.astimezone(timezone.utc)
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, UUID):
         return UUID(int=value.int)  # some drivers have their own class
-    return value
+    raise Unsaveable(column, value)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from contextlib import AbstractContextManager
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm.attributes import instance_state
-from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import UnaryExpression
 
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.keyed import Column, KeyedSource, after, following
+from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key, following
+from celery_continuations.sources.select_keys import shape_of
+from celery_continuations.sources.select_sessions import Opened, Reading, given, opened_by
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.selectable import TypedReturnsRows
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["from_select", "select_rows", "sessions"]
 
 Item = TypeVar("Item")
-
-Opened: TypeAlias = orm.Session | orm.scoped_session[Any] | sa.Connection
 
 _factory: Callable[[], Any] | None = None
 
@@ -34,7 +34,8 @@ def sessions(factory: Callable[[], Any]) -> None:
 
     Args:
         factory: a sessionmaker, a scoped_session, or another function that returns a session.  A session is opened
-            for each loop and closed at its end; the session of a scoped_session stays open.
+            for each loop, to read: it has no open transaction while the loop works on its rows, and is closed at the
+            end.  The session of a scoped_session stays open.
 
     >>> sessions(orm.sessionmaker(sa.create_engine("sqlite://")))
     """
@@ -63,7 +64,7 @@ def from_select(select: Any) -> KeyedSource[Any]:
         )
     if isinstance(factory, orm.scoped_session):
         return select_rows(factory, select)
-    return _SelectRows(factory, select, 1000)
+    return _SelectRows(partial(opened_by, factory), select, 1000)
 
 
 @overload
@@ -102,96 +103,201 @@ def select_rows(session: Opened, select: Any, *, chunk: int = 1000) -> KeyedSour
             f"select_rows takes a session or connection, not a {type(session).__name__}; write "
             "`with Session(engine) as session:` around the loop"
         )
-    return _SelectRows(lambda: nullcontext(session), select, chunk)
+    return _SelectRows(partial(given, session), select, chunk)
 
 
 class _SelectRows(KeyedSource[Any]):
-    def __init__(self, opened: Callable[[], AbstractContextManager[Any]], select: Any, chunk: int) -> None:
+    without_repeats = "add .distinct() to a select of entities, or order by the keys of all joined tables"
+
+    def __init__(self, opened: Callable[[], AbstractContextManager[Reading]], select: Any, chunk: int) -> None:
         super().__init__(chunk)
         is_query = isinstance(select, orm.Query)
         if is_query:
             select = select.statement
         _check_select(select)
-        described = select.column_descriptions
-        self._count = len(described)
-        self._entities = [place for place, one in enumerate(described) if _is_entity(one)]
-        _refuse(select, has_entities_only=len(self._entities) == self._count)
         self._opened = opened
-        self.key = _key(select)
+        self._shape = shape = shape_of(select, is_query)
+        self.key = shape.key
         # A Query returns a single column as a row.
-        self._is_single = self._count == 1 and not (is_query and not self._entities)
+        self._is_single = shape.columns == 1 and not (is_query and not shape.entities)
+        self._enums = [getattr(column.column.type, "enum_class", None) for column in self.key]
+        order = [column.column.desc() if column.descending else column.column.asc() for column in shape.order]
         keys = [column.column.label(f"_key_{number}") for number, column in enumerate(self.key)]
-        order = [column.column.desc() if column.descending else column.column.asc() for column in self.key]
-        self._select = select.add_columns(*keys).order_by(None).order_by(*order)
+        self._select = select.order_by(None).order_by(*order)
+        self._keys = self._select.with_only_columns(*keys, maintain_column_froms=True)
+        self._keys._with_options = ()  # they are for loading entities
+        if shape.identity is None:
+            self._select = self._select.add_columns(*keys)
 
     def read(self, cursor: Any) -> Pairs:
         """See :class:`Source`."""
         if cursor is not None:
+            cursor = self._shortened(cursor)
             self.check(cursor)
         return self._pairs(cursor)
 
+    def _shortened(self, cursor: Any) -> Any:
+        """Return a cursor that release 0.1 saved with all columns of the order."""
+        count = len(self.key)
+        if type(cursor) is not tuple or count == len(self._shape.order) or len(cursor) != len(self._shape.order):
+            return cursor
+        return cursor[:count] if count > 1 else cursor[0]
+
     def count(self) -> int:
         """Count the rows, with a query."""
-        with self._opened() as session:
+        with self._opened() as opened:
             rows = self._select.order_by(None).subquery()
-            return int(session.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one())
+            return int(opened.session.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one())
 
     def _pairs(self, cursor: Any) -> Pairs:
-        with self._opened() as session:
-            if self._entities and isinstance(session, sa.Connection):
-                raise InvalidStepError("a connection cannot load entities: use a session, or select from their tables")
+        with self._opened() as opened:
+            self._check_session(opened.session)
+            is_stale = self._staleness()
             size = self.chunk
             while True:
-                # One row more than the chunk: it could share the key of the last one.
-                items, keys = self._fetch(session, cursor, size + 1)
+                opened.before_chunk()
+                items, keys = self._chunk(opened.session, cursor, size)
                 if not keys:
                     return
-                keys = self.settled(keys, cursor)[:size]
-                del items[size:]
+                opened.end()
                 done = 0
                 for item, key in zip(items, keys, strict=True):
                     # Loading it would cost a query of its own, and it may be gone: read it with the next chunk.
-                    if done and self._is_stale(item):
+                    if done and is_stale(item):
                         break
                     yield item, key
                     cursor = key
                     done += 1
-                is_cut = done < len(items) or self._is_stale(items[-1])
+                    if not opened.is_idle():
+                        opened.end()
+                is_cut = done < len(items) or is_stale(items[-1])
                 size = done if is_cut else min(2 * size, self.chunk)
 
-    def _fetch(self, session: Any, cursor: Any, limit: int) -> tuple[list[Any], list[Any]]:
-        select = self._select
-        if cursor is not None:
-            bind = session if isinstance(session, sa.Connection) else session.get_bind(clause=select)
-            select = select.where(self._after(cursor, bind.dialect.name))
+    def _check_session(self, session: Any) -> None:
+        if self._shape.entities and isinstance(session, sa.Connection):
+            raise InvalidStepError("a connection cannot load entities: use a session, or select from their tables")
+        bind = _bind_of(session, self._select)
+        if bind.dialect.name in ("mysql", "mariadb"):
+            for column in self.key:
+                if isinstance(column.column.type, sa.Enum) and column.column.type.native_enum:
+                    raise cannot_be_key(column, "MySQL orders its values by number and compares them as texts")
+
+    # -- chunks
+
+    def _chunk(self, session: Any, cursor: Any, size: int) -> tuple[list[Any], list[Any]]:
+        """Return the rows after a cursor, and their keys."""
+        if self._shape.is_whole:
+            return self._whole_chunk(session, cursor, size)
+        # One row more than the chunk: it could share the key of the last one.
+        items, keys = self._fetch(session, self._after(session, self._select, cursor).limit(size + 1))
+        keys = self.settled(keys, cursor)[:size]
+        del items[size:]
+        return items, keys
+
+    def _whole_chunk(self, session: Any, cursor: Any, size: int) -> tuple[list[Any], list[Any]]:
+        """Return the rows up to the key that row ``size`` has, and all of that key: a limit would cut collections."""
+        while True:
+            found = session.execute(self._after(session, self._keys, cursor).offset(size - 1).limit(1)).all()
+            select = self._after(session, self._select, cursor)
+            if found:
+                [last] = self.settled(self._saved(list(map(self._key_of, found))), cursor)
+                select = select.where(sa.not_(self._condition(session, last)))
+            items, keys = self._fetch(session, select)
+            if keys or not found:
+                return items, self.settled(keys, cursor)
+            cursor = last  # its rows are gone meanwhile
+
+    def _fetch(self, session: Any, select: Any) -> tuple[list[Any], list[Any]]:
         # yield_per would leave the result open while the task commits.
-        result = session.execute(select.limit(limit), execution_options={"yield_per": None})
-        if len(self._entities) == self._count:
-            result = result.unique()  # joined eager loading of collections requires it
-        count, columns = self._count, range(self._count + len(self.key))
+        options = {"yield_per": None}
+        if self._shape.identity is not None:
+            return self._fetch_entities(session.scalars(select, execution_options=options), self._shape.identity)
+        result = session.execute(select, execution_options=options)
+        if self._shape.is_unique:
+            result = result.unique()
         if self._is_single and len(self.key) == 1:
             rows = result.all()
-            return [item for item, _ in rows], [key for _, key in rows]
+            return [item for item, _ in rows], self._saved([key for _, key in rows])
+        count = self._shape.columns
         read = result.freeze()
-        items = read().scalars(0) if self._is_single else read().columns(*columns[:count])
-        keys = read().scalars(count) if len(self.key) == 1 else map(tuple, read().columns(*columns[count:]))
-        return list(items), list(keys)
+        items = read().scalars(0) if self._is_single else read().columns(*range(count))
+        keys = read().columns(*range(count, count + len(self.key)))
+        return list(items), self._saved(list(map(self._key_of, keys)))
 
-    def _after(self, cursor: Any, dialect: str) -> Any:
+    def _fetch_entities(self, result: Any, places: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
+        """Take the keys from the entities: rows of entities alone are loaded faster."""
+        items = (result.unique() if self._shape.is_unique else result).all()
+        key_of, missing = operator.itemgetter(*places), (None,) * len(places)
+        keys = [key_of(missing if item is None else sa.inspect(item).identity) for item in items]
+        return items, self._saved(keys)
+
+    def _key_of(self, row: Any) -> Any:
+        return tuple(row) if len(self.key) > 1 else row[0]
+
+    # -- cursors
+
+    def _after(self, session: Any, select: Any, cursor: Any) -> Any:
+        return select if cursor is None else select.where(self._condition(session, cursor))
+
+    def _condition(self, session: Any, cursor: Any) -> Any:
+        """Return the condition for rows after a cursor."""
+        cursor = self._loaded(cursor)
+        dialect = _bind_of(session, self._select).dialect.name
         is_ascending = following(self.key)
         if len(self.key) > 1 and is_ascending is not None and dialect in _COMPARING_ROWS:
             row = sa.tuple_(*(column.column for column in self.key))
             return row > cursor if is_ascending else row < cursor
         return after(self.key, cursor, _compare, sa.and_, sa.or_)
 
-    def _is_stale(self, item: Any) -> bool:
-        for place in self._entities:
-            entity = item if self._is_single else item[place]
-            if entity is not None:
-                state = instance_state(entity)
-                if state.expired or state.detached:
-                    return True
+    def _saved(self, keys: list[Any]) -> list[Any]:
+        """Return keys with the names of enums' members."""
+        if not any(self._enums):
+            return keys
+        if len(self.key) == 1:
+            return list(map(_name_of, keys))
+        return [tuple(map(_name_of, key)) for key in keys]
+
+    def _loaded(self, cursor: Any) -> Any:
+        """Return a cursor with the members of enums."""
+        if not any(self._enums):
+            return cursor
+        values = cursor if len(self.key) > 1 else (cursor,)
+        loaded = tuple(map(self._member, self.key, self._enums, values))
+        return loaded if len(self.key) > 1 else loaded[0]
+
+    def _member(self, column: Column, enum: Any, value: Any) -> Any:
+        if enum is None:
+            return value
+        if value not in enum.__members__:
+            raise InvalidStepError(
+                f"rows by {column.name} cannot be read from {value!r}: {enum.__name__} has no such member now",
+                found=self.step,
+            )
+        return enum[value]
+
+    # -- rows that a commit has expired
+
+    def _staleness(self) -> Callable[[Any], bool]:
+        """Return a function that tells whether a row must be loaded again."""
+        entities = self._shape.entities
+        if entities and self._is_single:
+            return _is_stale
+        return lambda row: any(_is_stale(row[place]) for place in entities)
+
+
+def _is_stale(entity: Any) -> bool:
+    if entity is None:
         return False
+    state = instance_state(entity)
+    return state.expired or state.session_id is None
+
+
+def _name_of(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
+
+
+def _bind_of(session: Any, select: Any) -> Any:
+    return session if isinstance(session, sa.Connection) else session.get_bind(clause=select)
 
 
 # Databases that use all columns of an index for a comparison of rows.
@@ -210,128 +316,9 @@ def _compare(column: Column, name: str, value: Any) -> Any:
     return _OPERATORS[name](column.column, value)
 
 
-def _is_entity(described: Any) -> bool:
-    return described.get("entity") is not None and described["expr"] is described["entity"]
-
-
 def _check_select(select: Any) -> None:
     if not isinstance(select, sa.Select):
         raise InvalidStepError(
             f"select_rows takes a select, not a {type(select).__name__}; if that is a union, combine conditions "
             "with or_() in one select, or loop over one after the other"
         )
-
-
-def _refuse(select: Any, has_entities_only: bool) -> None:
-    """Refuse a select that cannot be cut into chunks by a condition on the key."""
-    problem = None
-    # SQLAlchemy has no public names for these.
-    if select._limit_clause is not None or select._offset_clause is not None or select._fetch_clause is not None:
-        problem = "it has a limit or offset, and so have its chunks: end the loop with break instead"
-    elif select._group_by_clauses or select._having_criteria:
-        problem = "its rows are groups, which have no key: iterate over the rows of the groups"
-    elif select._distinct and (select._distinct_on or not has_entities_only):
-        problem = "distinct rows of columns have no key: select entities"
-    elif any(map(_looks_at_other_rows, select.selected_columns)):
-        problem = "an aggregate or window function depends on other rows, which a chunk lacks"
-    if problem is not None:
-        raise InvalidStepError(f"a select cannot be read by key: {problem}")
-
-
-def _looks_at_other_rows(element: Any) -> bool:
-    if isinstance(element, (sa.ScalarSelect, sa.SelectBase)):
-        return False  # only at rows of its own
-    if isinstance(element, sa.Over) or (
-        isinstance(element, sa.sql.functions.FunctionElement) and _is_aggregate(element)
-    ):
-        return True
-    return any(map(_looks_at_other_rows, element.get_children()))
-
-
-def _is_aggregate(function: Any) -> bool:
-    return function.name.lower() in _AGGREGATES
-
-
-_AGGREGATES = frozenset((
-    "count", "sum", "min", "max", "avg", "total", "array_agg", "string_agg", "group_concat", "aggregate_strings",
-    "json_agg", "jsonb_agg", "json_object_agg", "jsonb_object_agg", "json_group_array", "json_group_object",
-    "bool_and", "bool_or", "every", "stddev", "variance", "any_value",
-))  # fmt: skip
-
-
-# -- the key
-
-
-def _key(select: Any) -> list[Column]:
-    """Return the columns of the order, or of the primary key; an order that is not unique is refused."""
-    unique_keys = _unique_keys(select)
-    key = [_ordered(clause) for clause in select._order_by_clauses]
-    if not key:
-        if not unique_keys:
-            raise InvalidStepError("a select cannot be read by key: its table has no primary key")
-        return [_named(column, False) for column in unique_keys[0]]
-    columns = {column.column for column in key}
-    if not any(columns.issuperset(unique) for unique in unique_keys):
-        primary = ", ".join(map(str, unique_keys[0])) if unique_keys else "no primary key"
-        raise _order_error(key, f"rows can share the same place in it; end it with the primary key, {primary}")
-    nullable = next((column.name for column in key if column.column.nullable), None)
-    if nullable:
-        raise _order_error(key, f"{nullable} can be NULL, and nothing comes after NULL; order by other columns")
-    return key
-
-
-def _named(column: Any, descending: bool) -> Column:
-    return Column(str(column), column, descending)
-
-
-def _ordered(clause: Any) -> Column:
-    column, descending = clause, False
-    while isinstance(column, UnaryExpression) and column.modifier in _MODIFIERS:
-        descending = descending or column.modifier is operators.desc_op
-        column = column.element
-    if not isinstance(column, sa.Column):
-        raise InvalidStepError(
-            f"a select cannot be read by key: its order has {str(clause)!r}, which is not a column of a table; "
-            "write the column itself, as in order_by(User.name.desc(), User.id)"
-        )
-    return _named(column, descending)
-
-
-_MODIFIERS = (operators.desc_op, operators.asc_op, operators.nulls_first_op, operators.nulls_last_op)
-
-
-def _order_error(key: list[Column], problem: str) -> InvalidStepError:
-    order = ", ".join(column.name for column in key)
-    return InvalidStepError(f"a select cannot be read by key: its order by {order} is not a unique key: {problem}")
-
-
-def _unique_keys(select: Any) -> list[list[Any]]:
-    """Return the unique keys of the first entity or table; its primary key, if it has one, comes first."""
-    entity = next((one["entity"] for one in select.column_descriptions if one.get("entity") is not None), None)
-    if entity is not None:
-        mapper = sa.inspect(entity).mapper
-        of = {
-            column: getattr(entity, mapper.get_property_by_column(column).key).expression
-            for table in mapper.tables
-            for column in table.columns
-            if column in mapper.columns.values()
-        }
-        keys = [list(mapper.primary_key), *(key for table in mapper.tables for key in _keys_of(table))]
-    else:
-        source = next(iter(select.get_final_froms()), None)
-        while isinstance(source, sa.Join):
-            source = source.left
-        columns = () if source is None else source.columns
-        of = {base: column for column in columns for base in column.base_columns}
-        tables = {column.table: None for column in of}
-        keys = _keys_of(next(iter(tables))) if len(tables) == 1 else []
-    return [[of[column] for column in key] for key in keys if key and all(column in of for column in key)]
-
-
-def _keys_of(table: Any) -> list[list[Any]]:
-    """Return the sets of columns that are unique."""
-    unique = [one for one in table.constraints if isinstance(one, sa.UniqueConstraint)]
-    partial_or_not = [one for one in table.indexes if one.unique]
-    whole = [one for one in partial_or_not if not any(name.endswith("_where") for name in one.dialect_kwargs)]
-    plain = [one for one in whole if all(isinstance(part, sa.Column) for part in one.expressions)]
-    return [list(one.columns) for one in (table.primary_key, *unique, *plain)]
