@@ -30,7 +30,7 @@ class Reading:
         """No-op."""
 
     def is_idle(self) -> bool:
-        """Return True: there is no transaction to end."""
+        """Return True: the transaction belongs to the task."""
         return True
 
     def end(self) -> None:
