@@ -12,7 +12,33 @@ from sqlalchemy.types import TypeDecorator
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, cannot_be_key
 
-__all__ = ["Shape", "shape_of"]
+__all__ = ["Shape", "Stored", "decorated", "shape_of"]
+
+
+class Stored(TypeDecorator[Any]):
+    """The values of a decorated type as the database has them, whose order is the one that counts."""
+
+    cache_ok = True
+    impl = sa.Integer  # not used: each dialect has the type that the other decorator chooses
+
+    def __init__(self, decorator: TypeDecorator[Any]) -> None:
+        super().__init__()
+        self.decorator = decorator
+
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        """Return the type that is decorated."""
+        kind: Any = self.decorator
+        while isinstance(kind, TypeDecorator):
+            kind = kind.load_dialect_impl(dialect)
+        return kind
+
+
+def decorated(column: Any) -> TypeDecorator[Any] | None:
+    """Return the type of a column, if it is a decorator that is not SQLAlchemy's own."""
+    kind = column.type
+    if isinstance(kind, TypeDecorator) and not type(kind).__module__.startswith("sqlalchemy."):
+        return kind
+    return None
 
 
 class Shape(NamedTuple):
@@ -23,7 +49,8 @@ class Shape(NamedTuple):
         key: the columns of the key.
         columns: how many things it selects.
         entities: which of them are entities.
-        identity: if it selects one entity by its primary key, the place of each column of the key in that.
+        identity: if it selects one entity by its primary key, which has the values as stored: the place of each
+            column in that.
         is_unique: whether equal rows count once, as SQLAlchemy requires or a Query does.
         is_whole: whether all rows with one key must be read together, because collections are made of them.
     """
@@ -155,6 +182,8 @@ def _of_one_entity(order: list[Column], table: _Table) -> list[Column]:
 
 def _places(key: list[Column], primary: list[Any]) -> tuple[int, ...] | None:
     """Return the place of each column in the primary key, if it has the same columns."""
+    if any(decorated(one.column) for one in key):
+        return None  # it has the values in Python
     places = {column: place for place, column in enumerate(primary)}
     return tuple(places[one.column] for one in key) if {one.column for one in key} == places.keys() else None
 
@@ -247,11 +276,13 @@ def _refuse_types(key: list[Column]) -> None:
         kind = column.column.type
         while isinstance(kind, TypeDecorator):
             kind = kind.impl_instance
+        if isinstance(kind, sa.JSON):
+            raise cannot_be_key(column, "its values are JSON")
         try:
             python_type = kind.python_type
         except NotImplementedError:
             continue  # the first row shows it
-        if issubclass(python_type, (dict, list, tuple, set)) or isinstance(kind, sa.JSON):
+        if issubclass(python_type, (dict, list, tuple, set)):
             raise cannot_be_key(column, f"its values are of type {python_type.__name__}")
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.types import TypeDecorator
 
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key, following
-from celery_continuations.sources.select_keys import shape_of
+from celery_continuations.sources.select_keys import Stored, decorated, shape_of
 from celery_continuations.sources.select_sessions import Opened, Reading, given, opened_by
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ def from_select(select: Any) -> KeyedSource[Any]:
         )
     if isinstance(factory, orm.scoped_session):
         return select_rows(factory, select)
+    if select._for_update_arg is not None:
+        raise InvalidStepError(
+            "with_for_update() locks rows until a transaction ends, and none is open while the loop works on its rows: "
+            "open a session and write self.iterate(name, select_rows(session, select), transaction=session), or lock "
+            "the row in the loop"
+        )
     return _SelectRows(partial(opened_by, factory), select, 1000)
 
 
@@ -120,9 +127,10 @@ class _SelectRows(KeyedSource[Any]):
         self.key = shape.key
         # A Query returns a single column as a row.
         self._is_single = shape.columns == 1 and not (is_query and not shape.entities)
-        self._enums = [getattr(column.column.type, "enum_class", None) for column in self.key]
+        self._stored = [column._replace(column=_as_stored(column.column)) for column in self.key]
+        self._enums = [_enum_of(column.column.type) for column in self.key]
         order = [column.column.desc() if column.descending else column.column.asc() for column in shape.order]
-        keys = [column.column.label(f"_key_{number}") for number, column in enumerate(self.key)]
+        keys = [column.column.label(f"_key_{number}") for number, column in enumerate(self._stored)]
         self._select = select.order_by(None).order_by(*order)
         self._keys = self._select.with_only_columns(*keys, maintain_column_froms=True)
         self._keys._with_options = ()  # they are for loading entities
@@ -132,9 +140,27 @@ class _SelectRows(KeyedSource[Any]):
     def read(self, cursor: Any) -> Pairs:
         """See :class:`Source`."""
         if cursor is not None:
-            cursor = self._shortened(cursor)
             self.check(cursor)
         return self._pairs(cursor)
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read from a cursor on; release 0.1 saved no kind, and cursors in the form that the task sees."""
+        if cursor is not None and kind is None:
+            cursor = self._of_release_0_1(self._shortened(cursor))
+        return super().resume(cursor, kind, mark)
+
+    def _of_release_0_1(self, cursor: Any) -> Any:
+        """Return a cursor with the values of decorated types as the database has them."""
+        types = [decorated(column.column) for column in self.key]
+        if not any(types):
+            return cursor
+        self.check(cursor)
+        with self._opened() as opened:
+            dialect = _bind_of(opened.session, self._select).dialect
+        values = cursor if len(types) > 1 else (cursor,)
+        pairs = zip(types, values, strict=True)
+        stored = tuple(value if one is None else one.process_bind_param(value, dialect) for one, value in pairs)
+        return stored if len(types) > 1 else stored[0]
 
     def _shortened(self, cursor: Any) -> Any:
         """Return a cursor that release 0.1 saved with all columns of the order."""
@@ -245,9 +271,9 @@ class _SelectRows(KeyedSource[Any]):
         dialect = _bind_of(session, self._select).dialect.name
         is_ascending = following(self.key)
         if len(self.key) > 1 and is_ascending is not None and dialect in _COMPARING_ROWS:
-            row = sa.tuple_(*(column.column for column in self.key))
+            row = sa.tuple_(*(column.column for column in self._stored))
             return row > cursor if is_ascending else row < cursor
-        return after(self.key, cursor, _compare, sa.and_, sa.or_)
+        return after(self._stored, cursor, _compare, sa.and_, sa.or_)
 
     def _saved(self, keys: list[Any]) -> list[Any]:
         """Return keys with the names of enums' members."""
@@ -290,6 +316,17 @@ def _is_stale(entity: Any) -> bool:
         return False
     state = instance_state(entity)
     return state.expired or state.session_id is None
+
+
+def _as_stored(column: Any) -> Any:
+    kind = decorated(column)
+    return column if kind is None else sa.type_coerce(column, Stored(kind))
+
+
+def _enum_of(kind: Any) -> Any:
+    while isinstance(kind, TypeDecorator):
+        kind = kind.impl_instance
+    return getattr(kind, "enum_class", None)
 
 
 def _name_of(value: Any) -> Any:

@@ -43,7 +43,7 @@ class Numbers:
 
 
 class Closable:
-    """Like :class:`Numbers`, with an iterator that is no generator."""
+    """Like :class:`Numbers`, but its iterator is not a generator."""
 
     def read(self, cursor: Any) -> Any:
         class Pairs:
