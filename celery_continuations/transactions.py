@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from celery_continuations.engines import configured_engines, connections_of, several_engines, watch_savepoints
 from celery_continuations.exceptions import CheckpointError, InvalidStepError
 
 __all__ = ["AliasUnit", "SessionUnit", "Unit", "blocks_of_tests", "refuse_open", "session_is_open", "tell", "unit_of"]
@@ -126,8 +127,8 @@ class SessionUnit:
             session = self.session
             _here.committed.discard(session)
             _here.units.add(session)
-            for connection in _connections_of(session):
-                _watch_savepoints(connection)
+            for connection in connections_of(session):
+                watch_savepoints(connection)
 
     def connection(self) -> Any:
         """Return the connection.
@@ -140,12 +141,12 @@ class SessionUnit:
                 "which commits the cursor too"
             )
         self.session.flush()
-        configured = list(_configured_engines(self.session))
+        configured = list(configured_engines(self.session))
         only = {"bind": configured[0]} if self.session.bind is None and len(configured) == 1 else None
         connection = self.session.connection(bind_arguments=only).connection.dbapi_connection
-        engines = {connection.engine: None for connection in _connections_of(self.session)}
+        engines = {connection.engine: None for connection in connections_of(self.session)}
         if len(engines) > 1 and not self.session.twophase:
-            raise InvalidStepError(_several_engines(engines, "has used"))
+            raise InvalidStepError(several_engines(engines, "has used"))
         return connection
 
     def commit(self) -> None:
@@ -192,9 +193,9 @@ def unit_of(name: str, transaction: Any) -> Unit | None:
     orm = sys.modules.get("sqlalchemy.orm")
     if orm is not None and isinstance(transaction, (orm.Session, orm.scoped_session)):
         unit = SessionUnit(transaction)
-        engines = _configured_engines(unit.session)
+        engines = configured_engines(unit.session)
         if len(engines) > 1 and not unit.session.twophase:
-            raise InvalidStepError(f"step {name!r}: {_several_engines(engines, 'has')}", found=name)
+            raise InvalidStepError(f"step {name!r}: {several_engines(engines, 'has')}", found=name)
         return unit
     raise InvalidStepError(
         f"step {name!r}: transaction must be a SQLAlchemy Session or the alias of a Django database, e.g. 'default', "
@@ -348,7 +349,7 @@ def _listen() -> None:
 
 def _on_begin(session: Any, transaction: Any, connection: Any) -> None:
     if session in _here.units:
-        _watch_savepoints(connection)
+        watch_savepoints(connection)
 
 
 def _on_create(session: Any, transaction: Any) -> None:
@@ -374,42 +375,3 @@ def _on_flush(session: Any, flush_context: Any) -> None:
 def _on_execute(state: Any) -> None:
     if state.is_insert or state.is_update or state.is_delete:
         _here.written.add(state.session)
-
-
-def _configured_engines(session: Any) -> dict[Any, None]:
-    """Return the engines that a session was given with bind= and binds=."""
-    binds = session.binds if hasattr(session, "binds") else session._Session__binds  # SQLAlchemy 2.0 has no public name
-    binds = [session.bind, *binds.values()]
-    return {bind.engine: None for bind in binds if bind is not None}
-
-
-def _connections_of(session: Any) -> list[Any]:
-    """Return the connections that take part in a session's transaction."""
-    transaction = session.get_transaction()
-    # SQLAlchemy has no public name for them.
-    return [] if transaction is None else [found[0] for found in transaction._connections.values()]
-
-
-def _several_engines(engines: Iterable[Any], verb: str) -> str:
-    names = " and ".join(engine.url.render_as_string(hide_password=True) for engine in engines)
-    return (
-        f"the SQLAlchemy session of transaction= {verb} several engines ({names}), whose databases do not commit "
-        "together: a kill between the commits would lose an item, or repeat it. Write transaction= with a session of "
-        "one engine, as in Session(engine), and give the other database a session of its own"
-    )
-
-
-def _watch_savepoints(connection: Any) -> None:
-    from sqlalchemy import event
-
-    if connection.dialect.name == "sqlite" and not event.contains(connection, "savepoint", _on_savepoint):
-        event.listen(connection, "savepoint", _on_savepoint)
-
-
-def _on_savepoint(connection: Any, name: str | None) -> None:
-    """Begin a transaction for a savepoint of SQLite.
-
-    Its driver begins none before a savepoint, whose release would then commit the work without the cursor.
-    """
-    if not connection.connection.driver_connection.in_transaction:
-        connection.exec_driver_sql("BEGIN")
