@@ -198,6 +198,7 @@ class _SelectRows(KeyedSource[Any]):
                         opened.end()
                 is_cut = done < len(items) or is_stale(items[-1])
                 size = done if is_cut else min(2 * size, self.chunk)
+                del items, keys, item, key  # before the next ones are made
 
     def _check_session(self, session: Any) -> None:
         if self._shape.entities and isinstance(session, sa.Connection):

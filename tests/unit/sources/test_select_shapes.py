@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -16,7 +17,7 @@ from sqlalchemy.types import TypeDecorator
 
 from celery_continuations import InvalidStepError
 from celery_continuations.sources import opener
-from celery_continuations.sources.sqlalchemy import select_rows
+from celery_continuations.sources.sqlalchemy import from_select, select_rows
 from tests.support.keyed_properties import saved
 
 
@@ -318,6 +319,62 @@ def by_key(engine: sa.Engine, select: Any, chunk: int, cursor: Any) -> list[tupl
         query = select.with_session(session) if isinstance(select, orm.Query) else select
         reader = opener("rows", select_rows(session, query, chunk=chunk))().reader
         return [(seen(row), saved(after)) for row, after in reader.resume(cursor, reader.kind, None)]
+
+
+THREE = [
+    ("a", Color.RED, [(Color.RED, 0), (Color.BLUE, 1)]),
+    ("b", Color.BLUE, [(Color.BLUE, 2)]),
+    ("a", Color.RED, []),
+]
+
+
+@pytest.mark.parametrize(
+    ("select", "cursor", "rest"),
+    [
+        (sa.select(Team).order_by(Team.uuid), UUID(int=9**20), 2),
+        (sa.select(Team).order_by(Team.name, Team.uuid), ("a", UUID(int=9**22)), 1),
+        (
+            sa.select(Team)
+            .join(Team.members)
+            .options(orm.contains_eager(Team.members))
+            .order_by(Team.id, Member.number, Member.color),
+            (0, 0, "RED"),
+            1,
+        ),
+    ],
+)
+def test_cursors_of_release_0_1(engine: sa.Engine, select: Any, cursor: Any, rest: int) -> None:
+    """It saved values as the task sees them, with all columns of the order, and no kind."""
+    fill(engine, THREE)
+    expected = plain(engine, select)
+    with orm.Session(engine) as session:
+        reader = opener("rows", select_rows(session, select))().reader
+        assert [seen(row) for row, _ in reader.resume(cursor, None, None)] == expected[-rest:]
+
+
+def test_a_member_of_an_enum_that_is_gone(engine: sa.Engine) -> None:
+    with orm.Session(engine) as session:
+        source = select_rows(session, sa.select(Member).order_by(*MEMBER_ORDER))
+        with pytest.raises(InvalidStepError, match="cannot be read from 'PINK': Color has no such member now"):
+            list(source.read(("PINK", 1)))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_rows_of_a_chunk_are_dropped(engine: sa.Engine, chunk: int) -> None:
+    """Memory does not grow with the position."""
+    fill(engine, [("a", Color.RED, [])] * 5)
+    found: list[weakref.ref[Any]] = []
+    with orm.Session(engine) as session:
+        for row, _ in select_rows(session, sa.select(Team), chunk=chunk).read(None):
+            assert sum(ref() is not None for ref in found) <= chunk + 1
+            found.append(weakref.ref(row))
+    assert len(found) == 5
+
+
+def test_locks_of_a_session_of_the_loop_are_refused(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_continuations.sources.sqlalchemy._factory", orm.sessionmaker(engine))
+    with pytest.raises(InvalidStepError, match=r"with_for_update\(\) locks rows until a transaction ends"):
+        from_select(sa.select(Team).with_for_update())
 
 
 @pytest.mark.parametrize("name", SHAPES)
