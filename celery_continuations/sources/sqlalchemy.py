@@ -172,7 +172,8 @@ class _SelectRows(KeyedSource[Any]):
     def count(self) -> int:
         """Count the rows, with a query."""
         with self._opened() as opened:
-            rows = self._select.order_by(None).subquery()
+            keys = self._keys.distinct() if self._shape.is_unique else self._keys
+            rows = keys.order_by(None).subquery()
             return int(opened.session.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one())
 
     def _pairs(self, cursor: Any) -> Pairs:

@@ -313,11 +313,14 @@ def plain(engine: sa.Engine, select: Any) -> list[Any]:
             return list(map(seen, run(select).unique()))
 
 
+def with_session(select: Any, session: orm.Session) -> Any:
+    return select.with_session(session) if isinstance(select, orm.Query) else select
+
+
 def by_key(engine: sa.Engine, select: Any, chunk: int, cursor: Any) -> list[tuple[Any, Any]]:
     """Return rows as a new execution sees them, each with its saved cursor."""
     with orm.Session(engine) as session:
-        query = select.with_session(session) if isinstance(select, orm.Query) else select
-        reader = opener("rows", select_rows(session, query, chunk=chunk))().reader
+        reader = opener("rows", select_rows(session, with_session(select, session), chunk=chunk))().reader
         return [(seen(row), saved(after)) for row, after in reader.resume(cursor, reader.kind, None)]
 
 
@@ -371,6 +374,15 @@ def test_rows_of_a_chunk_are_dropped(engine: sa.Engine, chunk: int) -> None:
     assert len(found) == 5
 
 
+def test_enums_of_mysql_are_refused(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It orders them by number, and compares them as texts."""
+    monkeypatch.setattr(engine.dialect, "name", "mysql")
+    with orm.Session(engine) as session:
+        source = select_rows(session, sa.select(Team).order_by(Team.color, Team.id))
+        with pytest.raises(InvalidStepError, match=r"by teams.color \(Enum\): MySQL orders"):
+            next(source.read(None))
+
+
 def test_locks_of_a_session_of_the_loop_are_refused(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("celery_continuations.sources.sqlalchemy._factory", orm.sessionmaker(engine))
     with pytest.raises(InvalidStepError, match=r"with_for_update\(\) locks rows until a transaction ends"):
@@ -398,5 +410,7 @@ def test_a_select_by_key_has_the_rows_of_the_plain_select(
         return
     pairs = by_key(engine, shape.select, chunk, None)
     assert [row for row, _ in pairs] == expected
+    with orm.Session(engine) as session:
+        assert select_rows(session, with_session(shape.select, session)).count() == len(expected)
     for done, (_, cursor) in enumerate(pairs, 1):
         assert by_key(engine, shape.select, chunk, cursor) == pairs[done:]
