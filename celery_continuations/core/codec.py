@@ -2,7 +2,8 @@
 
 JSON has six types; a cursor may have more.  Each of the others is written as a mapping with one key that begins with
 ``~``.  Only exact types are allowed: a subclass (an enum, a numpy integer, a named tuple) would be restored as another
-type, so it is refused when it is set, not when it is read.
+type, so it is refused when it is set, not when it is read.  The two types that freezegun puts in the place of ``date``
+and ``datetime`` count as these: code under test gets them where a worker would get the real ones.
 """
 
 from __future__ import annotations
@@ -19,10 +20,25 @@ from zoneinfo import ZoneInfo
 
 from celery_continuations.exceptions import UnserializableValueError
 
-__all__ = ["IMMUTABLE", "copy", "decode", "dumps", "encode", "loads"]
+__all__ = ["IMMUTABLE", "copy", "decode", "dumps", "encode", "loads", "real_type"]
+
+
+def real_type(kind: Any) -> Any:
+    """Return the type that freezegun has replaced by ``kind``, or ``kind`` itself.
+
+    >>> real_type(date) is date
+    True
+    """
+    if kind.__module__ != "freezegun.api":
+        return kind
+    return next((one for one in kind.__mro__ if one.__module__ == "datetime"), kind)
+
+
+# freezegun replaces the values of global names, but not what containers hold.
+_DATES: tuple[type[date], type[datetime]] = (real_type(date), real_type(datetime))
 
 #: Types that need no copy when they are set.
-IMMUTABLE = frozenset((type(None), bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes))
+IMMUTABLE = frozenset((type(None), bool, int, float, str, Decimal, *_DATES, time, timedelta, UUID, bytes))
 
 # CPython refuses to turn longer integers into decimal digits (sys.set_int_max_str_digits);
 # hexadecimal has no such limit. 4,300 digits are 14,284 bits.
@@ -110,6 +126,8 @@ def _encode(value: Any) -> Any:
         return {"~m": [[_encode(_hashable(key)), _encode(item)] for key, item in value.items()]}
     encoder = _ENCODERS.get(kind)
     if encoder is None:
+        encoder = _ENCODERS.get(real_type(kind))
+    if encoder is None:
         raise _Refused(f"{_type_name(kind)} is not one of {ALLOWED}")
     return encoder(value)
 
@@ -144,7 +162,7 @@ def _unbase64(text: str) -> bytes:
 
 
 def _hashable(key: Any) -> Any:
-    if type(key) is not tuple and type(key) not in IMMUTABLE:
+    if type(key) is not tuple and real_type(type(key)) not in IMMUTABLE:
         raise _Refused(f"a dict key of type {_type_name(type(key))}")
     return key
 
@@ -187,12 +205,15 @@ def _timedelta(value: timedelta) -> list[int]:
 
 def _encode_datetime(value: datetime) -> Any:
     naive = value.replace(tzinfo=None, fold=0).isoformat()
-    return {"~dt": [naive, value.fold, _encode_zone(value.tzinfo)]}
+    zone = value.tzinfo
+    if type(zone).__module__.startswith("dateutil.") and real_type(type(value)) is not type(value):
+        zone = timezone(value.utcoffset() or timedelta(), value.tzname() or "")  # what a real astimezone() gives
+    return {"~dt": [naive, value.fold, _encode_zone(zone)]}
 
 
 def _decode_datetime(data: Any) -> datetime:
     text, fold, zone = data
-    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=_decode_zone(zone))
+    return _DATES[1].fromisoformat(text).replace(fold=fold, tzinfo=_decode_zone(zone))
 
 
 def _encode_time(value: time) -> Any:
@@ -209,8 +230,8 @@ _ENCODERS: dict[type, Callable[[Any], Any]] = {
     float: _encode_float,
     tuple: lambda value: {"~t": [_encode(item) for item in value]},
     Decimal: lambda value: {"~dec": str(value)},
-    datetime: _encode_datetime,
-    date: lambda value: {"~d": value.isoformat()},
+    _DATES[1]: _encode_datetime,
+    _DATES[0]: lambda value: {"~d": value.isoformat()},
     time: _encode_time,
     timedelta: lambda value: {"~td": _timedelta(value)},
     UUID: lambda value: {"~u": value.hex},
@@ -224,7 +245,7 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "~m": lambda data: {_decode(key): _decode(item) for key, item in data},
     "~dec": Decimal,
     "~dt": _decode_datetime,
-    "~d": date.fromisoformat,
+    "~d": _DATES[0].fromisoformat,
     "~time": _decode_time,
     "~td": lambda data: timedelta(*data),
     "~u": UUID,

@@ -18,7 +18,8 @@ from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 __all__ = ["Begun", "Over", "Step", "StepsRun", "Unit", "key_of"]
 
 # Types whose every value can be saved; a datetime may have a zone that cannot be saved.
-_COPY_FREE = codec.IMMUTABLE - {datetime, time}
+_COPY_FREE = codec.IMMUTABLE - {codec.real_type(datetime), time}
+_DATES = frozenset((codec.real_type(date),))
 _UNMOVED = object()
 
 
@@ -276,7 +277,7 @@ class Step(Generic[Cursor]):
         kind = cursor.__class__
         if kind is int:
             self.cursor = cursor + 1
-        elif kind is date:
+        elif codec.real_type(kind) in _DATES:
             self.cursor = cursor + timedelta(days=1)
         elif hasattr(cursor, "succ"):
             self.set(cursor.succ())
