@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery_continuations.testing import Rehearsal
+    from celery_continuations.testing import Rehearsal, Report
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def rehearse() -> Callable[..., Rehearsal]:
 
 
 @pytest.fixture
-def assert_resumable() -> Callable[..., None]:
+def assert_resumable() -> Callable[..., Report]:
     """:func:`celery_continuations.testing.assert_resumable`."""
     from celery_continuations.testing import assert_resumable
 

@@ -44,12 +44,14 @@ class Checkpoints:
         saved_text: the text of the last saved snapshot.
     """
 
+    run_type = Run
+
     def __init__(
         self, message: Message, ownership: Ownership, snapshot: Snapshot, triggers_of: Callable[[Run], Triggers]
     ) -> None:
         self.message = message
         self.ownership = ownership
-        self.run = Run(message.request.id, snapshot, self)
+        self.run = self.run_type(message.request.id, snapshot, self)
         self.triggers = triggers_of(self.run)
         self.saved_text = ownership.record.snapshot
         self.largest: int = message.setting("max_snapshot")
@@ -75,8 +77,7 @@ class Checkpoints:
         Raises:
             Interrupt: when another execution has superseded this one, or a pause or cancel command is pending.
         """
-        if run.attention:
-            self._measure_gap(run)  # while the step is still known
+        self._measure_gap(run)  # while the step is still known
         text = self.text()
         if run.unit is not None:
             self._commit(run, run.unit, text)
@@ -124,7 +125,7 @@ class Checkpoints:
 
     def back_off(self, run: Run, seconds: float) -> NoReturn:
         """Free the worker for ``seconds``.  Raises as :meth:`leave`."""
-        self.leave(Waiting("time", time.time() + seconds), f"throttled for {seconds:g} s")
+        self.leave(Waiting("time", self.message.now() + seconds), f"throttled for {seconds:g} s")
 
     def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         """Whether the error affects the current item alone; report it if so."""
@@ -224,7 +225,7 @@ class Checkpoints:
     def _warn_of_short_results(self, waiting: Waiting, reason: str) -> None:
         """Warn if the wait outlasts ``result_expires``: Celery's chord then forgets its results and counts."""
         expires = conf.seconds(conf.celery_setting(self.message.task.app, "result_expires"))
-        is_longer = waiting.until is None or waiting.until - time.time() > expires
+        is_longer = waiting.until is None or waiting.until - self.message.now() > expires
         if self.message.request.chord and expires and is_longer:
             self.message.reporter.short_results(reason, expires)
 

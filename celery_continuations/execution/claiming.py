@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -173,7 +172,7 @@ class Claiming:
 
     def _warn_of_slow_queue(self, checkpoints: Checkpoints) -> None:
         snapshot, runtime = checkpoints.run.snapshot, checkpoints.triggers.runtime
-        waited = time.time() - snapshot.left_at
+        waited = self._message.now() - snapshot.left_at
         if snapshot.reason == MAX_RUNTIME and runtime is not None and waited > runtime:
             self._message.reporter.slow_queue(waited, runtime)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -154,7 +153,7 @@ class Leaving(Passive):
         return None if fence.status in (Status.WAITING, Status.PAUSED) else given.options
 
     def _wait(self, waiting: Waiting) -> None:
-        due_in = None if waiting.until is None else max(0.0, waiting.until - time.time())
+        due_in = None if waiting.until is None else max(0.0, waiting.until - self._message.now())
 
         def is_there(inbox: str) -> bool:
             return waiting.kind == "delivery" and waiting.key in Inbox.loads(inbox)

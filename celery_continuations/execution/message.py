@@ -67,6 +67,10 @@ class Message:
         """The stop flag of the worker."""
         return flag_at(self._delivery.get("flag"))
 
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch, by which waits and pauses end."""
+        return time.time()
+
     @property
     def snapshot(self) -> str | None:
         """The text of the snapshot that the message carries, or None."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import time
 import traceback
 from typing import Any
 
@@ -217,7 +216,7 @@ class Running:
         snapshot = self.run.snapshot
         snapshot.resumptions += 1
         snapshot.reason = reason
-        snapshot.left_at = time.time()
+        snapshot.left_at = self._message.now()
         given = HandOver(self.checkpoints.timed_text(), options, shown, self._error, self.run, message)
         Leaving(self._execution, self._message, self.ownership, given).enter()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NoReturn
 
 from celery_continuations.core.evolution import old_names
@@ -29,7 +28,7 @@ class Waiter:
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch."""
-        return time.time()
+        return self._message.now()
 
     def is_over(self, until: float | None) -> bool:
         """Whether ``until``, in seconds since the epoch, has passed."""
@@ -64,4 +63,4 @@ class Waiter:
             self._leave_for_store()
 
     def _leave_for_store(self) -> NoReturn:
-        self.leave(Waiting("time", time.time() + CHECK_AGAIN), "the store is unavailable")
+        self.leave(Waiting("time", self.now() + CHECK_AGAIN), "the store is unavailable")

@@ -11,11 +11,13 @@ from celery_continuations.execution import direct
 from celery_continuations.testing.clock import Clock
 from celery_continuations.testing.interrupting import interrupt_after_step, interrupt_during_step
 from celery_continuations.testing.rehearsal import Rehearsal, rehearse, run_until_done
-from celery_continuations.testing.resumable import assert_resumable
+from celery_continuations.testing.resumable import Report, UntriedWarning, assert_resumable
 
 __all__ = [
     "Clock",
     "Rehearsal",
+    "Report",
+    "UntriedWarning",
     "assert_resumable",
     "delivered",
     "interrupt_after_step",

@@ -1,4 +1,4 @@
-"""Describe how two states of the world differ, in a few short lines."""
+"""Describe how two comparable values differ, in a few short lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from itertools import islice
 from reprlib import Repr
 from typing import Any
 
-__all__ = ["are_same", "differences"]
+from celery_continuations.testing.comparable import Parts
+
+__all__ = ["differences"]
 
 _SHOWN = 5
 _MISSING: Any = object()
@@ -16,13 +18,8 @@ _repr = Repr()
 _repr.maxstring = _repr.maxother = 120
 
 
-def are_same(expected: Any, found: Any) -> bool:
-    """Whether the two are equal."""
-    return bool(expected == found)
-
-
 def differences(what: str, expected: Any, found: Any) -> list[str]:
-    """Describe the first differences; ``what`` names the whole.
+    """Describe the first differences between two values from :func:`comparable`; ``what`` names the whole.
 
     >>> differences("check()", {"rows": [1, 2], "mails": 1}, {"rows": [1, 2, 2], "mails": 1})
     ["check()['rows'][2]: expected nothing, found 2"]
@@ -33,7 +30,7 @@ def differences(what: str, expected: Any, found: Any) -> list[str]:
 
 def _walk(what: str, expected: Any, found: Any) -> Iterator[str]:
     if expected is not _MISSING and found is not _MISSING:
-        if are_same(expected, found):
+        if expected == found:
             return
         parts = _parts(expected, found)
         if parts is not None:
@@ -46,15 +43,21 @@ def _walk(what: str, expected: Any, found: Any) -> Iterator[str]:
 def _parts(expected: Any, found: Any) -> list[tuple[str, Any, Any]] | None:
     """Return the parts of two values of one kind: where, expected, found."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        keys = [*expected, *(key for key in found if key not in expected)]
-        return [(f"[{key!r}]", expected.get(key, _MISSING), found.get(key, _MISSING)) for key in keys]
-    if isinstance(expected, (set, frozenset)) and isinstance(found, (set, frozenset)):
+        return _pairs(expected, found, "[{!r}]")
+    if isinstance(expected, Parts) and isinstance(found, Parts) and expected.kind == found.kind:
+        return _pairs(expected.parts, found.parts, ".{}")
+    if isinstance(expected, set) and isinstance(found, set):
         missing, more = sorted(expected - found, key=repr), sorted(found - expected, key=repr)
         return [*((" member", one, _MISSING) for one in missing), *((" member", _MISSING, one) for one in more)]
     if isinstance(expected, (list, tuple)) and type(expected) is type(found):
         both = range(max(len(expected), len(found)))
         return [(f"[{i}]", _at(expected, i), _at(found, i)) for i in both]
     return None
+
+
+def _pairs(expected: dict[Any, Any], found: dict[Any, Any], place: str) -> list[tuple[str, Any, Any]]:
+    keys = [*expected, *(key for key in found if key not in expected)]
+    return [(place.format(key), expected.get(key, _MISSING), found.get(key, _MISSING)) for key in keys]
 
 
 def _at(values: Any, index: int) -> Any:

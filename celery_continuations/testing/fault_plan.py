@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
+from celery_continuations.core.run import Run
+
 if TYPE_CHECKING:
-    from celery_continuations.core.run import Run
     from celery_continuations.core.snapshot import Snapshot
     from celery_continuations.testing.rehearsed_execution import RehearsedExecution
 
-__all__ = ["FaultPlan", "Killed"]
+__all__ = ["CountedRun", "FaultPlan", "Killed"]
 
 
 class Killed(BaseException):
@@ -20,10 +22,14 @@ class FaultPlan:
     """A plan without faults.
 
     Attributes:
-        attentive: whether the run calls :meth:`checkpoint` at each checkpoint.
+        passed: how many places the run has passed since the last fault.
+        attends_from: the first place whose checkpoint calls :meth:`checkpoint`; those before it are only counted.
     """
 
-    attentive = False
+    attends_from: float = inf
+
+    def __init__(self) -> None:
+        self.passed = 0
 
     def checkpoint(self, execution: RehearsedExecution, run: Run) -> str | None:
         """Return a reason to interrupt at this checkpoint, or None."""
@@ -34,3 +40,28 @@ class FaultPlan:
 
     def left(self, snapshot: Snapshot) -> None:
         """Called when an execution was interrupted or killed."""
+
+
+class CountedRun(Run):
+    """A run that counts the checkpoints at which it has nothing to do: a fault plan numbers them all."""
+
+    __slots__ = ("_is_set", "faults")
+
+    faults: FaultPlan
+    _is_set: bool
+
+    @property
+    def attention(self) -> bool:
+        """Whether the next checkpoint has something to do; each checkpoint reads it once."""
+        if self._is_set:
+            return True
+        faults = self.faults
+        if faults.passed + 1 < faults.attends_from:
+            faults.passed += 1
+            return False
+        self._is_set = True
+        return True
+
+    @attention.setter
+    def attention(self, value: bool) -> None:
+        self._is_set = value

@@ -89,9 +89,10 @@ def interrupt_after_step(task: AppTask[..., Any] | Rehearsal, name: str) -> Iter
 class _Place(FaultPlan):
     """Interrupt at one place."""
 
-    attentive = True
+    attends_from = 0
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self._name = name
         self.seen: list[str] = []
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from celery import states
+from celery.exceptions import TaskRevokedError
 from kombu.exceptions import EncodeError
 
 from celery_continuations import conf
@@ -26,7 +28,8 @@ from celery_continuations.execution.execution import Execution
 from celery_continuations.messages.body import Body, written
 from celery_continuations.task import AppTask
 from celery_continuations.testing.clock import Clock
-from celery_continuations.testing.fault_plan import FaultPlan
+from celery_continuations.testing.fault_plan import FaultPlan, Killed
+from celery_continuations.testing.process_state import ProcessState, Used
 from celery_continuations.testing.rehearsed_execution import RehearsedExecution
 
 __all__ = ["Rehearsal", "rehearse", "run_until_done"]
@@ -47,7 +50,13 @@ class Rehearsal:
     """
 
     def __init__(
-        self, task: Any, *, faults: FaultPlan | None = None, task_id: str | None = None, start: float | None = None
+        self,
+        task: Any,
+        *,
+        faults: FaultPlan | None = None,
+        task_id: str | None = None,
+        start: float | None = None,
+        used: Used | None = None,
     ) -> None:
         if not isinstance(task, AppTask):
             raise TypeError(f"{task!r} is not a continuable task; give it base=ContinuableTask, or @continuable")
@@ -57,10 +66,12 @@ class Rehearsal:
         self.clock = Clock(start)
         self.begun = 0
         self.faults = faults or FaultPlan()
+        self._used = used
         self.value: Any = None
         self.error: BaseException | None = None
         self._text: str | None = None
         self._due = 0.0
+        self._expires: float | None = None
         self._inbox = Inbox()
         self._message: Body | None = None
         self._options: dict[str, Any] = {}
@@ -134,6 +145,9 @@ class Rehearsal:
             what = "has ended" if self.ended else "has not begun: apply it first"
             raise ValueError(f"{self!r} cannot be resumed, it {what}")
         assert self._message is not None
+        if self._expires is not None and self.clock.now() > self._expires:
+            self.end(states.REVOKED, error=TaskRevokedError("expired"))
+            return
         args, kwargs, _ = self._message.decode()
         self.apply(args, kwargs)
 
@@ -163,6 +177,8 @@ class Rehearsal:
         token = direct.rehearsing.set(self)
         try:
             self.task.apply(args, kwargs, task_id=self.id, throw=False, **self._options)
+        except Killed:
+            pass  # as the fault plan wanted; the process would end, so Celery must not handle it
         finally:
             direct.rehearsing.reset(token)
 
@@ -191,7 +207,9 @@ class Rehearsal:
             self._options = {"link": request.callbacks, "link_error": request.errbacks, "headers": request.headers}
         assert self._message is not None
         self.begun += 1
-        return RehearsedExecution(self, task, request, self._message)
+        state = ProcessState(self._used or Used(), objects=self._used is not None)
+        state.keep_task(task)
+        return RehearsedExecution(self, task, request, self._message, state)
 
     def _is_of(self, task: Any, task_id: str | None) -> bool:
         return bool(task.name == self.task.name and (self.id is None or task_id == self.id))
@@ -239,6 +257,7 @@ class Rehearsal:
         self._text, self.state = text, states.RETRY
         eta = options.get("eta")
         self._due = eta.timestamp() if eta else self.clock.now() + float(options.get("countdown") or 0)
+        self._expires = self._moment(options.get("expires"))
         assert self._message is not None
         changes = {name: value for name, value in options.items() if name in ("args", "kwargs")}
         if changes:
@@ -246,6 +265,12 @@ class Rehearsal:
         if "retries" in options:
             self._options["retries"] = options["retries"]
         self.faults.left(self.snapshot)
+
+    def _moment(self, expires: Any) -> float | None:
+        """Return when a message expires: after seconds, or at a datetime."""
+        if isinstance(expires, datetime):
+            return expires.timestamp()
+        return None if expires is None else self.clock.now() + float(expires)
 
     def lost(self) -> None:
         """Note that an execution was killed."""
@@ -331,4 +356,14 @@ def within(run: Rehearsal) -> Iterator[None]:
 
 def _message(task: Any, args: Any, kwargs: Any) -> Body:
     """Write arguments into the body of a message."""
-    return written(list(args or ()), dict(kwargs or {}), {}, task.serializer or task.app.conf.task_serializer)
+    args, kwargs = _with_real_dates([list(args or ()), dict(kwargs or {})])
+    return written(args, kwargs, {}, task.serializer or task.app.conf.task_serializer)
+
+
+def _with_real_dates(value: Any) -> Any:
+    """Replace dates of freezegun, which not every serializer takes, by real ones."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_with_real_dates, value))
+    if type(value) is dict:
+        return {_with_real_dates(key): _with_real_dates(one) for key, one in value.items()}
+    return codec.copy(value) if codec.real_type(type(value)) is not type(value) else value

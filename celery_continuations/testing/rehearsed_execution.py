@@ -28,9 +28,10 @@ from celery_continuations.execution.waiting import Waiter
 from celery_continuations.messages.body import Body
 from celery_continuations.protocol.owned import OwnedRecord
 from celery_continuations.stores import Fence, Status
-from celery_continuations.testing.fault_plan import Killed
+from celery_continuations.testing.fault_plan import CountedRun, FaultPlan, Killed
 
 if TYPE_CHECKING:
+    from celery_continuations.testing.process_state import ProcessState
     from celery_continuations.testing.rehearsal import Rehearsal
 
 __all__ = ["RehearsedExecution"]
@@ -43,26 +44,25 @@ _SETTINGS = {"change_grace": 0, "on_change": "fail"}
 class RehearsedExecution(Execution):
     """An execution that a test disturbs."""
 
-    def __init__(self, rehearsal: Rehearsal, task: Any, request: Any, body: Body) -> None:
+    def __init__(self, rehearsal: Rehearsal, task: Any, request: Any, body: Body, state: ProcessState) -> None:
         super().__init__(task, request, body)
         self.message = _Message(rehearsal, task, request, body)
         self._rehearsal = rehearsal
         self._killed = False
-        self._attributes = dict(vars(task))
+        self._state = state
 
     def begin(self) -> Run:
         if self.checkpoints is None:
             ownership = Ownership(self.message, _Record(self, self._rehearsal), self._lose)
             snapshot, faults = self._rehearsal.begin(), self._rehearsal.faults
-            self.checkpoints = Checkpoints(self.message, ownership, snapshot, lambda run: _Triggers(self, run, faults))
-            self.checkpoints.run.attention = faults.attentive
+            self.checkpoints = _Checkpoints(self.message, ownership, snapshot, lambda run: _Triggers(self, run, faults))
             self.phase = Running(self, self.checkpoints)
         return self.checkpoints.run
 
     @property
     def waiter(self) -> Waiter:
         assert self.checkpoints is not None
-        return _Waiter(self.checkpoints, self._rehearsal)
+        return _Waiter(self.checkpoints)
 
     def write(self, run: Run) -> None:
         """Save without consulting the fault plan."""
@@ -98,8 +98,7 @@ class RehearsedExecution(Execution):
         if self._killed:
             _release(error)
             self._rehearsal.lost()
-            killed: BaseException = Ignore("killed")
-            return killed
+            return error if isinstance(error, Killed) else Killed()
         signature = _signature_of(error)
         if isinstance(signature, RetryMessage):
             signature.apply_async()
@@ -123,11 +122,9 @@ class RehearsedExecution(Execution):
         """No-op: the rehearsal knows the state."""
 
     def close(self) -> None:
-        """Reset the attributes that the body has set on the task: another process would not have them."""
+        """Restore the attributes of the task: another process would not have what the body has changed."""
         if self.message.request is not None:
-            own = vars(self.message.task)
-            own.clear()
-            own.update(self._attributes)
+            self._state.restore()
         super().close()
 
 
@@ -141,6 +138,10 @@ class _Message(Message):
         self.reporter = _Silent(task, request.id)
         self.generation = int(rehearsal.is_resumed)
         self._rehearsal = rehearsal
+
+    def now(self) -> float:
+        """Return the time of the rehearsal's clock, which a test moves."""
+        return self._rehearsal.clock.now()
 
     def setting(self, name: str) -> Any:
         return _SETTINGS[name] if name in _SETTINGS else super().setting(name)
@@ -195,22 +196,23 @@ class _Record(OwnedRecord):
 
 
 class _Waiter(Waiter):
-    """Replace the clock by the rehearsal's, which a test moves."""
+    """Apply children in place."""
 
-    is_direct = True  # children are applied in place
+    is_direct = True
 
-    def __init__(self, checkpoints: Checkpoints, rehearsal: Rehearsal) -> None:
-        super().__init__(checkpoints)
-        self._clock = rehearsal.clock
 
-    def now(self) -> float:
-        return self._clock.now()
+class _Checkpoints(Checkpoints):
+    """Count the checkpoints."""
+
+    run_type = CountedRun
 
 
 class _Triggers(Triggers):
     """Let only the fault plan make a checkpoint do something."""
 
-    def __init__(self, execution: RehearsedExecution, run: Run, faults: Any) -> None:
+    def __init__(self, execution: RehearsedExecution, run: Run, faults: FaultPlan) -> None:
+        if isinstance(run, CountedRun):
+            run.faults = faults
         self.answer = None
         self.runtime = None
         self._execution = execution
@@ -218,8 +220,7 @@ class _Triggers(Triggers):
         self._faults = faults
 
     def reason_to_leave(self) -> str | None:
-        reason: str | None = self._faults.checkpoint(self._execution, self.run)
-        return reason
+        return self._faults.checkpoint(self._execution, self.run)
 
     def is_save_due(self) -> bool:
         return False
@@ -231,7 +232,7 @@ class _Triggers(Triggers):
         """No-op."""
 
     def attended(self, is_leaving: bool) -> None:
-        self.run.attention = self._faults.attentive
+        self.run.attention = False
 
     @property
     def gap(self) -> float:

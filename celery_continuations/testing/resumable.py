@@ -23,17 +23,22 @@ This run alone: assert_resumable(send, ['ann', 'bob', 'eve'], check=..., setup=.
 
 from __future__ import annotations
 
-import copy
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from celery_continuations.task import AppTask
-from celery_continuations.testing.differences import are_same, differences
+from celery_continuations.testing.comparable import comparable
+from celery_continuations.testing.differences import differences
+from celery_continuations.testing.plans import INTERRUPT, KILL, Place, Plan, named, parse, plans, short
+from celery_continuations.testing.process_state import ProcessState, Used
 from celery_continuations.testing.rehearsal import Rehearsal, run_until_done
-from celery_continuations.testing.trials import INTERRUPT, KILL, Place, Plan, Trial, parse, plans, short
+from celery_continuations.testing.trials import Trial
 
-__all__ = ["assert_resumable"]
+__all__ = ["Report", "UntriedWarning", "assert_resumable"]
 
 # The same in each run, because values derived from the task's id must not differ.
 _TASK_ID = "00000000-0000-4000-8000-000000000000"
@@ -43,6 +48,26 @@ _SAME: Any = object()
 
 # A disturbed run may have this many times the checkpoints and executions of the undisturbed one, and some more.
 _TIMES, _MORE = 10, 100
+
+
+class UntriedWarning(UserWarning):
+    """The time of :func:`assert_resumable` ended before each place was tried."""
+
+
+class Report(NamedTuple):
+    """What :func:`assert_resumable` has tried.
+
+    Attributes:
+        tried: the disturbed runs, named as ``only=`` takes them.
+        left_out: those for which there was no time.
+    """
+
+    tried: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def assert_resumable(
@@ -56,13 +81,16 @@ def assert_resumable(
     only: str | None = None,
     upgrade_from: AppTask[..., Any] | None = None,
     expected: Any = _SAME,
-) -> None:
+    returned: Callable[[Any], Any] | None = _unchanged,
+    seconds: float | None = 10,
+) -> Report:
     """Run a task undisturbed, then once for each place at which it may be stopped, and compare the outcomes.
 
-    The outcome is what the task returns and what ``check()`` returns afterwards.  The runs are, in this order:
+    The outcome is what the task returns and what ``check()`` returns afterwards.  Each place is tried once:
     interrupted at each checkpoint; killed at each checkpoint, before each completion of a step is saved, and
-    before the task is known to have returned; and disturbed twice.  A kill repeats the work since the previous
-    checkpoint.  Sleeps and timeouts pass immediately; use :func:`delivered` for the values that the task waits for.
+    before the task is known to have returned.  Then come runs that are disturbed twice.  A kill repeats the work since
+    the previous checkpoint.  The first and the last place of each step come first, then those between, always in the
+    same order.  Sleeps and timeouts pass immediately; use :func:`delivered` for the values that the task waits for.
 
     With ``upgrade_from`` it proves that the task resumes what older code has begun: each run begins with the old task,
     and continues with the new one after the first interruption or kill.  Only ``check()`` is
@@ -72,27 +100,63 @@ def assert_resumable(
         task: the task.
         args: the task's arguments.
         kwargs: the task's keyword arguments.
-        check: returns the state of the world, as a value that can be compared and copied.
+        check: returns the state of the world: numbers, texts and containers of them; querysets and model instances,
+            whose columns are compared; and other objects, whose attributes are compared.
         setup: called before each run, to restore the state of the world.
         kills: whether the task is killed as well.
         pairs: how many runs are disturbed twice; the sample is the same in each call.
         only: the one run to do, as named in the last line of the error.
         upgrade_from: the old task, kept in the tests under any name.
         expected: what ``check()`` returns after an upgraded run, if it differs from a run of the new task alone.
+        returned: a function of the return value, whose result is compared instead; None to compare nothing of it.
+        seconds: no further run begins if it would probably end later than this; None to try every place.
+
+    Returns:
+        What was tried.  Where something was left out, an :class:`UntriedWarning` says so.
 
     Raises:
-        AssertionError: at the first run whose outcome differs, with the differences; for a task that makes no
-            checkpoints; and for one whose undisturbed runs differ.
+        AssertionError: at the first run whose outcome differs, with the differences; for a task without steps; for one
+            whose undisturbed runs differ; and where there was no time for a single disturbed run.
         ValueError: if there is nothing to compare, or ``only`` cannot be read.
     """
     __tracebackhide__ = True  # what pytest shows of a failure begins in the test
     if upgrade_from is None:
         if expected is not _SAME:
             raise ValueError("expected= goes with upgrade_from=: without it two runs of the same task are compared")
-        proof = _Proof(task, args, kwargs or {}, check, setup)
+        proof = _Proof(task, args, kwargs or {}, check, setup, returned)
     else:
         proof = _Upgrade(task, args, kwargs or {}, check, setup, upgrade_from, expected)
-    proof.hold(kills, pairs, only)
+    began = _now()
+    repeated = None if only is None else parse(only)
+    outcome, places = proof.undisturbed()
+    if repeated is not None:
+        proof.disturbed(repeated, outcome, places)
+        return Report((str(only),), ())
+    if len(places) < 2:
+        raise AssertionError(
+            f"{task.name} has no steps with these arguments, so it never stops in between: give it steps, or arguments "
+            "with which they have something to do"
+        )
+    chosen = list(plans(places, kills, pairs))
+    tried = proof.disturb(chosen, outcome, places, None if seconds is None else began + seconds)
+    return _reported(proof.task, chosen[:tried], chosen[tried:], seconds)
+
+
+def _now() -> float:
+    """Return the real time, also where a test has frozen it: a suspended clock would make the trials endless."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def _reported(task: Any, tried: list[Plan], left: list[Plan], seconds: float | None) -> Report:
+    advice = "pass fewer items, or seconds=None to try everything"
+    if left and not tried:
+        raise AssertionError(
+            f"an undisturbed run of {task.name} takes so long that nothing could be tried within {seconds} s; {advice}"
+        )
+    if left:
+        text = f"{task.name}: tried within {seconds} s: {named(tried)}; left out: {named(left)}; {advice}"
+        warnings.warn(text, UntriedWarning, stacklevel=3)
+    return Report(*(tuple(",".join(map(str, plan)) for plan in some) for some in (tried, left)))
 
 
 @dataclass
@@ -107,39 +171,23 @@ class _Outcome:
 class _Proof:
     """The runs of one task, and their outcomes."""
 
-    def __init__(self, task: Any, args: Any, kwargs: Any, check: Any, setup: Any) -> None:
-        self._task = task
+    def __init__(self, task: Any, args: Any, kwargs: Any, check: Any, setup: Any, returned: Any = None) -> None:
+        self.task = task
         self._args = args
         self._kwargs = kwargs
         self._check = check
         self._setup = setup
+        self._returned = returned
         self._start: float | None = None
         self._executions = 0
+        self._used: Used | None = None
+        self._process: ProcessState | None = None
 
-    def hold(self, kills: bool, pairs: int, only: str | None) -> None:
-        """Do all runs, or the only one."""
-        __tracebackhide__ = True
-        repeated = None if only is None else parse(only)
-        expected, places = self._undisturbed()
-        if repeated is not None:
-            self._disturbed(repeated, expected, places)
-            return
-        chosen = list(plans(places, kills, pairs))
-        if not chosen:
-            raise AssertionError(
-                f"{self._task.name} makes no checkpoints with these arguments, so it never stops in between: give it "
-                "steps, or arguments with which they have something to do"
-            )
-        for plan in chosen:
-            self._disturbed(plan, expected, places)
-
-    def _undisturbed(self) -> tuple[_Outcome, list[Place]]:
+    def undisturbed(self) -> tuple[_Outcome, list[Place]]:
         """Return the outcome and the places of two undisturbed runs, which must agree."""
         expected, first = self._run(())
         if expected.value is None and self._check is None:
-            raise ValueError(f"{self._task.name} returns nothing, so there is nothing to compare: give check=")
-        _refuse_incomparable("what the task returns", expected.value)
-        _refuse_incomparable("what check() returns", expected.world)
+            raise ValueError(f"{self.task.name} returns nothing, so there is nothing to compare: give check=")
         again, second = self._run(())
         found = self._compare(expected, again)
         if not found:
@@ -147,12 +195,26 @@ class _Proof:
             found = [f"  {line}" for line in theirs]
         if found:
             raise AssertionError(
-                f"two undisturbed runs of {self._task.name} differ, so a disturbed one cannot be judged; setup= must "
-                "restore all that the task changes, and the task must depend on nothing else\n" + "\n".join(found)
+                f"two undisturbed runs of {self.task.name} differ, so a disturbed one cannot be judged; setup= must "
+                "restore all that the task changes, and the task must depend on nothing else; leave out of check=, and "
+                "with returned= of the return value, what is new in each run\n" + "\n".join(found)
             )
         return expected, first.places
 
-    def _disturbed(self, plan: Plan, expected: _Outcome, places: list[Place]) -> None:
+    def disturb(self, chosen: list[Plan], expected: _Outcome, places: list[Place], until: float | None) -> int:
+        """Do the runs for which there is time; return their number."""
+        __tracebackhide__ = True
+        longest = 0.0
+        for count, plan in enumerate(chosen):
+            began = _now()
+            if until is not None and began + longest > until:
+                return count
+            self.disturbed(plan, expected, places)
+            longest = max(longest, _now() - began)
+        return len(chosen)
+
+    def disturbed(self, plan: Plan, expected: _Outcome, places: list[Place]) -> None:
+        """Do one run."""
         __tracebackhide__ = True
         found, trial = self._run(plan, limit=_TIMES * len(places) + _MORE)
         lines = ["  it does not end"] if trial.endless else self._compare(expected, found)
@@ -160,39 +222,49 @@ class _Proof:
             raise AssertionError("\n".join([self._headline(plan, places), *lines, self._repeat(plan)])) from found.error
 
     def _run(self, plan: Plan, limit: int | None = None) -> tuple[_Outcome, Trial]:
-        if self._setup is not None:
-            self._setup()
-        trial, run = self._trial(plan, limit)
+        process = self._begun_process()
+        trial, run = self._trial(plan, limit, process)
         self._start = run.clock.start
         outcome = _Outcome()
         try:
             run.apply(self._args, self._kwargs)
             if plan:
-                outcome.value = run_until_done(run, executions=_TIMES * self._executions + _MORE)
+                value = run_until_done(run, executions=_TIMES * self._executions + _MORE)
             else:
-                outcome.value = run_until_done(run)
+                value = run_until_done(run)
                 self._executions = run.begun
+            if self._returned is not None:
+                outcome.value = comparable(self._returned(value), "the value returned")
             if self._check is not None:
-                outcome.world = copy.deepcopy(self._check())
+                outcome.world = comparable(self._check(), "check()")
         except Exception as exc:
             if not plan:
                 raise
             outcome.error = exc
         return outcome, trial
 
-    def _trial(self, plan: Plan, limit: int | None) -> tuple[Trial, Rehearsal]:
-        trial = Trial(plan, limit)
-        return trial, Rehearsal(self._task, faults=trial, task_id=_TASK_ID, start=self._start)
+    def _begun_process(self) -> ProcessState:
+        """Set up the world and the process of a run."""
+        if self._process is not None:
+            self._process.restore()
+        if self._setup is not None:
+            self._setup()
+        if self._used is None:
+            self._used = Used(self._check, self._setup)
+        self._process = ProcessState(self._used, objects=True)
+        self._process.keep_variables(self.task)
+        return self._process
+
+    def _trial(self, plan: Plan, limit: int | None, process: ProcessState) -> tuple[Trial, Rehearsal]:
+        trial = Trial(plan, inf if limit is None else limit, process.restore)
+        return trial, Rehearsal(self.task, faults=trial, task_id=_TASK_ID, start=self._start, used=self._used)
 
     def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
         """Describe how an outcome differs."""
         if found.error is not None:
             return [f"  it raises {type(found.error).__name__}: {found.error}"]
-        lines = []
-        if not are_same(expected.value, found.value):
-            lines += differences("the value returned", expected.value, found.value)
-        if not are_same(expected.world, found.world):
-            lines += differences("check()", expected.world, found.world)
+        lines = differences("the value returned", expected.value, found.value)
+        lines += differences("check()", expected.world, found.world)
         return [f"  {line}" for line in lines]
 
     def _headline(self, plan: Plan, places: list[Place]) -> str:
@@ -205,13 +277,15 @@ class _Proof:
         return text
 
     def _problem(self) -> str:
-        return f"{self._task.name} is not resumable"
+        return f"{self.task.name} is not resumable"
 
     def _more_arguments(self) -> list[str]:
-        return []
+        if self._returned is None:
+            return ["returned=None"]
+        return ["returned=..."] if self._returned is not _unchanged else []
 
     def _repeat(self, plan: Plan) -> str:
-        parts = [self._task.__name__, *map(short, self._args)]
+        parts = [self.task.__name__, *map(short, self._args)]
         parts += [f"kwargs={short(self._kwargs)}"] if self._kwargs else []
         parts += [f"{name}=..." for name in ("check", "setup") if getattr(self, f"_{name}") is not None]
         parts += self._more_arguments()
@@ -225,46 +299,35 @@ class _Upgrade(_Proof):
     def __init__(
         self, task: Any, args: Any, kwargs: Any, check: Any, setup: Any, upgrade_from: Any, expected: Any
     ) -> None:
-        super().__init__(task, args, kwargs, check, setup)
+        super().__init__(task, args, kwargs, check, setup)  # the values of two different functions are not compared
         if check is None:
             raise ValueError("upgrade_from= needs check=: what the old task returns says nothing of the new one")
         self._old = upgrade_from
         self._expected = expected
         self._begins_with = task
 
-    def _undisturbed(self) -> tuple[_Outcome, list[Place]]:
+    def undisturbed(self) -> tuple[_Outcome, list[Place]]:
         """Return the outcome of the new task, and the places of the old one."""
-        expected, _ = super()._undisturbed()
+        expected, _ = super().undisturbed()
         if self._expected is not _SAME:
-            expected = _Outcome(world=self._expected)
+            expected = _Outcome(world=comparable(self._expected, "expected="))
         executions = self._executions
         self._begins_with = self._old
-        _, places = super()._undisturbed()
+        _, places = super().undisturbed()
         self._executions = max(executions, self._executions)
         return expected, places
 
-    def _trial(self, plan: Plan, limit: int | None) -> tuple[Trial, Rehearsal]:
+    def _trial(self, plan: Plan, limit: int | None, process: ProcessState) -> tuple[Trial, Rehearsal]:
         def upgrade() -> None:
-            run.task = self._task
+            process.restore()
+            run.task = self.task
 
-        trial = Trial(plan, limit, upgrade)
-        run = Rehearsal(self._begins_with, faults=trial, task_id=_TASK_ID, start=self._start)
+        trial = Trial(plan, inf if limit is None else limit, upgrade)
+        run = Rehearsal(self._begins_with, faults=trial, task_id=_TASK_ID, start=self._start, used=self._used)
         return trial, run
 
-    def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
-        """Compare the states of the world, not the return values."""
-        return super()._compare(_Outcome(world=expected.world), _Outcome(error=found.error, world=found.world))
-
     def _problem(self) -> str:
-        return f"{self._task.name} does not resume what {self._old.name} has begun"
+        return f"{self.task.name} does not resume what {self._old.name} has begun"
 
     def _more_arguments(self) -> list[str]:
         return ["upgrade_from=...", *(["expected=..."] if self._expected is not _SAME else [])]
-
-
-def _refuse_incomparable(what: str, value: Any) -> None:
-    if not are_same(value, copy.deepcopy(value)):
-        raise ValueError(
-            f"{what} cannot be compared, because a {type(value).__name__} does not equal its own copy: {short(value)}; "
-            "use lists, dicts, strings and numbers"
-        )

@@ -1,0 +1,281 @@
+"""Copies of values that can be compared: by content, where ``==`` compares only identities or primary keys.
+
+====================================================  ================================
+numbers, texts, dates, enums, classes, functions      themselves; NaN equals NaN
+lists, tuples, dicts, sets, views, iterators          copies of their items
+querysets, queries and results of SQLAlchemy          their rows
+model instances of Django and SQLAlchemy              their columns and annotations
+dataclasses, attrs, pydantic models, named tuples     their fields
+arrays, series and frames of numpy and pandas         their values
+objects with an ``==`` of their own                   deep copies
+other objects                                         their attributes
+====================================================  ================================
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, ValuesView
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from reprlib import Repr
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+from uuid import UUID
+
+__all__ = ["Parts", "comparable"]
+
+_UNCHANGED = frozenset((bool, int, str, bytes, type(None), date, datetime, time, timedelta, UUID))
+_ATOMS = (bool, int, str, bytes, Enum, type, FunctionType, BuiltinFunctionType, ModuleType, time, timedelta)
+
+_repr = Repr()
+_repr.maxstring = _repr.maxother = 120
+
+
+class Parts:
+    """The content of an object: its type, and its parts by name.
+
+    >>> Parts("User", {"id": 1})
+    User(id=1)
+    """
+
+    __slots__ = ("kind", "parts")
+
+    def __init__(self, kind: str, parts: dict[str, Any]) -> None:
+        self.kind = kind
+        self.parts = parts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parts) and self.kind == other.kind and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.kind)  # a part may not have a hash
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({', '.join(f'{name}={_repr.repr(value)}' for name, value in self.parts.items())})"
+
+
+class _Incomparable(Exception):
+    """A value that cannot be compared, at a path that grows while the error passes its containers."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.path: list[str] = []
+
+
+def comparable(value: Any, what: str) -> Any:
+    """Return a copy of ``value`` that is equal to that of another value with the same content.
+
+    Raises:
+        ValueError: names the part of ``what`` that cannot be compared, and what to write instead.
+
+    >>> comparable([1, {"two": (2,)}], "check()")
+    [1, {'two': (2,)}]
+    >>> comparable([float("nan")], "check()") == comparable([float("nan")], "check()")
+    True
+    >>> comparable({"lock": object()}, "check()")
+    Traceback (most recent call last):
+        ...
+    ValueError: check()['lock'] cannot be compared, because an object equals nothing but itself and has no ...
+    """
+    try:
+        return _Copy().of(value)
+    except _Incomparable as exc:
+        raise ValueError(f"{what}{''.join(reversed(exc.path))} cannot be compared, {exc}") from exc.__cause__
+
+
+class _Copy:
+    """One copy of a value, in which an object that contains itself is found."""
+
+    def __init__(self) -> None:
+        self._within: set[int] = set()
+
+    def of(self, value: Any) -> Any:
+        """Return the copy of one part."""
+        kind = type(value)
+        if kind in _UNCHANGED:
+            return value
+        if isinstance(value, _ATOMS):
+            return value
+        if kind in (float, complex, Decimal) or isinstance(value, date):
+            is_nan = value.is_nan() if kind is Decimal else value != value
+            return Parts(kind.__name__, {"value": str(value)}) if is_nan else value
+        if id(value) in self._within:
+            return Parts("…", {})
+        self._within.add(id(value))
+        try:
+            return self._of_whole(value)
+        finally:
+            self._within.discard(id(value))
+
+    def _of_whole(self, value: Any) -> Any:
+        plain = _plain(value)
+        if plain is not None:
+            return self.of(plain[0])
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return self._parts(value, dict(zip(value._fields, value, strict=True)))
+        if isinstance(value, (bytearray, memoryview)):
+            return bytes(value)
+        if isinstance(value, tuple):
+            return tuple(self._items(value))
+        if isinstance(value, (Sequence, ValuesView, Iterator)):
+            return self._items(value)
+        if isinstance(value, Mapping):
+            return self._pairs(value)
+        if isinstance(value, Set):
+            items = self._items(value)
+            members = set(items)
+            return members if len(members) == len(items) else sorted(items, key=repr)
+        fields = _fields(value)
+        if fields is not None:
+            return self._parts(value, fields)
+        return self._parts(value, _attributes(value)) if _has_no_eq(type(value)) else _copied(value)
+
+    def _items(self, values: Iterable[Any]) -> list[Any]:
+        items: list[Any] = []
+        try:
+            for item in values:
+                items.append(item if type(item) in _UNCHANGED else self.of(item))
+        except _Incomparable as exc:
+            exc.path.append(f"[{len(items)}]")
+            raise
+        return items
+
+    def _pairs(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        pairs: dict[Any, Any] = {}
+        key = None
+        try:
+            for key, value in values.items():
+                pairs[self.of(key)] = value if type(value) in _UNCHANGED else self.of(value)
+        except _Incomparable as exc:
+            exc.path.append(f"[{key!r}]")
+            raise
+        return pairs
+
+    def _parts(self, value: Any, parts: dict[str, Any]) -> Parts:
+        copied, name = {}, ""
+        try:
+            for name, part in parts.items():
+                copied[name] = self.of(part)
+        except _Incomparable as exc:
+            exc.path.append(f".{name}")
+            raise
+        return Parts(type(value).__name__, copied)
+
+
+def _loaded(name: str) -> Any:
+    """Return a module, if the program has imported it."""
+    return sys.modules.get(name)
+
+
+def _plain(value: Any) -> tuple[Any] | None:
+    """Return the value of plain types that has the same content, in a tuple; None if there is none."""
+    package = type(value).__module__.partition(".")[0]
+    if package == "builtins":
+        return None
+    models, engine, orm = map(_loaded, ("django.db.models", "sqlalchemy.engine", "sqlalchemy.orm"))
+    if models is not None:
+        if isinstance(value, models.Manager):
+            return ([*value.all()],)
+        if isinstance(value, (models.QuerySet, models.query.RawQuerySet)):
+            return ([*value],)
+        if isinstance(value, models.fields.files.FieldFile):
+            return (value.name,)
+    if engine is not None and isinstance(value, engine.Row):
+        return (tuple(value),)
+    if orm is not None and isinstance(value, orm.Query):
+        return ([*value],)
+    if package == "pandas":
+        return _plain_pandas(value)
+    if package == "numpy" and hasattr(value, "tolist"):
+        return (value.tolist(),)
+    return None
+
+
+def _plain_pandas(value: Any) -> tuple[Any] | None:
+    if type(value).__name__ == "NAType":
+        return (str(value),)
+    index = {"index": [*value.index]} if hasattr(value, "index") and hasattr(value, "items") else {}
+    if hasattr(value, "columns"):
+        return ({**index, **{name: [*column] for name, column in value.items()}},)
+    return ({**index, "values": [*value]},) if hasattr(value, "tolist") else None
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a model instance, or of a class that declares its fields."""
+    models, pydantic = map(_loaded, ("django.db.models", "pydantic"))
+    if models is not None and isinstance(value, models.Model):
+        return {name: part for name, part in vars(value).items() if not name.startswith("_")}
+    if hasattr(value, "_sa_instance_state"):
+        return _columns(value)
+    if dataclasses.is_dataclass(value):
+        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.compare}
+    if hasattr(type(value), "__attrs_attrs__"):
+        return {one.name: getattr(value, one.name) for one in type(value).__attrs_attrs__ if one.eq}
+    if pydantic is not None and isinstance(value, pydantic.BaseModel):
+        return {**vars(value), **(value.__pydantic_extra__ or {}), **(value.__pydantic_private__ or {})}
+    if isinstance(value, BaseException):
+        return {"args": value.args, **vars(value)}
+    return None
+
+
+def _columns(value: Any) -> dict[str, Any]:
+    """Return the values of the columns of an instance that SQLAlchemy has mapped."""
+    state = _loaded("sqlalchemy").inspect(value)
+    names = [one.key for one in state.mapper.column_attrs]
+    expired = state.expired_attributes
+    if state.detached and expired.intersection(names):
+        raise _Incomparable(
+            f"because the session of this {type(value).__name__} has expired its columns, and is closed; within "
+            f"the session write [({', '.join(f'one.{name}' for name in names[:3])}) for one in ...]"
+        )
+    return {name: getattr(value, name) for name in names if name in expired or name not in state.unloaded}
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object whose ``==`` compares identities."""
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
+    found = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+    if not found:
+        raise _Incomparable(
+            f"because {_an(value)} equals nothing but itself and has no attributes: {_repr.repr(value)}; {_INSTEAD}"
+        )
+    return found
+
+
+def _has_no_eq(kind: Any) -> bool:
+    return kind.__eq__ is object.__eq__
+
+
+def _slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else [*slots]
+    mangled = f"_{kind.__name__.lstrip('_')}"
+    return [
+        f"{mangled}{name}" if name.startswith("__") and not name.endswith("__") else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    ]
+
+
+def _copied(value: Any) -> Any:
+    """Return a deep copy of a value with an ``==`` of its own, which must be equal to it."""
+    try:
+        copied = copy.deepcopy(value)
+        is_same = bool(value == copied)
+    except Exception as exc:  # whatever the value's own code raises
+        raise _Incomparable(f"because {_an(value)} raises {type(exc).__name__}: {exc}; {_INSTEAD}") from exc
+    if not is_same:
+        raise _Incomparable(f"because {_an(value)} does not equal its own copy: {_repr.repr(value)}; {_INSTEAD}")
+    return copied
+
+
+_INSTEAD = "return lists, dicts, texts and numbers instead"
+
+
+def _an(value: Any) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
