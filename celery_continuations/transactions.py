@@ -36,6 +36,14 @@ class Unit(Protocol):
 
     name: str
 
+    @property
+    def committed(self) -> bool:
+        """Whether the database has confirmed the commit.
+
+        Code that runs after it may fail: an ``on_commit`` hook of Django's, an ``after_commit`` listener of
+        SQLAlchemy's.
+        """
+
     def begin(self) -> None:
         """Begin it, unless it has begun."""
 
@@ -60,6 +68,7 @@ class AliasUnit:
 
         connections[alias]  # raises for an unknown alias
         self.name = f"the Django connection {alias!r}"
+        self.committed = False
         self._alias = alias
         self._block: Any = None
 
@@ -74,9 +83,15 @@ class AliasUnit:
         from django.db import transaction
 
         if self._block is None:
+            self.committed, is_tested = False, self._connection.in_atomic_block  # by a TestCase, which never commits
             block = transaction.atomic(using=self._alias, durable=True)
             block.__enter__()
             self._block = block
+            if not is_tested:
+                transaction.on_commit(self._note_commit, using=self._alias)  # before the task's own hooks
+
+    def _note_commit(self) -> None:
+        self.committed = True
 
     def connection(self) -> Any:
         """Return the connection; refuse a block that an error has broken, which Django would roll back silently."""
@@ -119,6 +134,11 @@ class SessionUnit:
         """The session; for a ``scoped_session`` that of this thread."""
         return self._given() if hasattr(self._given, "registry") else self._given
 
+    @property
+    def committed(self) -> bool:
+        """See :class:`Unit`."""
+        return self.session in _here.committed
+
     def begin(self) -> None:
         """Note that the task must not commit from now on; a session begins automatically."""
         if not self._begun:
@@ -152,7 +172,12 @@ class SessionUnit:
     def commit(self) -> None:
         """See :class:`Unit`."""
         self._end()
-        self.session.commit()
+        try:
+            self.session.commit()
+        except BaseException:
+            if self.committed:
+                self.session.close()  # a listener has failed, and left the session within the ended transaction
+            raise
 
     def rollback(self) -> None:
         """See :class:`Unit`."""
@@ -342,7 +367,7 @@ def _listen() -> None:
     event.listen(Session, "after_begin", _on_begin)
     event.listen(Session, "after_transaction_create", _on_create)
     event.listen(Session, "after_transaction_end", _on_end)
-    event.listen(Session, "after_commit", _on_commit)
+    event.listen(Session, "after_commit", _on_commit, insert=True)  # before the task's own listeners
     event.listen(Session, "after_flush", _on_flush)
     event.listen(Session, "do_orm_execute", _on_execute)
 

@@ -173,6 +173,7 @@ class Checkpoints:
 
         Raises:
             Interrupt: see :meth:`save`; if another execution has superseded this one, nothing is committed.
+            BaseException: what an ``on_commit`` hook of the task has raised; both are committed.
         """
         unit.begin()
         self.triggers.saving()
@@ -185,16 +186,21 @@ class Checkpoints:
         except (Interrupt, Ignore):
             unit.rollback()
             raise
-        fence = joined.fence
+        fence, error = joined.fence, None
         try:
             unit.commit()
-        except BaseException:
-            unit.rollback()
-            if not self._was_committed(owned, fence, text):
-                raise
+        except BaseException as exc:
+            if unit.committed:
+                error = exc
+            else:
+                unit.rollback()
+                if not self._was_committed(owned, fence, text):
+                    raise
         run.committed()
         owned.fence, self.saved_text = fence, text
         self.triggers.saved()
+        if error is not None:
+            raise error
         _obey(run, owned)
 
     def _was_committed(self, owned: OwnedRecord, fence: Fence, text: str) -> bool:

@@ -26,7 +26,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 from uuid import UUID
 
-__all__ = ["Parts", "comparable"]
+__all__ = ["Generated", "Parts", "comparable"]
 
 _UNCHANGED = frozenset((bool, int, str, bytes, type(None), date, datetime, time, timedelta, UUID))
 _ATOMS = (bool, int, str, bytes, Enum, type, FunctionType, BuiltinFunctionType, ModuleType, time, timedelta)
@@ -66,8 +66,26 @@ class _Incomparable(Exception):
         self.path: list[str] = []
 
 
-def comparable(value: Any, what: str) -> Any:
+class Generated:
+    """Columns whose values are new for each new row: generated keys, and Django's dates of creation or change.
+
+    Attributes:
+        are_compared: whether they are compared.
+        were_met: whether a value had some.
+    """
+
+    def __init__(self) -> None:
+        self.are_compared = True
+        self.were_met = False
+
+
+def comparable(value: Any, what: str, generated: Generated | None = None) -> Any:
     """Return a copy of ``value`` that is equal to that of another value with the same content.
+
+    Args:
+        value: the value.
+        what: its name, for errors.
+        generated: whether generated columns are compared; by default they are.
 
     Raises:
         ValueError: names the part of ``what`` that cannot be compared, and what to write instead.
@@ -82,7 +100,7 @@ def comparable(value: Any, what: str) -> Any:
     ValueError: check()['lock'] cannot be compared, because an object equals nothing but itself and has no ...
     """
     try:
-        return _Copy().of(value)
+        return _Copy(generated or Generated()).of(value)
     except _Incomparable as exc:
         raise ValueError(f"{what}{''.join(reversed(exc.path))} cannot be compared, {exc}") from exc.__cause__
 
@@ -90,7 +108,8 @@ def comparable(value: Any, what: str) -> Any:
 class _Copy:
     """One copy of a value, in which an object that contains itself is found."""
 
-    def __init__(self) -> None:
+    def __init__(self, generated: Generated) -> None:
+        self._generated = generated
         self._within: set[int] = set()
 
     def of(self, value: Any) -> Any:
@@ -129,7 +148,7 @@ class _Copy:
             items = self._items(value)
             members = set(items)
             return members if len(members) == len(items) else sorted(items, key=repr)
-        fields = _fields(value)
+        fields = _fields(value, self._generated)
         if fields is not None:
             return self._parts(value, fields)
         return self._parts(value, _attributes(value)) if _has_no_eq(type(value)) else _copied(value)
@@ -204,13 +223,14 @@ def _plain_pandas(value: Any) -> tuple[Any] | None:
     return ({**index, "values": [*value]},) if hasattr(value, "tolist") else None
 
 
-def _fields(value: Any) -> dict[str, Any] | None:
+def _fields(value: Any, generated: Generated) -> dict[str, Any] | None:
     """Return the fields of a model instance, or of a class that declares its fields."""
     models, pydantic = map(_loaded, ("django.db.models", "pydantic"))
     if models is not None and isinstance(value, models.Model):
-        return {name: part for name, part in vars(value).items() if not name.startswith("_")}
+        found = {name: part for name, part in vars(value).items() if not name.startswith("_")}
+        return _left(found, {one.attname for one in value._meta.concrete_fields if _is_generated(one)}, generated)
     if hasattr(value, "_sa_instance_state"):
-        return _columns(value)
+        return _columns(value, generated)
     if dataclasses.is_dataclass(value):
         return {one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.compare}
     if hasattr(type(value), "__attrs_attrs__"):
@@ -222,7 +242,21 @@ def _fields(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _columns(value: Any) -> dict[str, Any]:
+def _is_generated(field: Any) -> bool:
+    """Whether a field of Django's has another value for each new row."""
+    fields = _loaded("django.db.models.fields")
+    return isinstance(field, fields.AutoFieldMixin) or bool(
+        getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
+    )
+
+
+def _left(found: dict[str, Any], names: set[str], generated: Generated) -> dict[str, Any]:
+    """Return what is compared of the columns of a row; ``names`` are the generated ones."""
+    generated.were_met |= bool(names)
+    return found if generated.are_compared else {name: part for name, part in found.items() if name not in names}
+
+
+def _columns(value: Any, generated: Generated) -> dict[str, Any]:
     """Return the values of the columns of an instance that SQLAlchemy has mapped."""
     state = _loaded("sqlalchemy").inspect(value)
     names = [one.key for one in state.mapper.column_attrs]
@@ -232,7 +266,10 @@ def _columns(value: Any) -> dict[str, Any]:
             f"because the session of this {type(value).__name__} has expired its columns, and is closed; within "
             f"the session write [({', '.join(f'one.{name}' for name in names[:3])}) for one in ...]"
         )
-    return {name: getattr(value, name) for name in names if name in expired or name not in state.unloaded}
+    key = state.mapper.local_table.autoincrement_column
+    keys = {one.key for one in state.mapper.column_attrs if any(column is key for column in one.columns)}
+    found = {name: getattr(value, name) for name in names if name in expired or name not in state.unloaded}
+    return _left(found, keys, generated)
 
 
 def _attributes(value: Any) -> dict[str, Any]:

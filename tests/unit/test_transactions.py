@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from celery import states
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connections, transaction
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
@@ -17,7 +19,7 @@ from celery_continuations import CheckpointError, ErrorBudgetError, InvalidStepE
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import Fence, Status, Update, open_store
-from celery_continuations.testing import assert_resumable
+from celery_continuations.testing import assert_resumable, rehearse, run_until_done
 from tests.support.worker import Killed, Worker, make_app
 
 
@@ -303,20 +305,97 @@ def test_a_commit_whose_answer_is_lost_is_one(
 ) -> None:
     with Session(database.engine) as session:
 
-        def commit_and_fail() -> None:
+        def commit_and_fail(connection: Any) -> None:
             monkeypatch.undo()
-            session.commit()
+            connection.commit()
             raise ValueError("the answer is lost")
 
         def run(self: Any) -> None:
             for item in self.iterate("items", range(4), transaction=session):
                 session.add(Effect(item=item))
                 if item == 2:
-                    monkeypatch.setattr(session, "commit", commit_and_fail)
+                    monkeypatch.setattr(database.engine.dialect, "do_commit", commit_and_fail)
 
         result = task(run).delay()
         assert worker.drain() == 1
         assert (result.state, database.effects()) == (states.SUCCESS, [0, 1, 2, 3])
+
+
+def hooked(way: Any, hook: Any) -> None:
+    """Call a hook once the current transaction is committed."""
+    if isinstance(way, ByDjango):
+        transaction.on_commit(hook, using="effects")
+    else:
+        session = way.transaction() if isinstance(way, ByScopedSession) else way.transaction
+        sa.event.listen(session, "after_commit", lambda _: hook(), once=True)
+
+
+@pytest.fixture
+def failing(ways: Any) -> Any:
+    """Add four items, with a hook for each; that of item 3 fails once, and that of a last one without an item."""
+    ran: list[int] = []
+    errors: list[BaseException] = []
+
+    def hook(item: int) -> None:
+        if item == 3 and errors:
+            raise errors.pop()
+        ran.append(item)
+
+    def run(self: Any) -> str:
+        for item in self.iterate("items", range(1, 5), transaction=ways.transaction):
+            ways.add(item)
+            hooked(ways, lambda item=item: hook(item))
+        return "done"
+
+    return SimpleNamespace(run=run, ran=ran, errors=errors)
+
+
+def test_an_error_of_a_hook_comes_after_the_commit_and_the_task_resumes(
+    worker: Worker, task: Any, database: Database, failing: Any, record: Any
+) -> None:
+    failing.errors.append(ConnectionError("the broker is unavailable"))
+    result = task(failing.run).delay()
+    worker.deliver()
+    assert (database.effects(), cursor_of(record, result.id)) == ([1, 2, 3], ("items", 3))
+    assert result.state == states.RETRY
+    assert "the broker is unavailable" in str(Snapshot.loads(record(result.id).snapshot).errors)
+    worker.drain()
+    assert (result.get(), database.effects(), failing.ran) == ("done", [1, 2, 3, 4], [1, 2, 4])
+
+
+def test_a_soft_time_limit_in_a_hook_ends_the_task(worker: Worker, task: Any, database: Database, failing: Any) -> None:
+    failing.errors.append(SoftTimeLimitExceeded())
+    result = task(failing.run).delay()
+    worker.drain()
+    assert (result.state, database.effects()) == (states.FAILURE, [1, 2, 3])
+
+
+def test_an_error_of_the_last_hook_leaves_the_block_complete(
+    worker: Worker, task: Any, database: Database, ways: Any
+) -> None:
+    errors = [ConnectionError("once")]
+
+    def fail_once() -> None:
+        if errors:
+            raise errors.pop()
+
+    def run(self: Any) -> str:
+        for _ in self.step("block", transaction=ways.transaction):
+            ways.add(1)
+            hooked(ways, fail_once)
+        return "done"
+
+    result = task(run).delay()
+    assert worker.drain() == 2
+    assert (result.get(), database.effects()) == ("done", [1])
+
+
+def test_a_rehearsal_shows_an_error_of_a_hook_as_a_worker_does(task: Any, database: Database, failing: Any) -> None:
+    failing.errors.append(ConnectionError("the broker is unavailable"))
+    run = rehearse(task(failing.run))
+    assert (run.state, run.cursor, run.reason) == ("RETRY", 3, "ConnectionError: the broker is unavailable")
+    assert run_until_done(run) == "done"
+    assert (database.effects(), failing.ran) == ([1, 2, 3, 4], [1, 2, 4])
 
 
 def test_a_block_whose_last_commit_fails_is_not_complete(
