@@ -67,7 +67,7 @@ class _Incomparable(Exception):
 
 
 class Generated:
-    """Columns whose values are new for each new row: generated keys, and Django's dates of creation or change.
+    """Columns whose values are new for each new row: generated keys, dates of creation or change, random defaults.
 
     Attributes:
         are_compared: whether they are compared.
@@ -245,9 +245,9 @@ def _fields(value: Any, generated: Generated) -> dict[str, Any] | None:
 def _is_generated(field: Any) -> bool:
     """Whether a field of Django's has another value for each new row."""
     fields = _loaded("django.db.models.fields")
-    return isinstance(field, fields.AutoFieldMixin) or bool(
-        getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
-    )
+    is_date_of_change = getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
+    is_made = callable(field.default) and not isinstance(field.default, type)  # as timezone.now, but not dict
+    return isinstance(field, fields.AutoFieldMixin) or bool(is_date_of_change or is_made)
 
 
 def _left(found: dict[str, Any], names: set[str], generated: Generated) -> dict[str, Any]:
@@ -266,10 +266,18 @@ def _columns(value: Any, generated: Generated) -> dict[str, Any]:
             f"because the session of this {type(value).__name__} has expired its columns, and is closed; within "
             f"the session write [({', '.join(f'one.{name}' for name in names[:3])}) for one in ...]"
         )
-    key = state.mapper.local_table.autoincrement_column
-    keys = {one.key for one in state.mapper.column_attrs if any(column is key for column in one.columns)}
+    attributes = state.mapper.column_attrs
+    made = {one.key for one in attributes if any(map(_is_generated_column, one.columns))}
     found = {name: getattr(value, name) for name in names if name in expired or name not in state.unloaded}
-    return _left(found, keys, generated)
+    return _left(found, made, generated)
+
+
+def _is_generated_column(column: Any) -> bool:
+    """Whether a column of SQLAlchemy's has another value for each new row."""
+    table, default = getattr(column, "table", None), getattr(column, "default", None)
+    is_key = getattr(table, "autoincrement_column", None) is column
+    is_on_server = hasattr(getattr(getattr(column, "server_default", None), "arg", None), "clauses")  # a function
+    return is_key or is_on_server or (default is not None and not default.is_scalar)
 
 
 def _attributes(value: Any) -> dict[str, Any]:

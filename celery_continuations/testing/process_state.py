@@ -89,11 +89,7 @@ class Used:
         self._globals |= {(id(module), name) for name in names if name in module}
         yield from (module[name] for name in names if name in module)
         yield from function.__defaults__ or ()
-        for cell in function.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
+        yield from _cells(function)
 
 
 class ProcessState:
@@ -190,6 +186,15 @@ def _items(container: Any) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
+def _cells(function: FunctionType) -> Iterator[Any]:
+    """Yield the values of a function's variables from the functions around it."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+
+
 def _members(kind: type) -> Iterator[Any]:
     """Yield the functions of a class and its bases, if they are the program's own."""
     for one in kind.__mro__:
@@ -213,7 +218,7 @@ def _functions_of(task: Any) -> list[FunctionType]:
         one = waiting.pop()
         if isinstance(one, FunctionType) and id(one) not in found:
             found[id(one)] = one
-            named = (one.__globals__.get(name) for name in _names(one.__code__))
+            named = [*(one.__globals__.get(name) for name in _names(one.__code__)), *_cells(one)]
             waiting.extend(other for other in named if getattr(other, "__module__", None) == one.__module__)
     return list(found.values())
 
