@@ -205,7 +205,7 @@ def _members(kind: type) -> Iterator[Any]:
 def _own_classes(task: Any) -> Iterator[type]:
     """Yield the classes of a task that are neither Celery's nor of this package."""
     theirs = ("celery", "celery_continuations", "typing", "builtins")
-    return (one for one in type(task).__mro__ if one.__module__.partition(".")[0] not in theirs)
+    return (one for one in type(task).__mro__ if str(one.__module__).partition(".")[0] not in theirs)
 
 
 def _functions_of(task: Any) -> list[FunctionType]:
@@ -246,8 +246,11 @@ def _is_own_object(one: Any) -> bool:
 @cache
 def _is_own(module: str | None) -> bool:
     """Whether a module belongs to the program: not to Python, an installed package, or this one."""
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
-    if file is None or (module or "").partition(".")[0] == "celery_continuations":
-        return module == "__main__"
+    if (module or "").partition(".")[0] == "celery_continuations":
+        return False
+    found = sys.modules.get(module or "")
+    file = getattr(found, "__file__", None)
+    if file is None:
+        return getattr(found, "__spec__", None) is None  # code that was typed or executed, not a built-in module
     paths = sysconfig.get_paths()
     return not file.startswith(tuple(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")))

@@ -8,6 +8,7 @@ from celery_continuations import ContinuableTask, continuable
 from celery_continuations.testing import (
     Clock,
     Rehearsal,
+    Report,
     assert_resumable,
     delivered,
     interrupt_after_step,
@@ -29,6 +30,8 @@ def not_a_task(number: int) -> str:
 def test_publish() -> None:
     assert_resumable(publish, 3, check=lambda: [1], setup=list, kills=False)
     assert_resumable(publish, 3, upgrade_from=publish, expected=[1])
+    assert_type(assert_resumable(publish, 3, returned=len, seconds=None), Report)
+    assert_resumable(publish, 3, returned=None)
     # wrong: mypy=call-arg pyright=reportCallIssue
     assert_resumable(publish, 3, chekc=lambda: [1])
     # wrong: mypy=arg-type pyright=reportArgumentType

@@ -187,7 +187,7 @@ PAGES: dict[str, Page] = {
     "docs/index.md": Page((DOCS / "index.md").read_text, then=of_the_index, needs_django=True),
     "docs/callbacks.md": Page((DOCS / "callbacks.md").read_text, of_callbacks),
     "docs/django.md": Page((DOCS / "django.md").read_text, needs_django=True),
-    "docs/testing.md": Page((DOCS / "testing.md").read_text, of_testing),
+    "docs/testing.md": Page((DOCS / "testing.md").read_text, of_testing, needs_django=True),
     "docs/transactions.md": Page((DOCS / "transactions.md").read_text, needs_django=True),
     "docs/howto/long-imports.md": Page((DOCS / "howto/long-imports.md").read_text, then=opens_its_database),
 }  # fmt: skip
@@ -294,6 +294,12 @@ PROOFS: dict[tuple[str, str], Example] = {
     ("docs/testing.md", "import_users"): Example((["ann@example.org", "bob@example.org"],), "users"),
     ("docs/testing.md", "invoice"): Example(
         (7,), "", check=lambda names: "what it returns", delivers={"payment": {"id": "pay_7"}}
+    ),
+    ("docs/testing.md", "register"): Example(
+        (["ann", "bob"],),
+        "",
+        check=lambda names: names["User"].objects.order_by("pk"),
+        setup=lambda names: users_of_django(),
     ),
     ("docs/django.md", "deactivate"): Example(
         (), "", check=rows_of_django, setup=lambda names: users_of_django("ann", "bob")
