@@ -103,6 +103,8 @@ def comparable(value: Any, what: str, generated: Generated | None = None) -> Any
         return _Copy(generated or Generated()).of(value)
     except _Incomparable as exc:
         raise ValueError(f"{what}{''.join(reversed(exc.path))} cannot be compared, {exc}") from exc.__cause__
+    except RecursionError:
+        raise ValueError(f"{what} cannot be compared, because {_an(value)} is nested too deeply; {_INSTEAD}") from None
 
 
 class _Copy:

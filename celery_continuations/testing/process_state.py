@@ -47,15 +47,15 @@ class Used:
         waiting: list[Any] = list(functions)
         while waiting and len(self._objects) <= _LARGEST:
             one = waiting.pop()
-            if not isinstance(one, _ATOMS) and one not in self:
+            if not _is(one, _ATOMS) and one not in self:
                 self._objects[id(one)] = one
-                if isinstance(one, (ModuleType, type, Task)):
+                if _is(one, (ModuleType, type, Task)):
                     spaces.append(one)
                 waiting.extend(self._uses(one))
             if not waiting:  # a module, class or task is used through the names of its attributes
                 for space in spaces:
                     named = (inspect.getattr_static(space, name, None) for name in self._names)
-                    waiting.extend(value for value in named if not isinstance(value, _ATOMS) and value not in self)
+                    waiting.extend(value for value in named if not _is(value, _ATOMS) and value not in self)
 
     def __contains__(self, one: Any) -> bool:
         return id(one) in self._objects
@@ -69,19 +69,20 @@ class Used:
         return holder in self and name in self._names
 
     def _uses(self, one: Any) -> Iterable[Any]:
-        if isinstance(one, functools.partial):
+        if _is(one, (functools.partial,)):
             return (one.func, *one.args, *one.keywords.values())
-        if isinstance(one, MethodType):
+        if _is(one, (MethodType,)):
             return (one.__self__, one.__func__)
-        if isinstance(one, BuiltinMethodType):
-            return () if isinstance(one.__self__, ModuleType) else (one.__self__,)
-        if isinstance(one, property):
+        if _is(one, (BuiltinMethodType,)):
+            return () if _is(one.__self__, (ModuleType,)) else (one.__self__,)
+        if _is(one, (property,)):
             return (one.fget,)
-        if isinstance(one, FunctionType):
+        if _is(one, (FunctionType,)):
             return list(self._used(one)) if _is_own(one.__module__) else ()
-        if isinstance(one, (*_CONTAINERS, tuple, frozenset)):
+        if _is(one, (*_CONTAINERS, tuple, frozenset)):
             return _items(one)
-        return (*vars(one).values(), *_members(type(one))) if _is_own_object(one) else ()
+        attributes = _attributes(one)
+        return () if attributes is None else (*attributes.values(), *_members(type(one)))
 
     def _used(self, function: FunctionType) -> Iterator[Any]:
         module, names = function.__globals__, _names(function.__code__)
@@ -124,7 +125,7 @@ class ProcessState:
                 self.keep(value)
         for kind in _own_classes(task):
             for name, value in list(vars(kind).items()):
-                is_code = name.startswith("__") or isinstance(value, _CODE)
+                is_code = name.startswith("__") or _is(value, _CODE)
                 if not is_code and not self._spared.has_attribute(kind, name):
                     self._bindings.append((kind, name, value))
                     self.keep(value)
@@ -135,7 +136,7 @@ class ProcessState:
             module, assigned = function.__globals__, _assigned(function.__code__)
             for name in _names(function.__code__):
                 value = module.get(name, _ABSENT)
-                is_kept = name in assigned or isinstance(value, _CONTAINERS)
+                is_kept = name in assigned or _is(value, _CONTAINERS)
                 if is_kept and value not in self._spared and not self._spared.has_global(module, name):
                     self._bindings.append((module, name, value))
                     self.keep(value)
@@ -145,17 +146,17 @@ class ProcessState:
         waiting = [value]
         while waiting and len(self._seen) + len(waiting) <= _LARGEST:
             one = waiting.pop()
-            if isinstance(one, _ATOMS) or id(one) in self._seen or one in self._spared:
+            if _is(one, _ATOMS) or id(one) in self._seen or one in self._spared:
                 continue
             self._seen[id(one)] = one
-            if isinstance(one, _CONTAINERS):
+            if _is(one, _CONTAINERS):
                 self._contents[id(one)] = (one, one.copy())
                 waiting.extend(_items(one))
-            elif isinstance(one, tuple):
+            elif _is(one, (tuple,)):
                 waiting.extend(one)
-            elif self._objects and _is_own_object(one):
-                self._contents[id(one)] = (vars(one), dict(vars(one)))
-                waiting.extend(vars(one).values())
+            elif self._objects and (attributes := _attributes(one)) is not None:
+                self._contents[id(one)] = (attributes, attributes.copy())
+                waiting.extend(attributes.values())
 
     def restore(self) -> None:
         """Restore all that was kept; the objects stay the same ones."""
@@ -216,10 +217,12 @@ def _functions_of(task: Any) -> list[FunctionType]:
     found: dict[int, FunctionType] = {}
     while waiting:
         one = waiting.pop()
-        if isinstance(one, FunctionType) and id(one) not in found:
+        if _is(one, (FunctionType,)) and id(one) not in found:
             found[id(one)] = one
             named = [*(one.__globals__.get(name) for name in _names(one.__code__)), *_cells(one)]
-            waiting.extend(other for other in named if getattr(other, "__module__", None) == one.__module__)
+            waiting.extend(
+                other for other in named if _is(other, (FunctionType,)) and other.__module__ == one.__module__
+            )
     return list(found.values())
 
 
@@ -238,9 +241,20 @@ def _assigned(code: CodeType) -> frozenset[str]:
     return frozenset(here).union(*inner)
 
 
-def _is_own_object(one: Any) -> bool:
-    """Whether a value is an instance of a class of the program, except its tasks."""
-    return hasattr(one, "__dict__") and not isinstance(one, (type, Task)) and _is_own(type(one).__module__)
+def _is(one: object, kinds: tuple[type, ...]) -> bool:
+    """Like isinstance, but without a look at ``__class__``, where a proxy without an object would raise."""
+    return issubclass(type(one), kinds)
+
+
+def _attributes(one: object) -> dict[str, Any] | None:
+    """Return the attributes of an instance of a class of the program, except of its tasks."""
+    if not _is_own(type(one).__module__) or _is(one, (type, Task)):
+        return None
+    try:
+        found: dict[str, Any] = object.__getattribute__(one, "__dict__")
+    except AttributeError:
+        return None
+    return found
 
 
 @cache

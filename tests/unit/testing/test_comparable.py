@@ -224,6 +224,14 @@ def test_what_cannot_be_compared(value: Any, text: str | None) -> None:
         comparable(value, "check()")
 
 
+def test_what_is_nested_too_deeply() -> None:
+    nested: Any = []
+    for _ in range(10_000):
+        nested = [nested]
+    with pytest.raises(ValueError, match=r"check\(\) cannot be compared, because a list is nested too deeply"):
+        comparable(nested, "check()")
+
+
 def test_what_cannot_be_copied() -> None:
     class Locked(Equal):
         def __deepcopy__(self, memo: Any) -> Any:

@@ -385,6 +385,28 @@ def test_the_world_is_spared(app: Celery, function: Any, setup: Any, check: Any)
     assert check() in (USERS, 4)
 
 
+class Unbound:
+    """A proxy whose object is missing, as one of Flask's outside of a request."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("outside of a request")
+
+
+CURRENT = Unbound()
+
+
+def test_proxies_are_not_looked_into(app: Celery) -> None:
+    def send(self: Any) -> None:
+        for user in self.iterate("users", USERS):
+            if user not in OUTBOX and CURRENT is not None:
+                OUTBOX.append(user)
+
+    def check() -> list[str]:
+        return OUTBOX if CURRENT is not None else []
+
+    assert_resumable(app.task(base=Sender, bind=True, name="send")(send), setup=OUTBOX.clear, check=check)
+
+
 def test_a_rehearsal_leaves_objects_of_the_class_alone(app: Celery) -> None:
     """A test reads its fakes between two executions."""
     replace_client()
