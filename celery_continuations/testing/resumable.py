@@ -126,20 +126,7 @@ def assert_resumable(
         proof = _Proof(task, args, kwargs or {}, check, setup, returned)
     else:
         proof = _Upgrade(task, args, kwargs or {}, check, setup, upgrade_from, expected)
-    began = _now()
-    repeated = None if only is None else parse(only)
-    outcome, places = proof.undisturbed()
-    if repeated is not None:
-        proof.disturbed(repeated, outcome, places)
-        return Report((str(only),), ())
-    if len(places) < 2:
-        raise AssertionError(
-            f"{task.name} has no steps with these arguments, so it never stops in between: give it steps, or arguments "
-            "with which they have something to do"
-        )
-    chosen = list(plans(places, kills, pairs))
-    tried = proof.disturb(chosen, outcome, places, None if seconds is None else began + seconds)
-    return _reported(proof.task, chosen[:tried], chosen[tried:], seconds)
+    return proof.report(kills, pairs, only, seconds)
 
 
 def _now() -> float:
@@ -155,7 +142,7 @@ def _reported(task: Any, tried: list[Plan], left: list[Plan], seconds: float | N
         )
     if left:
         text = f"{task.name}: tried within {seconds} s: {named(tried)}; left out: {named(left)}; {advice}"
-        warnings.warn(text, UntriedWarning, stacklevel=3)
+        warnings.warn(text, UntriedWarning, stacklevel=4)
     return Report(*(tuple(",".join(map(str, plan)) for plan in some) for some in (tried, left)))
 
 
@@ -183,6 +170,24 @@ class _Proof:
         self._used: Used | None = None
         self._process: ProcessState | None = None
         self._generated = Generated()
+
+    def report(self, kills: bool, pairs: int, only: str | None, seconds: float | None) -> Report:
+        """Do all runs, or the only one."""
+        __tracebackhide__ = True
+        began = _now()
+        repeated = None if only is None else parse(only)
+        outcome, places = self.undisturbed()
+        if repeated is not None:
+            self.disturbed(repeated, outcome, places)
+            return Report((str(only),), ())
+        if len(places) < 2:
+            raise AssertionError(
+                f"{self.task.name} has no steps with these arguments, so it never stops in between: give it steps, or "
+                "arguments with which they have something to do"
+            )
+        chosen = list(plans(places, kills, pairs))
+        tried = self.disturb(chosen, outcome, places, None if seconds is None else began + seconds)
+        return _reported(self.task, chosen[:tried], chosen[tried:], seconds)
 
     def undisturbed(self) -> tuple[_Outcome, list[Place]]:
         """Return the outcome and the places of two undisturbed runs, which must agree."""
