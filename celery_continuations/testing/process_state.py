@@ -42,6 +42,7 @@ class Used:
     def __init__(self, *functions: Callable[..., Any] | None) -> None:
         self._objects: dict[int, Any] = {}
         self._globals: set[tuple[int, str]] = set()
+        self._modules: set[int] = set()
         self._names: set[str] = set()
         spaces: list[Any] = []
         waiting: list[Any] = list(functions)
@@ -51,6 +52,8 @@ class Used:
                 self._objects[id(one)] = one
                 if _is(one, (ModuleType, type, Task)):
                     spaces.append(one)
+                if _is(one, (ModuleType,)):
+                    self._modules.add(id(vars(one)))
                 waiting.extend(self._uses(one))
             if not waiting:  # a module, class or task is used through the names of its attributes
                 for space in spaces:
@@ -61,8 +64,8 @@ class Used:
         return id(one) in self._objects
 
     def has_global(self, module: dict[str, Any], name: str) -> bool:
-        """Whether a global is named."""
-        return (id(module), name) in self._globals
+        """Whether a global is named: by itself, or as an attribute of its module."""
+        return (id(module), name) in self._globals or (id(module) in self._modules and name in self._names)
 
     def has_attribute(self, holder: object, name: str) -> bool:
         """Whether an attribute of a class, or of the task, is named."""
@@ -131,9 +134,13 @@ class ProcessState:
                     self.keep(value)
 
     def keep_variables(self, task: Any) -> None:
-        """Keep the module variables that hold containers or are assigned, as far as the task's functions name them."""
+        """Keep the module variables that the task's functions name, if they hold containers or are assigned.
+
+        Also the default values and the attributes of these functions.
+        """
         for function in _functions_of(task):
             module, assigned = function.__globals__, _assigned(function.__code__)
+            self.keep((function.__defaults__, function.__kwdefaults__, vars(function)))
             for name in _names(function.__code__):
                 value = module.get(name, _ABSENT)
                 is_kept = name in assigned or _is(value, _CONTAINERS)
@@ -150,8 +157,9 @@ class ProcessState:
                 continue
             self._seen[id(one)] = one
             if _is(one, _CONTAINERS):
-                self._contents[id(one)] = (one, one.copy())
-                waiting.extend(_items(one))
+                if len(one) <= _LARGEST:
+                    self._contents[id(one)] = (one, one.copy())
+                    waiting.extend(item for item in _items(one) if type(item) not in _ATOMS)
             elif _is(one, (tuple,)):
                 waiting.extend(one)
             elif self._objects and (attributes := _attributes(one)) is not None:

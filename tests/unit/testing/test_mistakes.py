@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +15,9 @@ from celery import Celery
 from django.contrib.auth.models import Group
 from django.db import transaction
 
-from celery_continuations import CheckpointError, ContinuableTask
+from celery_continuations import CheckpointError, ContinuableTask, continuable
 from celery_continuations.testing import assert_resumable, interrupt_during_step, run_until_done
+from celery_continuations.testing.process_state import ProcessState, Used
 
 PAGE = Path(__file__).parents[3] / "docs" / "testing.md"
 TABLE = re.search(r"^\| mistake .*\n\|[-|]*\n((?:\|.*\n)+)", PAGE.read_text(), flags=re.M)
@@ -255,6 +257,17 @@ def use_cache(self: Any, row: Any) -> int:
     return len(CACHE[self.request.id])
 
 
+def use_default(self: Any, row: Any, rows: list[Any] = []) -> int:  # noqa: B006
+    rows.append(row)
+    return len(rows)
+
+
+def use_own_attribute(self: Any, row: Any) -> int:
+    rows: list[Any] = vars(use_own_attribute).setdefault("rows", [])
+    rows.append(row)
+    return len(rows)
+
+
 def grow(container: Any, row: Any) -> int:
     """Add to a container, and return how much it has."""
     if isinstance(container, set):
@@ -282,6 +295,8 @@ STATE: dict[str, Callable[[Any, Any], int]] = {
     "dict of the class": lambda self, row: grow(self.dict_on_class["rows"], row),
     "object of the class": lambda self, row: grow(self.object_on_class, row),
     "number of the class": use_class_number,
+    "default value": use_default,
+    "attribute of a function": use_own_attribute,
     "module list": lambda self, row: grow(VARIABLE, row),
     "module list, by a function": lambda self, row: keep_in_variable(row) or len(VARIABLE),
     "module dict": use_cache,
@@ -383,6 +398,59 @@ class Outbox:
 def test_the_world_is_spared(app: Celery, function: Any, setup: Any, check: Any) -> None:
     assert_resumable(app.task(base=Sender, bind=True, name="send")(function), setup=setup, check=check)
     assert check() in (USERS, 4)
+
+
+MODULE: Any = sys.modules[__name__]
+
+
+def test_a_variable_that_setup_replaces(app: Celery) -> None:
+    def replace() -> None:
+        MODULE.OUTBOX = []
+
+    made = app.task(base=Sender, bind=True, name="send")(send_to_outbox)
+    assert_resumable(made, setup=replace, check=lambda: MODULE.OUTBOX)
+
+
+def test_large_states_are_left_alone() -> None:
+    rows: list[Any] = [0] * 20_000
+    small: list[Any] = [1]
+    state = ProcessState(Used(), objects=True)
+    state.keep({"small": small, "rows": rows})
+    rows.append(1)
+    small.append(1)
+    state.restore()
+    assert (len(rows), small) == (20_001, [1])
+
+
+def test_tasks_of_all_forms(app: Celery) -> None:
+    class Counting(ContinuableTask):
+        name = "class"
+
+        def __init__(self) -> None:
+            self.rows: list[str] = []
+
+        def run(self) -> int:
+            for user in self.iterate("users", USERS):
+                self.rows.append(user)
+                VARIABLE.append(user)
+            return len(VARIABLE)
+
+    @continuable
+    @app.task(bind=True)
+    def plain(self: Any) -> int:
+        for user in self.iterate("users", USERS):
+            VARIABLE.append(user)
+        return len(VARIABLE)
+
+    @app.task(base=ContinuableTask, bind=True, autoretry_for=(OSError,), pydantic=True)
+    def wrapped(self: Any) -> int:
+        for user in self.iterate("users", USERS):
+            VARIABLE.append(user)
+        return len(VARIABLE)
+
+    for made in (app.register_task(Counting()), plain, wrapped):
+        with pytest.raises(AssertionError, match="interrupted at place 1 "):
+            assert_resumable(made)
 
 
 class Unbound:
