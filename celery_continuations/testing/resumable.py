@@ -60,10 +60,17 @@ class Report(NamedTuple):
     Attributes:
         tried: the disturbed runs, named as ``only=`` takes them.
         left_out: those for which there was no time.
+
+    >>> Report(("interrupt@1", "interrupt@2"), ("kill@1",))
+    <Report: tried interrupt@1-2; left out kill@1>
     """
 
     tried: tuple[str, ...]
     left_out: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        tried, left_out = (named([*map(parse, some)]) or "nothing" for some in self)
+        return f"<Report: tried {tried}; left out {left_out}>"
 
 
 def _unchanged(value: Any) -> Any:
