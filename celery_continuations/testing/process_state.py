@@ -17,6 +17,7 @@ from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleT
 from typing import Any
 
 from celery import Task
+from celery.local import Proxy
 
 __all__ = ["ProcessState", "Used"]
 
@@ -48,6 +49,8 @@ class Used:
         waiting: list[Any] = list(functions)
         while waiting and len(self._objects) <= _LARGEST:
             one = waiting.pop()
+            if _is(one, (Proxy,)):
+                one = one._get_current_object()  # a task that was defined before its app was used
             if not _is(one, _ATOMS) and one not in self:
                 self._objects[id(one)] = one
                 if _is(one, (ModuleType, type, Task)):

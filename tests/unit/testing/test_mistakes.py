@@ -411,6 +411,25 @@ def test_a_variable_that_setup_replaces(app: Celery) -> None:
     assert_resumable(made, setup=replace, check=lambda: MODULE.OUTBOX)
 
 
+def test_a_fake_on_the_task_itself() -> None:
+    """The name of a task is a proxy until its app is used."""
+    app = Celery("lazy", set_as_current=False)
+
+    class Charging(ContinuableTask):
+        abstract = True
+
+        def __init__(self) -> None:
+            self.client = Fake()
+
+    @app.task(base=Charging, bind=True)
+    def charge(self: Any) -> None:
+        for user in self.iterate("users", USERS):
+            self.client.send(user)
+
+    assert_resumable(charge, setup=lambda: charge.client.sent.clear(), check=lambda: charge.client.sent)
+    assert charge.client.sent == USERS
+
+
 def test_large_states_are_left_alone() -> None:
     rows: list[Any] = [0] * 20_000
     small: list[Any] = [1]
