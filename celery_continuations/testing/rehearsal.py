@@ -6,6 +6,7 @@ the text of the snapshot contains.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -57,6 +58,7 @@ class Rehearsal:
         task_id: str | None = None,
         start: float | None = None,
         used: Used | None = None,
+        message: Body | None = None,
     ) -> None:
         if not isinstance(task, AppTask):
             raise TypeError(f"{task!r} is not a continuable task; give it base=ContinuableTask, or @continuable")
@@ -73,7 +75,7 @@ class Rehearsal:
         self._due = 0.0
         self._expires: float | None = None
         self._inbox = Inbox()
-        self._message: Body | None = None
+        self._message = message
         self._options: dict[str, Any] = {}
 
     # -- for a test to read
@@ -182,12 +184,17 @@ class Rehearsal:
         finally:
             direct.rehearsing.reset(token)
 
+    @property
+    def message(self) -> Body | None:
+        """The body of the message, once the run has begun."""
+        return self._message
+
     def arguments(self, task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments of the run's first execution, as a message would carry them."""
         if self.begun or not self._is_of(task, task_id):
             return args, kwargs
         try:
-            self._message = _message(task, args, kwargs)
+            self._message = self._message or _message(task, args, kwargs)
         except EncodeError:
             return args, kwargs  # raised when the execution begins, as the task's failure
         return self._message.decode()[:2]
@@ -356,7 +363,9 @@ def within(run: Rehearsal) -> Iterator[None]:
 
 def _message(task: Any, args: Any, kwargs: Any) -> Body:
     """Write arguments into the body of a message."""
-    args, kwargs = _with_real_dates([list(args or ()), dict(kwargs or {})])
+    args, kwargs = list(args or ()), dict(kwargs or {})
+    if "freezegun" in sys.modules:
+        args, kwargs = _with_real_dates([args, kwargs])
     return written(args, kwargs, {}, task.serializer or task.app.conf.task_serializer)
 
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
+from celery_continuations.messages.body import Body
 from celery_continuations.task import AppTask
 from celery_continuations.testing.comparable import Generated, comparable
 from celery_continuations.testing.differences import differences
@@ -177,6 +178,7 @@ class _Proof:
         self._used: Used | None = None
         self._process: ProcessState | None = None
         self._generated = Generated()
+        self._message: Body | None = None  # written once: each run gets the arguments as they were sent
 
     def report(self, kills: bool, pairs: int, only: str | None, seconds: float | None) -> Report:
         """Do all runs, or the only one."""
@@ -244,6 +246,7 @@ class _Proof:
         outcome = _Outcome()
         try:
             run.apply(self._args, self._kwargs)
+            self._message = run.message
             if plan:
                 value = run_until_done(run, executions=_TIMES * self._executions + _MORE)
             else:
@@ -273,7 +276,12 @@ class _Proof:
 
     def _trial(self, plan: Plan, limit: int | None, process: ProcessState) -> tuple[Trial, Rehearsal]:
         trial = Trial(plan, inf if limit is None else limit, process.restore)
-        return trial, Rehearsal(self.task, faults=trial, task_id=_TASK_ID, start=self._start, used=self._used)
+        return trial, self._rehearsal(self.task, trial)
+
+    def _rehearsal(self, task: Any, trial: Trial) -> Rehearsal:
+        return Rehearsal(
+            task, faults=trial, task_id=_TASK_ID, start=self._start, used=self._used, message=self._message
+        )
 
     def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
         """Describe how an outcome differs."""
@@ -328,7 +336,7 @@ class _Upgrade(_Proof):
         if self._expected is not _SAME:
             expected = _Outcome(world=comparable(self._expected, "expected=", self._generated))
         executions = self._executions
-        self._begins_with = self._old
+        self._begins_with, self._message = self._old, None
         _, places = super().undisturbed()
         self._executions = max(executions, self._executions)
         return expected, places
@@ -339,7 +347,7 @@ class _Upgrade(_Proof):
             run.task = self.task
 
         trial = Trial(plan, inf if limit is None else limit, upgrade)
-        run = Rehearsal(self._begins_with, faults=trial, task_id=_TASK_ID, start=self._start, used=self._used)
+        run = self._rehearsal(self._begins_with, trial)
         return trial, run
 
     def _problem(self) -> str:

@@ -479,10 +479,12 @@ class Unbound:
         raise RuntimeError("outside of a request")
 
 
-CURRENT = Unbound()
+CURRENT: Any = None
 
 
-def test_proxies_are_not_looked_into(app: Celery) -> None:
+def test_proxies_are_not_looked_into(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "CURRENT", Unbound())
+
     def send(self: Any) -> None:
         for user in self.iterate("users", USERS):
             if user not in OUTBOX and CURRENT is not None:
