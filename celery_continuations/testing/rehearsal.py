@@ -6,7 +6,6 @@ the text of the snapshot contains.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -26,12 +25,12 @@ from celery_continuations.core.typevars import P
 from celery_continuations.exceptions import DeliveryError
 from celery_continuations.execution import direct
 from celery_continuations.execution.execution import Execution
-from celery_continuations.messages.body import Body, written
 from celery_continuations.task import AppTask
 from celery_continuations.testing.clock import Clock
 from celery_continuations.testing.fault_plan import FaultPlan, Killed
 from celery_continuations.testing.process_state import ProcessState, Used
 from celery_continuations.testing.rehearsed_execution import RehearsedExecution
+from celery_continuations.testing.sent import Sent
 
 __all__ = ["Rehearsal", "rehearse", "run_until_done"]
 
@@ -58,7 +57,7 @@ class Rehearsal:
         task_id: str | None = None,
         start: float | None = None,
         used: Used | None = None,
-        message: Body | None = None,
+        sent: Sent | None = None,
     ) -> None:
         if not isinstance(task, AppTask):
             raise TypeError(f"{task!r} is not a continuable task; give it base=ContinuableTask, or @continuable")
@@ -75,7 +74,8 @@ class Rehearsal:
         self._due = 0.0
         self._expires: float | None = None
         self._inbox = Inbox()
-        self._message = message
+        self.sent = sent
+        self._message = sent  # the latest one: a retry may redefine the arguments
         self._options: dict[str, Any] = {}
 
     # -- for a test to read
@@ -150,8 +150,7 @@ class Rehearsal:
         if self._expires is not None and self.clock.now() > self._expires:
             self.end(states.REVOKED, error=TaskRevokedError("expired"))
             return
-        args, kwargs, _ = self._message.decode()
-        self.apply(args, kwargs)
+        self.apply(*self._message.arguments())
 
     def skip(self) -> None:
         """Skip to the time at which the task resumes.
@@ -184,20 +183,15 @@ class Rehearsal:
         finally:
             direct.rehearsing.reset(token)
 
-    @property
-    def message(self) -> Body | None:
-        """The body of the message, once the run has begun."""
-        return self._message
-
     def arguments(self, task: Any, task_id: str | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments of the run's first execution, as a message would carry them."""
         if self.begun or not self._is_of(task, task_id):
             return args, kwargs
         try:
-            self._message = self._message or _message(task, args, kwargs)
+            message = self._begin_with(self.sent or Sent.of(task, args, kwargs))
         except EncodeError:
             return args, kwargs  # raised when the execution begins, as the task's failure
-        return self._message.decode()[:2]
+        return message.arguments()
 
     def take(self, task: Any, request: Any) -> Execution | None:
         """Return the execution of this request, or None if it does not belong to this run."""
@@ -207,7 +201,7 @@ class Rehearsal:
             self.id = request.id
             if self._message is None:
                 try:
-                    self._message = _message(task, request.args, request.kwargs)
+                    self._begin_with(Sent.of(task, request.args, request.kwargs))
                 except EncodeError as exc:
                     self.end(states.FAILURE, error=exc)
                     raise
@@ -216,7 +210,11 @@ class Rehearsal:
         self.begun += 1
         state = ProcessState(self._used or Used(), objects=self._used is not None)
         state.keep_task(task)
-        return RehearsedExecution(self, task, request, self._message, state)
+        return RehearsedExecution(self, task, request, self._message.body, state)
+
+    def _begin_with(self, sent: Sent) -> Sent:
+        self.sent = self._message = sent
+        return sent
 
     def _is_of(self, task: Any, task_id: str | None) -> bool:
         return bool(task.name == self.task.name and (self.id is None or task_id == self.id))
@@ -268,7 +266,7 @@ class Rehearsal:
         assert self._message is not None
         changes = {name: value for name, value in options.items() if name in ("args", "kwargs")}
         if changes:
-            self._message = self._message.changed(changes)
+            self._message = Sent(self._message.body.changed(changes))
         if "retries" in options:
             self._options["retries"] = options["retries"]
         self.faults.left(self.snapshot)
@@ -359,20 +357,3 @@ def within(run: Rehearsal) -> Iterator[None]:
         yield
     finally:
         direct.rehearsing.reset(token)
-
-
-def _message(task: Any, args: Any, kwargs: Any) -> Body:
-    """Write arguments into the body of a message."""
-    args, kwargs = list(args or ()), dict(kwargs or {})
-    if "freezegun" in sys.modules:
-        args, kwargs = _with_real_dates([args, kwargs])
-    return written(args, kwargs, {}, task.serializer or task.app.conf.task_serializer)
-
-
-def _with_real_dates(value: Any) -> Any:
-    """Replace dates of freezegun, which not every serializer takes, by real ones."""
-    if type(value) in (list, tuple):
-        return type(value)(map(_with_real_dates, value))
-    if type(value) is dict:
-        return {_with_real_dates(key): _with_real_dates(one) for key, one in value.items()}
-    return codec.copy(value) if codec.real_type(type(value)) is not type(value) else value

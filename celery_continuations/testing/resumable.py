@@ -30,13 +30,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
-from celery_continuations.messages.body import Body
 from celery_continuations.task import AppTask
 from celery_continuations.testing.comparable import Generated, comparable
 from celery_continuations.testing.differences import differences
 from celery_continuations.testing.plans import INTERRUPT, KILL, Place, Plan, named, parse, plans, short
 from celery_continuations.testing.process_state import ProcessState, Used
 from celery_continuations.testing.rehearsal import Rehearsal, run_until_done
+from celery_continuations.testing.sent import Sent
 from celery_continuations.testing.trials import Trial
 
 __all__ = ["Report", "UntriedWarning", "assert_resumable"]
@@ -178,7 +178,7 @@ class _Proof:
         self._used: Used | None = None
         self._process: ProcessState | None = None
         self._generated = Generated()
-        self._message: Body | None = None  # written once: each run gets the arguments as they were sent
+        self._sent: Sent | None = None  # written once: each run gets the arguments as they were sent
 
     def report(self, kills: bool, pairs: int, only: str | None, seconds: float | None) -> Report:
         """Do all runs, or the only one."""
@@ -246,7 +246,7 @@ class _Proof:
         outcome = _Outcome()
         try:
             run.apply(self._args, self._kwargs)
-            self._message = run.message
+            self._sent = run.sent
             if plan:
                 value = run_until_done(run, executions=_TIMES * self._executions + _MORE)
             else:
@@ -279,9 +279,7 @@ class _Proof:
         return trial, self._rehearsal(self.task, trial)
 
     def _rehearsal(self, task: Any, trial: Trial) -> Rehearsal:
-        return Rehearsal(
-            task, faults=trial, task_id=_TASK_ID, start=self._start, used=self._used, message=self._message
-        )
+        return Rehearsal(task, faults=trial, task_id=_TASK_ID, start=self._start, used=self._used, sent=self._sent)
 
     def _compare(self, expected: _Outcome, found: _Outcome) -> list[str]:
         """Describe how an outcome differs."""
@@ -336,7 +334,7 @@ class _Upgrade(_Proof):
         if self._expected is not _SAME:
             expected = _Outcome(world=comparable(self._expected, "expected=", self._generated))
         executions = self._executions
-        self._begins_with, self._message = self._old, None
+        self._begins_with, self._sent = self._old, None
         _, places = super().undisturbed()
         self._executions = max(executions, self._executions)
         return expected, places

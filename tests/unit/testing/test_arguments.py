@@ -141,6 +141,23 @@ def test_a_retry_redefines_them(task: Any) -> None:
     assert seen == [([1, 2], None), ([3, 4], {"1": 2}), ([3, 4], {"1": 2})]
 
 
+def test_each_run_of_a_proof_begins_with_the_arguments_as_they_were_sent(task: Any) -> None:
+    def run(self: Any, rows: list[int]) -> int:
+        begun.append(list(rows)) if self.request.retries == 0 and self.continuation.executions == 1 else None
+        rows.append(0)
+        self.step("one", int)
+        if self.request.retries == 0:
+            raise self.retry(args=([7],), countdown=0)
+        for _ in self.iterate("rows", range(3)):
+            pass
+        return sum(rows)
+
+    begun: list[list[int]] = []
+    assert_resumable(task(run), [1, 2], pairs=10)
+    assert len(begun) > 10
+    assert set(map(tuple, begun)) == {(1, 2)}
+
+
 def test_another_task_and_another_run_keep_what_they_were_given(app: Celery, task: Any) -> None:
     def run(self: Any, value: Any) -> Any:
         self.step("one", int)
