@@ -60,7 +60,9 @@ class Checkpoints:
 
     # -- the run's host
 
-    guard = staticmethod(transactions.refuse_open)
+    def guard(self, step: str | None, own: Any) -> None:
+        """Refuse an open transaction of the task; see :func:`transactions.refuse_open`."""
+        transactions.refuse_open(step, own)
 
     def attend(self, run: Run) -> str | None:
         """Do what is due; return a reason to interrupt, if there is one."""

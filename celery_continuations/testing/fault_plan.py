@@ -31,6 +31,11 @@ class FaultPlan:
     def __init__(self) -> None:
         self.passed = 0
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether what happens here has happened in an earlier run, so that checks and saves are left out."""
+        return False
+
     def checkpoint(self, execution: RehearsedExecution, run: Run) -> str | None:
         """Return a reason to interrupt at this checkpoint, or None."""
         return None

@@ -55,7 +55,9 @@ class RehearsedExecution(Execution):
         if self.checkpoints is None:
             ownership = Ownership(self.message, _Record(self, self._rehearsal), self._lose)
             snapshot, faults = self._rehearsal.begin(), self._rehearsal.faults
-            self.checkpoints = _Checkpoints(self.message, ownership, snapshot, lambda run: _Triggers(self, run, faults))
+            self.checkpoints = _Checkpoints(
+                self, faults, self.message, ownership, snapshot, lambda run: _Triggers(self, run, faults)
+            )
             self.phase = Running(self, self.checkpoints)
         return self.checkpoints.run
 
@@ -202,9 +204,24 @@ class _Waiter(Waiter):
 
 
 class _Checkpoints(Checkpoints):
-    """Count the checkpoints."""
+    """Count the checkpoints; neither check nor save what the last save before the disturbance replaces."""
 
     run_type = CountedRun
+
+    def __init__(self, execution: RehearsedExecution, faults: FaultPlan, *args: Any) -> None:
+        self._execution = execution
+        self._faults = faults
+        super().__init__(*args)
+
+    def guard(self, step: str | None, own: Any) -> None:
+        if not self._faults.is_counting:
+            super().guard(step, own)
+
+    def save(self, run: Run) -> None:
+        if run.unit is None and self._faults.is_counting:
+            self._execution.disturb("save")
+        else:
+            super().save(run)
 
 
 class _Triggers(Triggers):

@@ -50,6 +50,11 @@ class Trial(FaultPlan):
         else:
             self.attends_from = self._left
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether the next disturbance is more than one place away."""
+        return bool(self._plan) and self.passed + 1 < self.attends_from
+
     def checkpoint(self, execution: Any, run: Run) -> str | None:
         self.passed += 1
         if self.passed > self._left:
