@@ -27,10 +27,8 @@ from celery_continuations.execution import (
     leaving,
     message,
     reporting,
-    running,
     triggers,
     unfit,
-    waiting,
 )
 from celery_continuations.process import stop_flag
 from celery_continuations.protocol import liveness
@@ -146,9 +144,7 @@ def budgets(most: Budget) -> Iterator[Budget]:
 
 
 #: Modules that read the clock.
-_TIMED = (
-    checkpoints, claiming, leaving, message, reporting, running, triggers, unfit, waiting, stop_flag, maintenance,
-)  # fmt: skip
+_TIMED = (checkpoints, message, reporting, triggers, unfit, stop_flag, maintenance)
 
 
 @contextmanager
