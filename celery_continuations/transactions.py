@@ -38,11 +38,7 @@ class Unit(Protocol):
 
     @property
     def committed(self) -> bool:
-        """Whether the database has confirmed the commit.
-
-        Code that runs after it may fail: an ``on_commit`` hook of Django's, an ``after_commit`` listener of
-        SQLAlchemy's.
-        """
+        """Whether the database has confirmed the commit: an ``on_commit`` hook or listener may fail after it."""
 
     def begin(self) -> None:
         """Begin it, unless it has begun."""

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.pool import QueuePool
 
-from celery_continuations.sources import nested
+from celery_continuations.sources import nested, throttled
 from celery_continuations.sources import sqlalchemy as sqlalchemy_sources
 from celery_continuations.testing import assert_resumable
 
@@ -55,7 +55,12 @@ def within(poems: Any) -> Any:
     return nested([1, 2], lambda number: poems)
 
 
-@pytest.mark.parametrize("wrap", [plain, within])
+def busy(poems: Any) -> Any:
+    asked: list[int] = []
+    return throttled(poems, lambda: asked.append(1) or len(asked) % 3 == 0, backoff=1)
+
+
+@pytest.mark.parametrize("wrap", [plain, within, busy])
 @pytest.mark.parametrize("ends", ["end", "break", "error", "caught"])
 def test_disturbed_runs(task: Any, engine: sa.Engine, wrap: Any, ends: str) -> None:
     seen: set[Any] = set()
