@@ -9,7 +9,7 @@ from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
-from django.db.models import F, JSONField, Manager, Q, QuerySet, UniqueConstraint
+from django.db.models import F, IntegerField, JSONField, Manager, Q, QuerySet, UniqueConstraint
 from django.db.models.constants import LOOKUP_SEP
 from django.db.models.expressions import Expression, OrderBy
 from django.db.models.query import (
@@ -64,6 +64,9 @@ class _QueryRows(KeyedSource[Any]):
         _refuse(query)
         self.key = _key(query)
         self._key_of = _key_of(query, self.key)
+        field = _stored(self.key[0].column)
+        is_plain = isinstance(field, IntegerField) and not hasattr(field, "from_db_value")
+        self.has_integers = len(self.key) == 1 and is_plain
         self._is_managed = query.model._meta.managed
         self._can_drop_rows = query._iterable_class not in _ITERABLES
         if not query.query.standard_ordering:
@@ -85,7 +88,7 @@ class _QueryRows(KeyedSource[Any]):
         return int(self._query.count())
 
     def _chunks(self, cursor: Any) -> Iterator[Pairs]:
-        # One row more than the chunk: it could share the key of the last one.
+        # One row more than the chunk, and than the rows that are yielded: it could share the key of the last one.
         limit = self.chunk + 1
         rows_after = _RowsAfter(self._query, self.key, limit)
         if not self._is_managed:
@@ -93,9 +96,12 @@ class _QueryRows(KeyedSource[Any]):
         while True:
             rows = _rows(self._query[:limit], limit) if cursor is None else rows_after(cursor)
             left = self.chunk
-            while items := list(islice(rows, min(left, _AT_A_TIME))):
+            ahead = list(islice(rows, 1))
+            while ahead and left:
+                items = [*ahead, *islice(rows, min(left, _AT_A_TIME) - 1)]
+                ahead = list(islice(rows, 1))
+                keys = self.settled(list(map(self._key_of, [*items, *ahead])), cursor)[: len(items)]
                 left -= len(items)
-                keys = self.settled(list(map(self._key_of, items)), cursor)
                 cursor = keys[-1]
                 yield zip(items, keys, strict=True)
                 del items, keys  # before the next ones are made
@@ -103,8 +109,6 @@ class _QueryRows(KeyedSource[Any]):
                 cursor = self._after_dropped(cursor, limit) if self._can_drop_rows else None
                 if cursor is None:
                     return
-            for row in rows:
-                self.settled([self._key_of(row)], cursor)
 
     def _refuse_null(self) -> None:
         """Refuse rows without a key, which a view can have: no chunk would include them."""

@@ -49,6 +49,9 @@ class KeyedSource(BaseReader, Generic[Item_co]):
     #: Columns of the key, in their order.
     key: Sequence[Column]
 
+    #: Whether the type of the column makes keys integers, if they are not NULL.
+    has_integers = False
+
     #: What to write in place of a join that repeats rows, for messages.
     without_repeats = ""
 
@@ -72,6 +75,10 @@ class KeyedSource(BaseReader, Generic[Item_co]):
 
     def settled(self, keys: list[Any], last: Any) -> list[Any]:
         """Return keys in a form that can be saved; refuse two rows with one key, or a row with that of ``last``."""
+        if self.has_integers:
+            found = set(keys)  # the fastest way to see that nothing is wrong
+            if len(found) == len(keys) and last not in found and None not in found:
+                return keys
         try:
             keys = saveable(keys, several=len(self.key) > 1)
         except Unsaveable as exc:

@@ -129,6 +129,7 @@ class _SelectRows(KeyedSource[Any]):
         self._is_single = shape.columns == 1 and not (is_query and not shape.entities)
         self._stored = [column._replace(column=_as_stored(column.column)) for column in self.key]
         self._enums = [_enum_of(column.column.type) for column in self.key]
+        self.has_integers = len(self.key) == 1 and type(self.key[0].column.type) in _INTEGERS
         order = [column.column.desc() if column.descending else column.column.asc() for column in shape.order]
         keys = [column.column.label(f"_key_{number}") for number, column in enumerate(self._stored)]
         self._select = select.order_by(None).order_by(*order)
@@ -338,6 +339,9 @@ def _name_of(value: Any) -> Any:
 def _bind_of(session: Any, select: Any) -> Any:
     return session if isinstance(session, sa.Connection) else session.get_bind(clause=select)
 
+
+# Types whose values are integers; those derived from them may have others.
+_INTEGERS = (sa.Integer, sa.BigInteger, sa.SmallInteger)
 
 # Databases that use all columns of an index for a comparison of rows.
 _COMPARING_ROWS = frozenset(("postgresql", "sqlite"))

@@ -207,6 +207,13 @@ def by_key(query: Any, chunk: int, cursor: Any) -> list[tuple[Any, Any]]:
     return [(seen(row), saved(after)) for row, after in reader.resume(cursor, reader.kind, None)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_at_a_time() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("celery_continuations.sources.django._AT_A_TIME", 2)
+        yield
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @settings(max_examples=5, deadline=None)
 @given(
@@ -225,8 +232,10 @@ def test_a_queryset_by_key_has_the_rows_of_the_plain_queryset(
     rows = list(shape.query())
     keys = [] if shape.key is None else list(map(shape.key, rows))
     if len(set(keys)) < len(keys):
+        done: list[Any] = []
         with pytest.raises(InvalidStepError, match="two rows have the key"):
-            by_key(shape.query(), chunk, None)
+            done.extend(cursor for _, cursor in query_rows(shape.query(), chunk=chunk).read(None))
+        assert all(keys.count(key) == 1 for key in done)  # a stop between two rows of one key would lose the second
         return
     found = by_key(shape.query(), chunk, None)
     assert [row for row, _ in found] == list(map(seen, rows))
