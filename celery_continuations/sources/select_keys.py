@@ -161,7 +161,8 @@ def _order(select: Any, table: _Table) -> list[Column]:
     if not order:
         if not table.unique:
             raise InvalidStepError("a select cannot be read by key: its table has no primary key")
-        return [_named(column, False) for column in table.unique[0]]
+        never_null = (key for key in table.unique if not any(column.nullable for column in key))
+        return [_named(column, False) for column in next(never_null, table.unique[0])]
     columns = {column.column for column in order}
     if not any(columns.issuperset(unique) for unique in table.unique):
         primary = ", ".join(map(str, table.unique[0])) if table.unique else "no primary key"
@@ -264,7 +265,9 @@ def _keys_of(table: Any) -> list[list[Any]]:
     partial_or_not = [one for one in table.indexes if one.unique]
     whole = [one for one in partial_or_not if not any(name.endswith("_where") for name in one.dialect_kwargs)]
     plain = [one for one in whole if all(isinstance(part, sa.Column) for part in one.expressions)]
-    return [list(one.columns) for one in (table.primary_key, *unique, *plain)]
+    # SQLAlchemy keeps them in sets: each process would find another one first.
+    others = sorted((list(one.columns) for one in (*unique, *plain)), key=lambda key: [one.name for one in key])
+    return [list(table.primary_key.columns), *others]
 
 
 # -- what a key cannot have

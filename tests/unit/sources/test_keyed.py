@@ -467,6 +467,15 @@ def test_a_select_without_an_order_is_by_primary_key(poems: orm.Session) -> None
     assert resumed(select_rows(poems, joined, chunk=2)) == list(range(9))
 
 
+def test_a_table_with_unique_keys_alone_is_by_the_first_that_is_never_null(engine: sa.Engine) -> None:
+    """By their names: sets of constraints have another order in each process."""
+    columns = [sa.Column("a", sa.Integer), *(sa.Column(name, sa.Integer, nullable=False) for name in "dbc")]
+    unique = [sa.UniqueConstraint(name) for name in "dca"]
+    table = sa.Table("unique_alone", sa.MetaData(), *columns, *unique, sa.Index("unique_b", "b", unique=True))
+    with orm.Session(engine) as session:
+        assert select_rows(session, sa.select(table)).kind == "key (unique_alone.b)"
+
+
 def test_a_collection_that_is_loaded_with_its_owner(poems: orm.Session) -> None:
     select = sa.select(Writer).options(orm.joinedload(Writer.poems))
     assert [len(writer.poems) for writer in resumed(select_rows(poems, select, chunk=2))] == [3, 3, 3]
