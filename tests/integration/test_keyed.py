@@ -18,7 +18,7 @@ from sqlalchemy import orm
 import tests.support.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import InvalidStepError
 from celery_continuations.sources.django import query_rows
-from celery_continuations.sources.sqlalchemy import select_rows
+from celery_continuations.sources.sqlalchemy import from_select, select_rows
 from tests.support.keyed_properties import resumes_everywhere, saved, sees_what_comes_after
 from tests.support.processes import LocalProcess
 from tests.support.tables import KEYS, DjangoTable, SQLAlchemyTable
@@ -147,3 +147,21 @@ def test_a_composite_key_enters_the_index_with_all_of_its_columns(engine: sa.Eng
     sa.event.remove(engine, "before_cursor_execute", note)
     condition = found[0].partition("WHERE")[2]
     assert condition.startswith(" (of_composite.day, of_composite.number) > (")
+
+
+def test_no_transaction_is_idle_while_a_loop_works_on_rows(engine: sa.Engine, session: orm.Session) -> None:
+    """A server may end such connections (idle_in_transaction_session_timeout)."""
+    table = SQLAlchemyTable("int", session)
+    table.clear()
+    table.insert(range(5))
+    session.commit()
+    named = sa.create_engine(engine.url, connect_args={"application_name": "loop"})
+    query = sa.text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'loop' AND state <> 'idle'")
+    factory = orm.sessionmaker(named)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("celery_continuations.sources.sqlalchemy._factory", factory)
+        for row, _ in from_select(sa.select(table.entity)).read(None):
+            assert orm.object_session(row) is not None
+            with engine.connect() as connection:
+                assert connection.scalar(query) == 0
+    named.dispose()
