@@ -28,6 +28,7 @@ class _Late:
     def __init__(self, source: Any) -> None:
         self._open = opening(source)
         self._identity: tuple[Any, ...] = ()
+        self._is_read = False
 
     def identify(self, identity: Any) -> None:
         """Pass it on when the source is opened."""
@@ -40,6 +41,23 @@ class _Late:
         for identity in self._identity:
             reader.identify(identity)
         return reader
+
+    def for_loop(self) -> Any:
+        """Return the other source for a new loop: opened again if an earlier loop has read it."""
+        if self._is_read:
+            vars(self).pop("reader", None)
+        self._is_read = True
+        return self.reader
+
+    def read(self, cursor: Any) -> Pairs:
+        """Read the other source."""
+        pairs: Pairs = self.for_loop().read(cursor)
+        return pairs
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Read the other source from a cursor on."""
+        pairs: Pairs = self.for_loop().resume(cursor, kind, mark)
+        return pairs
 
     def close(self) -> None:
         """Close the other source, if it is open."""
@@ -82,7 +100,7 @@ class _Nested(BaseReader):
 
     def __init__(self, outer: Any, inner: tuple[Callable[..., Any], ...]) -> None:
         self._outermost = _Late(outer)
-        self._levels: tuple[Callable[..., Any], ...] = (lambda: self._outermost.reader, *inner)
+        self._levels: tuple[Callable[..., Any], ...] = (self._outermost.for_loop, *inner)
         self.kind = f"place in {len(self._levels)} nested sources"
         self.checks = True
         self._kinds: list[str | None] = [None] * len(self._levels)
@@ -295,7 +313,7 @@ class _Throttled(BaseReader):
                 raise Throttled(self._seconds)
             if pairs is None:
                 self._is_open = True
-                pairs = iter(self._late.reader.resume(cursor, kind, mark))
+                pairs = iter(self._late.resume(cursor, kind, mark))
             try:
                 pair = next(pairs)
             except StopIteration:

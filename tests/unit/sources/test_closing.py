@@ -165,6 +165,31 @@ def test_a_stop_closes_the_source(worker: Worker, task: Any, source: str, batch:
     assert not OPEN
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        batched(numbers, 1),
+        nested(numbers, lambda number: numbers("inner")),
+        throttled(numbers, lambda: False, 1),
+        keyed(numbers, key=lambda number: number),
+        throttled(nested(numbers, lambda number: numbers("inner")), lambda: False, 1),
+    ],
+)
+def test_a_source_that_executions_share_is_opened_by_each(worker: Worker, task: Any, source: Any) -> None:
+    seen: list[Any] = []
+
+    def body(self: Any) -> None:
+        for item in self.iterate("numbers", source):
+            seen.append(item)
+            worker.stop()
+
+    expected = [item for item, _ in source.read(None)]
+    task(body).delay()
+    worker.drain()
+    assert seen == expected
+    assert not OPEN
+
+
 @pytest.mark.parametrize("make", [lambda rows: rows(), lambda rows: rows])
 def test_a_source_that_has_changed_is_closed(worker: Worker, task: Any, make: Any) -> None:
     kept: list[BaseException] = []
