@@ -139,7 +139,7 @@ class _Nested(BaseReader):
                 raise Unreadable(unreadable.error, (before, after, unreadable.after)) from unreadable
             before = after
         is_by_key = saved is not None and saved.startswith("key ")
-        # After an outer item that could not be read there is no current one.
+        # A place after an outer item that could not be read has no current one.
         is_gone = is_resumed and before != expected
         if is_gone and self.checks and reader.checks and mark != ACCEPTED and not is_by_key:
             raise SourceChanged(f"the outer item at its place, after {before!r}, is gone", _ADVICE)
