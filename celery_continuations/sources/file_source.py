@@ -113,7 +113,7 @@ class FileSource(BaseReader):
         if isinstance(kept, Taken):
             return kept
         try:
-            with self._reading() as file:
+            with self._at_hand() as file:
                 mark = mark_before(file, self._byte(file, cursor[1]))
         except FileNotFoundError:  # read to its end, and removed: the cursor has marks of its own
             return Taken("", None)
@@ -134,7 +134,7 @@ class FileSource(BaseReader):
         """Return the byte of a place."""
         if not Place.of(place).skip:
             return Place.of(place).start
-        with self._reading() as file:
+        with self._at_hand() as file:
             return self._byte(file, place)
 
     def is_wrong(self, text: str) -> bool:
@@ -176,7 +176,7 @@ class FileSource(BaseReader):
             yield from chunks(file, place, encoding, self.given.errors, head)
 
     @contextmanager
-    def _reading(self) -> Iterator[IO[bytes]]:
+    def _at_hand(self) -> Iterator[IO[bytes]]:
         """Give the file that is being read, or open it."""
         file = self._file()
         if file is not None and not file.closed:

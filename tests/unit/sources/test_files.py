@@ -476,6 +476,16 @@ def test_a_line_end_of_which_the_second_half_was_written_later(tmp_path: Path) -
         assert read(lines(path, encoding), cursor) == ["c"]
 
 
+def test_a_line_end_of_which_the_second_half_is_written_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"a\nb\r")
+    pairs = lines(path).read(None)
+    found = [next(pairs)[0], next(pairs)[0]]
+    with path.open("ab") as file:
+        file.write(b"\nc\n")
+    assert [*found, *(line for line, _ in pairs)] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("make", [lines, csv_rows, json_lines])
 def test_what_is_not_a_regular_file(tmp_path: Path, make: Any) -> None:
     os.mkfifo(tmp_path / "pipe")
