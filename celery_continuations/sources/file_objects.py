@@ -7,7 +7,8 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -165,12 +166,7 @@ def _of_text(file: Any, text: io.TextIOWrapper) -> Given:
     path = _path_of(file, text, text.buffer)
     if text.errors not in _HANDLERS:
         raise refusal(file, f"was opened with errors={text.errors!r}, with which its places cannot be found", _BY_PATH)
-    try:
-        told = _unless_written(text, text.tell())
-    except OSError:
-        raise refusal(
-            file, "was advanced by next(), after which its place is unknown", "advance it by readline() instead"
-        ) from None
+    told = _unless_written(text, _told(file, path, text))
     if not _is_universal(text, told):
         raise refusal(
             file,
@@ -178,6 +174,45 @@ def _of_text(file: Any, text: io.TextIOWrapper) -> Given:
             "open it with newline='', which ends lines as csv_rows and lines do",
         )
     return Given(path, _start(path, text, told), text.encoding, text.errors, text, told)
+
+
+def _told(file: Any, path: Path, text: io.TextIOWrapper) -> int:
+    """Return the place that an open file tells; after next() it tells none before it was sought."""
+    try:
+        return text.tell()
+    except OSError:
+        place = _after_next(path, text)
+    if place is None:
+        raise refusal(
+            file, "was advanced by next(), after which its place is unknown", "advance it by readline() instead"
+        )
+    text.seek(place)
+    return text.tell()
+
+
+def _after_next(path: Path, file: io.TextIOWrapper) -> int | None:
+    """Find the line before which a file stands, by the number of characters that it has read ahead."""
+    encoding, errors = codecs.lookup(file.encoding).name.removesuffix("-sig"), file.errors or "strict"
+    buffer: Any = file.buffer
+    end: int = buffer.tell()
+    ahead = 0
+    with suppress(UnicodeDecodeError):  # in what comes after
+        while file.read(1) and buffer.tell() == end:
+            ahead += 1
+    file.seek(0)
+    if not is_plain(encoding):
+        return None
+    with open(path, "rb") as raw:
+        begin = max(end - 2 * _READ, 0)
+        raw.seek(begin)
+        data, is_end = raw.read(end - begin), not raw.read(1)
+    translates = b"\r" in data and _translates(file, 0)
+    starts = accumulate(map(len, data.splitlines(keepends=True)), initial=0)
+    for start in list(starts)[begin > 0 :]:
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translates)
+        if len(decoder.decode(data[start:], is_end)) == ahead:
+            return begin + start
+    return None
 
 
 def _start(path: Path, file: io.TextIOWrapper, told: int) -> int:

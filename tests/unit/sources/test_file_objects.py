@@ -139,7 +139,10 @@ REFUSED: dict[str, tuple[Callable[[ExitStack], Any], str]] = {
     "closed, of bytes": (lambda stack: after(opened(stack, "rows.csv", "rb"), lambda file: file.close()), "is closed"),
     "being written": (lambda stack: opened(stack, "rows.csv", "a"), "is not open for reading"),
     "being written, of bytes": (lambda stack: opened(stack, "rows.csv", "ab"), "is not open for reading"),
-    "advanced by next()": (lambda stack: after(opened(stack, "rows.csv"), next), "by readline\\(\\) instead"),
+    "advanced by next(), and to be decoded": (
+        lambda stack: after(opened(stack, "rows.csv", encoding="utf-16-le", errors="replace"), next),
+        "by readline\\(\\) instead",
+    ),
     "with line ends of its own": (lambda stack: opened(stack, "rows.csv", newline="\r"), "newline=''"),
     "with unknown errors": (
         lambda stack: opened(stack, "rows.csv", errors="xmlcharrefreplace"),
@@ -183,6 +186,22 @@ def test_a_title_that_was_read(path: Path) -> None:
         assert read(opener("rows", file)().reader) == ["name", "ann", "bob"]
         file.read()
         assert read(lines(file)) == []
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("newline", [None, ""])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+def test_a_title_that_was_read_by_next(path: Path, end: str, newline: str | None, encoding: str) -> None:
+    """Python tells no place then, and has read ahead."""
+    rows = [f"{number} größer" for number in range(3000)]
+    for count in (0, 1, 2, 3, 500, 3000):
+        path.write_bytes((end.join(rows[:count]) + end * bool(count % 2)).encode(encoding))
+        for skipped in {0, min(1, count), min(2, count), min(400, count), max(count - 1, 0), count}:
+            with path.open(encoding=encoding, newline=newline) as file:
+                for _ in range(skipped):
+                    next(file)
+                assert read(lines(file)) == rows[skipped:count]
+                assert file.readline().rstrip() == "".join(rows[skipped:count][:1])
 
 
 def test_a_title_that_was_read_from_a_file_that_needs_a_decoder(path: Path) -> None:
