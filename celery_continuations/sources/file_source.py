@@ -127,7 +127,10 @@ class FileSource(BaseReader):
         """Return the number of bytes done, and of all."""
         if self._size is None:
             self._size = self.path.stat().st_size
-        done = 0 if cursor is None else self.byte(cursor[1])
+        try:
+            done = 0 if cursor is None else self.byte(cursor[1])
+        except FileNotFoundError:  # read to its end, and removed
+            done = self._size
         return done, max(done, self._size)  # a file may grow while it is read
 
     def byte(self, place: int) -> int:

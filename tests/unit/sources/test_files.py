@@ -486,6 +486,16 @@ def test_a_line_end_of_which_the_second_half_is_written_meanwhile(tmp_path: Path
     assert [*found, *(line for line, _ in pairs)] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "shift_jis"])
+def test_progress_in_a_file_that_was_removed_once_it_was_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "rows"
+    path.write_text("one\ntwo\n", encoding=encoding)
+    size, source = path.stat().st_size, lines(path, encoding)
+    *_, (_, cursor) = source.read(None)
+    path.unlink()
+    assert source.progress(cursor) == (size, size)
+
+
 @pytest.mark.parametrize("make", [lines, csv_rows, json_lines])
 def test_what_is_not_a_regular_file(tmp_path: Path, make: Any) -> None:
     os.mkfifo(tmp_path / "pipe")
