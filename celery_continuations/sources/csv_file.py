@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, compress, repeat
 from typing import Any, Literal, TypedDict
 
@@ -40,11 +40,11 @@ class CsvRows(FileSource):
     kind = "bytes of CSV rows"
 
     def __init__(
-        self, file: Any, encoding: str | None, header: bool, fieldnames: Sequence[str] | None, options: CsvOptions
+        self, file: Any, encoding: str | None, header: bool, fieldnames: Iterable[str] | None, options: CsvOptions
     ) -> None:
         super().__init__(file, encoding)
         self._header = header
-        self._names = None if fieldnames is None else self._checked_names(fieldnames, "fieldnames=")
+        self._names = None if fieldnames is None else _given_names(fieldnames)
         self._options = options
         self._translates: bool | None = None  # known once a carriage return was seen
         dialect = self._reader(()).dialect
@@ -65,27 +65,14 @@ class CsvRows(FileSource):
                 raise SourceChanged(f"{self.path} was truncated: it is empty", ADVICE)
             return iter(())
         names, after = first
-        names = self._checked_names(names, f"the header of {self.path}")
-        return self._rows_of_all(self._chunks(after if cursor is None else cursor, mark), names)
-
-    def _checked_names(self, names: Any, where: str) -> list[str]:
-        """Return the names of the columns.  Raises InvalidStepError for names that would lose a column."""
-        if isinstance(names, str) or not isinstance(names, Sequence) or not names:
-            raise InvalidStepError(f"{where} takes a list of names of columns, not {names!r}")
-        remedy = "pass header=False, which gives lists" if where != "fieldnames=" else "give each column its own name"
-        for name, count in Counter(names).items():
-            if count > 1:
-                columns = ", ".join(str(number) for number, other in enumerate(names, 1) if other == name)
-                raise InvalidStepError(
-                    f"{where} has the name {name!r} {count} times (columns {columns}), so that a dict would lose a "
-                    f"column; {remedy}"
-                )
-        if where != "fieldnames=" and str(names[0]).startswith(_BYTE_ORDER_MARK):
+        where = f"the header of {self.path}"
+        _refuse_doubled(names, where, "pass header=False, which gives lists")
+        if str(names[0]).startswith(_BYTE_ORDER_MARK):
             raise InvalidStepError(
                 f"{where} begins with a byte order mark, which would be part of the name {names[0]!r}; leave "
                 "encoding= out, or write encoding='utf-8-sig' (or 'utf-16'); open a file with it likewise"
             )
-        return list(names)
+        return self._rows_of_all(self._chunks(after if cursor is None else cursor, mark), names)
 
     def _rows_of_all(self, chunks: Iterator[Chunk], names: list[str] | None) -> Pairs:
         return chain.from_iterable(self._rows_of(chunk, chunks, names) for chunk in chunks)
@@ -180,6 +167,25 @@ class _Fed:
             for text, self.place in zip(texts, chunk.places, strict=True):
                 self.texts.append(text)
                 yield text
+
+
+def _given_names(fieldnames: Any) -> list[str]:
+    names = [] if isinstance(fieldnames, str) or not isinstance(fieldnames, Iterable) else list(fieldnames)
+    if not names:
+        raise InvalidStepError(f"fieldnames= takes a list of names of columns, not {fieldnames!r}")
+    _refuse_doubled(names, "fieldnames=", "give each column its own name")
+    return names
+
+
+def _refuse_doubled(names: list[str], where: str, remedy: str) -> None:
+    """Refuse names of columns that occur more than once."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            columns = ", ".join(str(number) for number, other in enumerate(names, 1) if other == name)
+            raise InvalidStepError(
+                f"{where} has the name {name!r} {count} times (columns {columns}), so that a dict would lose a "
+                f"column; {remedy}"
+            )
 
 
 def _named(names: list[str], row: list[str]) -> dict[str | None, Any]:

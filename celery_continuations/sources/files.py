@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain, compress
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
@@ -112,7 +112,7 @@ def csv_rows(
     encoding: str | None = None,
     *,
     header: Literal[True] = True,
-    fieldnames: Sequence[str] | None = None,
+    fieldnames: Iterable[str] | None = None,
     **options: Unpack[CsvOptions],
 ) -> Source[dict[str | Any, str | Any]]: ...
 @overload
@@ -125,7 +125,7 @@ def csv_rows(
     encoding: str | None = None,
     *,
     header: bool,
-    fieldnames: Sequence[str] | None = None,
+    fieldnames: Iterable[str] | None = None,
     **options: Unpack[CsvOptions],
 ) -> Source[Any]: ...
 def csv_rows(
@@ -133,7 +133,7 @@ def csv_rows(
     encoding: str | None = None,
     *,
     header: bool = True,
-    fieldnames: Sequence[str] | None = None,
+    fieldnames: Iterable[str] | None = None,
     **options: Unpack[CsvOptions],
 ) -> Source[Any]:
     r"""Return the rows of a CSV file, as Python's :mod:`csv` reads them; empty lines are skipped.
