@@ -245,5 +245,10 @@ def _raising(pairs: Pairs) -> Pairs:
     """Yield pairs; raise the error of a row that cannot be read as it is."""
     try:
         yield from pairs
+        return
     except Unreadable as unreadable:
-        raise unreadable.error from unreadable.error.__cause__
+        error = unreadable.error
+    try:
+        raise error  # here, so that it does not refer to what refers to it, which would keep the file open
+    finally:
+        del error
