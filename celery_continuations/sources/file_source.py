@@ -171,7 +171,8 @@ class FileSource(BaseReader):
                 file.seek(0)
                 if not place and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
                     place = len(codecs.BOM_UTF8)
-        return self._chunks_from(place, encoding, head)
+        reading = self._reading = self._chunks_from(place, encoding, head)
+        return reading
 
     def _chunks_from(self, place: int, encoding: str, head: Mark | None) -> Iterator[Chunk]:
         with open(self.path, "rb", buffering=_BUFFER) as file:

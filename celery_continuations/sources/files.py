@@ -27,7 +27,7 @@ class _Lines(FileSource):
     kind = "bytes of lines"
 
     def _rows(self, chunks: Iterator[Chunk]) -> Pairs:
-        return chain.from_iterable(map(self._lines_of, chunks))
+        return chain.from_iterable(self._lines_of(chunk) for chunk in chunks)
 
     def _lines_of(self, chunk: Chunk) -> Pairs:
         return self._readable(chunk) if chunk.wrong else zip(chunk.lines, chunk.places, strict=True)

@@ -22,6 +22,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.reader import SourceChanged
 from celery_continuations.sources import csv_rows, file_chunks, json_lines, lines
 from celery_continuations.sources.file_marks import mark_of
+from tests.support.changing import Executions
 
 TEXT = st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=12)
 ENCODINGS = [
@@ -502,3 +503,22 @@ def test_what_is_not_a_regular_file(tmp_path: Path, make: Any) -> None:
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(InvalidStepError, match="is not a regular file"):
             read(make(path))
+
+
+@pytest.mark.parametrize("ends", ["whole", "by break", "by an error", "by a bad row"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_loop_closes_its_file(tmp_path: Path, encoding: str, ends: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('id\n1\n2\n"bad"x\n' if ends == "by a bad row" else "id\n1\n2\n", encoding=encoding)
+    source = csv_rows(path, encoding, strict=True)  # which is referred to until the end
+
+    def body(task: Any) -> None:
+        for _ in task.iterate(source):
+            if ends == "by break":
+                break
+            if ends == "by an error":
+                raise ConnectionError
+
+    error = Executions().run(body)
+    assert (error is None) == (ends in ("whole", "by break"))
+    assert str(path) not in [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
