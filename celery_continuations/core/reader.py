@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 __all__ = [
     "COUNTS",
     "NOTHING",
+    "STOPS",
     "Counted",
     "Keep",
     "Opened",
@@ -94,6 +95,10 @@ class Unreadable(Exception):
         super().__init__(error, after)
         self.error = error
         self.after = after
+
+
+#: What ends a reading that can begin again: the items before it are done first.
+STOPS = (Throttled, Unreadable)
 
 
 class OtherKind(Exception):
