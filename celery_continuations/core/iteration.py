@@ -11,6 +11,7 @@ from celery_continuations.core import codec
 from celery_continuations.core.evolution import misfit_of_loop
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.reader import (
+    COUNTS,
     Counted,
     Opened,
     OtherKind,
@@ -18,6 +19,7 @@ from celery_continuations.core.reader import (
     Reader,
     SourceChanged,
     Throttled,
+    Unreadable,
     close,
 )
 from celery_continuations.core.snapshot import ACCEPTED
@@ -190,6 +192,15 @@ class Iteration(Step[Any], Generic[Item_co]):
                     self._done += size
                 if run.attention:
                     pass
+                elif keep is COUNTS:
+                    # Rows of files, which are as many and as cheap as items by position.
+                    for item, after in pairs:
+                        yield item
+                        self.cursor = after
+                        if run.attention:
+                            break
+                    else:
+                        break
                 elif not (by_position and isinstance(pairs, Counted)):
                     # As the first item; calls would slow down every item.
                     keeps, done = same or make is not None, self._done
@@ -247,6 +258,8 @@ class Iteration(Step[Any], Generic[Item_co]):
         kind, mark = (begun.kind, begun.mark) if begun is not None else (None, ACCEPTED)
         self._reading = [reader]
         pairs = reader.resume(self.cursor, kind if kind != self.kind else None, mark)
+        if self.budget is not None and not isinstance(pairs, Counted):
+            pairs = self._within_budget(opened, pairs)
         self._reading = [pairs, reader]
         first = next(pairs, _END)  # before any other use of a source that may be throttled
         self._opened = opened
@@ -262,6 +275,24 @@ class Iteration(Step[Any], Generic[Item_co]):
         reading, self._reading = self._reading, []
         for opened in reading:
             close(opened)
+
+    def _within_budget(self, opened: Opened, pairs: Pairs) -> Pairs:
+        """Yield pairs; record each item that the source cannot read as failed, and continue after it."""
+        while True:
+            try:
+                yield from pairs
+                return
+            except Unreadable as unreadable:
+                if not self.item_failed(unreadable.error):
+                    raise
+                self._opened = opened
+                self.cursor, self._kept = unreadable.after, None
+                if self._done is not None:
+                    self._done += 1
+            if self.run.attention:
+                self._moved_past(opened.reader)
+            opened.reader.close()
+            pairs = opened.reader.resume(self.cursor, None, ACCEPTED)
 
     def _moved_past(self, reader: Reader) -> None:
         """Make a checkpoint after an item, because one has something to do."""
@@ -313,6 +344,8 @@ class _Leaving:
         try:
             if isinstance(error, Throttled):
                 run.back_off(error.seconds)
+            if isinstance(error, Unreadable):
+                raise error.error from error.error.__cause__
             if isinstance(error, SourceChanged):
                 run.refuse(SourceChangedError(step.name, run.id, error.problem, error.advice))
             if isinstance(error, OtherKind):

@@ -7,7 +7,9 @@ from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
+    "COUNTS",
     "NOTHING",
+    "STOPS",
     "Counted",
     "Keep",
     "Opened",
@@ -17,6 +19,7 @@ __all__ = [
     "Reader",
     "SourceChanged",
     "Throttled",
+    "Unreadable",
     "close",
 ]
 
@@ -80,6 +83,24 @@ class SourceChanged(Exception):
         self.advice = advice
 
 
+class Unreadable(Exception):
+    """Raised by a source that cannot read an item, but can continue after it.
+
+    Attributes:
+        error: what the loop raises, or counts as a failed item.
+        after: the cursor after the item.
+    """
+
+    def __init__(self, error: Exception, after: Any) -> None:
+        super().__init__(error, after)
+        self.error = error
+        self.after = after
+
+
+#: What ends a reading that can begin again: the items before it are done first.
+STOPS = (Throttled, Unreadable)
+
+
 class OtherKind(Exception):
     """Raised by a reader for a cursor with another meaning than its own.
 
@@ -98,7 +119,7 @@ class Keep(NamedTuple):
     """What to keep of each item before the loop's body can change it, for its fingerprint at a save.
 
     Attributes:
-        by_position: whether the cursor counts the items, so that the loop need not.
+        by_position: whether the cursor tells how much is done, so that the loop need not count.
         same: keep the item itself, which is immutable.
         exact: keep a shallow copy, or the id, of items of exactly this class.
         by_id: keep their "id" instead of the copy, if it is of exactly this class.
@@ -126,6 +147,9 @@ class Keep(NamedTuple):
 
 #: Nothing is kept.
 NOTHING = Keep()
+
+#: Nothing is kept or counted.
+COUNTS = Keep(by_position=True)
 
 
 class Print(NamedTuple):

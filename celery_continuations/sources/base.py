@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from celery_continuations.core import codec
-from celery_continuations.core.reader import NOTHING, Counted, Keep, Opened, OtherKind, Pairs, Throttled, close
+from celery_continuations.core.reader import NOTHING, STOPS, Counted, Keep, Opened, OtherKind, Pairs, close
 from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.fingerprint import NONE
@@ -301,7 +301,7 @@ def batches(pairs: Pairs, size: int) -> Pairs:
         chunk: list[tuple[Any, Any]] = []
         try:
             chunk.extend(islice(pairs, size))
-        except Throttled:
+        except STOPS:
             # Yield the items that were read first: otherwise a batch might never be complete.
             if chunk:
                 yield [item for item, _ in chunk], chunk[-1][1]

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from math import isfinite
 from typing import Any, NamedTuple, TypeVar, overload
 
-from celery_continuations.core.reader import Keep, Print, SourceChanged, Throttled
+from celery_continuations.core.reader import Keep, Print, SourceChanged, Throttled, Unreadable
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, Batched, Pairs, Source, Sources, check_size, opening
@@ -137,6 +137,7 @@ class _Nested(BaseReader):
         before, expected, within = (None, None, None) if cursor is None else _place(cursor)
         # The item before the outer item has no fingerprint, except where the cursor itself has one, which is compared.
         pairs = reader.resume(before, saved, None if self.checks and mark != ACCEPTED else ACCEPTED)
+        pairs = _readable(pairs)
         is_resumed = cursor is not None
         if is_resumed and not reader.checks:
             pairs = _skipped_to(expected, iter(pairs))
@@ -149,11 +150,16 @@ class _Nested(BaseReader):
                 self._compare(level, found, mark)
                 start, left = within, mark
             is_resumed = False
-            for items, place in self._walk((*above, item), start, left):
-                yield items, (before, after, place)
+            try:
+                for items, place in self._walk((*above, item), start, left):
+                    yield items, (before, after, place)
+            except Unreadable as unreadable:
+                raise Unreadable(unreadable.error, (before, after, unreadable.after)) from unreadable
             before = after
         is_by_key = saved is not None and saved.startswith("key ")
-        if is_resumed and self.checks and reader.checks and mark != ACCEPTED and not is_by_key:
+        # A place after an outer item that could not be read has no current one.
+        is_gone = is_resumed and before != expected
+        if is_gone and self.checks and reader.checks and mark != ACCEPTED and not is_by_key:
             raise SourceChanged(f"the outer item at its place, after {before!r}, is gone", _ADVICE)
 
     def _enter(self, level: int, reader: Any, item: Any) -> Any:
@@ -222,6 +228,14 @@ class _Nested(BaseReader):
         """Return the progress of the outermost source."""
         found: tuple[int | None, int | None] = self._outermost.reader.progress(None if cursor is None else cursor[0])
         return found
+
+
+def _readable(pairs: Pairs) -> Pairs:
+    """Yield the pairs of an outer level; after an item that cannot be read the next one begins at its beginning."""
+    try:
+        yield from pairs
+    except Unreadable as unreadable:
+        raise Unreadable(unreadable.error, (unreadable.after, unreadable.after, None)) from unreadable
 
 
 _ADVICE = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import IO
 
-__all__ = ["Mark", "is_there", "mark_before", "mark_of"]
+__all__ = ["BEFORE", "Mark", "is_there", "mark_before", "mark_of"]
 
 #: The first byte, the byte after the last, and a digest of the bytes between.
 Mark = tuple[int, int, str]
 
 # Bytes right before a cursor that are compared when a loop resumes there: rows may have long parts in common.
-BEFORE = 4096
+BEFORE = 1 << 14
 
 
 def mark_of(data: bytes, end: int) -> Mark:

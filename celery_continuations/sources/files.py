@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, compress
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
-from celery_continuations.core.reader import Pairs
-from celery_continuations.exceptions import InvalidStepError
+from celery_continuations.core.reader import Pairs, Unreadable
 from celery_continuations.sources.base import Source, register
 from celery_continuations.sources.csv_file import CsvOptions, CsvRows
 from celery_continuations.sources.file_chunks import Chunk
-from celery_continuations.sources.file_source import FileSource, path_of
+from celery_continuations.sources.file_objects import DJANGO_FIELD, DJANGO_FILE, refusal
+from celery_continuations.sources.file_source import FileSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,25 +27,52 @@ class _Lines(FileSource):
     kind = "bytes of lines"
 
     def _rows(self, chunks: Iterator[Chunk]) -> Pairs:
-        return chain.from_iterable(zip(chunk.lines(), chunk.places, strict=True) for chunk in chunks)
+        return chain.from_iterable(self._lines_of(chunk) for chunk in chunks)
+
+    def _lines_of(self, chunk: Chunk) -> Pairs:
+        return self._readable(chunk) if chunk.wrong else zip(chunk.lines, chunk.places, strict=True)
+
+    def _readable(self, chunk: Chunk) -> Pairs:
+        """Yield the lines of a chunk up to one that cannot be read."""
+        begin = chunk.begin
+        for line, place in zip(chunk.lines, chunk.places, strict=True):
+            if self.is_wrong(line):
+                raise Unreadable(self.wrong(begin, line), place)
+            yield line, place
+            begin = place[1]
 
 
-class _JsonLines(FileSource):
+class _JsonLines(_Lines):
     kind = "bytes of JSON lines"
 
-    def _rows(self, chunks: Iterator[Chunk]) -> Pairs:
-        return chain.from_iterable(map(self._values_of, chunks))
-
-    def _values_of(self, chunk: Chunk) -> Pairs:
-        texts = chunk.lines()
-        places = compress(chunk.places, map(str.strip, texts))
-        return zip(map(self._parsed, filter(str.strip, texts)), places, strict=True)
-
-    def _parsed(self, line: str) -> Any:
+    def _lines_of(self, chunk: Chunk) -> Pairs:
+        if chunk.wrong:
+            return self._values_up_to_error(chunk)
+        texts = chunk.lines
+        has_value = list(map(str.strip, texts))
         try:
-            return json.loads(line)
-        except ValueError as exc:
-            raise ValueError(f"{self.path} has a line that is not JSON: {line[:80]!r}: {exc}") from exc
+            values = list(map(json.loads, compress(texts, has_value)))
+        except (ValueError, RecursionError):
+            return self._values_up_to_error(chunk)
+        return zip(values, compress(chunk.places, has_value), strict=True)
+
+    def _values_up_to_error(self, chunk: Chunk) -> Pairs:
+        begin = chunk.begin
+        for line, place in self._readable(chunk):
+            if line.strip():
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError) as exc:
+                    raise Unreadable(self._not_json(begin, line, exc), place) from exc
+                yield value, place
+            begin = place[1]
+
+    def _not_json(self, begin: int, line: str, exc: Exception) -> ValueError:
+        error = ValueError(
+            f"{self.path}: the line that begins at byte {self.byte(begin):,} is not JSON: {line[:80]!r}: {exc}"
+        )
+        error.__cause__ = exc
+        return error
 
 
 class _Named(Protocol):
@@ -53,22 +80,27 @@ class _Named(Protocol):
     def name(self) -> Any: ...
 
 
-#: A path, or an open file, which is opened again by its name.
+#: A path, or an open file.
 File: TypeAlias = str | os.PathLike[str] | _Named
 
 
-def lines(file: File, encoding: str = "utf-8") -> Source[str]:
-    r"""Return the lines of a text file, without their ends, which are ``\n`` or ``\r\n``.
+def lines(file: File, encoding: str | None = None) -> Source[str]:
+    r"""Return the lines of a text file, without their ends: ``\n``, ``\r\n`` or ``\r``, as :func:`open` reads them.
+
+    A line with bytes that are not of the encoding is a ``ValueError``, or a failed item of a loop with ``on_error``.
 
     Args:
-        file: a path, an open file, or Django's FieldFile; each execution opens it by its path.
-        encoding: of the text.
+        file: a path; a file on disk that is open for reading, which is read from where it stands, with its own
+            encoding, errors and line ends; or Django's FieldFile.  Files in memory, in archives, compressed or remote
+            are refused.
+        encoding: of the text; the default is that of an open text file, or else UTF-8, with or without a byte order
+            mark.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     _ = file.write(b"one\ntwo\n")
     ...     file.flush()
-    ...     [line for line, _ in lines(file).read(None)]
+    ...     [line for line, _ in lines(file.name).read(None)]
     ['one', 'two']
     """
     return _Lines(file, encoding)
@@ -76,99 +108,105 @@ def lines(file: File, encoding: str = "utf-8") -> Source[str]:
 
 @overload
 def csv_rows(
-    file: File, encoding: str = "utf-8", *, header: Literal[True] = True, **options: Unpack[CsvOptions]
+    file: File,
+    encoding: str | None = None,
+    *,
+    header: Literal[True] = True,
+    fieldnames: Iterable[str] | None = None,
+    **options: Unpack[CsvOptions],
 ) -> Source[dict[str | Any, str | Any]]: ...
 @overload
 def csv_rows(
-    file: File, encoding: str = "utf-8", *, header: Literal[False], **options: Unpack[CsvOptions]
+    file: File, encoding: str | None = None, *, header: Literal[False], **options: Unpack[CsvOptions]
 ) -> Source[list[str]]: ...
 @overload
-def csv_rows(file: File, encoding: str = "utf-8", *, header: bool, **options: Unpack[CsvOptions]) -> Source[Any]: ...
-def csv_rows(file: File, encoding: str = "utf-8", *, header: bool = True, **options: Unpack[CsvOptions]) -> Source[Any]:
-    r"""Return the rows of a CSV file; quoted fields may have line feeds in them, and empty lines are skipped.
+def csv_rows(
+    file: File,
+    encoding: str | None = None,
+    *,
+    header: bool,
+    fieldnames: Iterable[str] | None = None,
+    **options: Unpack[CsvOptions],
+) -> Source[Any]: ...
+def csv_rows(
+    file: File,
+    encoding: str | None = None,
+    *,
+    header: bool = True,
+    fieldnames: Iterable[str] | None = None,
+    **options: Unpack[CsvOptions],
+) -> Source[Any]:
+    r"""Return the rows of a CSV file, as Python's :mod:`csv` reads them; empty lines are skipped.
+
+    A row with fewer fields than there are names has None for the last names; a row with more has the rest as a list
+    under the key None.  A row that :mod:`csv` cannot read is a :class:`csv.Error`, or a failed item where the loop has
+    ``on_error``.
 
     Args:
         file: see :func:`lines`.
-        encoding: of the text; ``"utf-8-sig"`` if the file begins with a byte order mark.
+        encoding: see :func:`lines`.
         header: whether the first row has the names of the columns; then rows are dicts, like those
             of :class:`csv.DictReader`, else lists.
+        fieldnames: the names of the columns, for a file without a header: the first row is data, too.
         options: see :func:`csv.reader`: ``dialect``, ``delimiter``, ``quotechar`` and so on.
+
+    Raises:
+        InvalidStepError: for names that are not unique; for those of a header, when the loop begins.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     _ = file.write(b'name,note\nann,"two\nlines"\n')
     ...     file.flush()
-    ...     [row for row, _ in csv_rows(file).read(None)]
+    ...     [row for row, _ in csv_rows(file.name).read(None)]
     [{'name': 'ann', 'note': 'two\nlines'}]
     """
-    return CsvRows(file, encoding, header, options)
+    return CsvRows(file, encoding, header, fieldnames, options)
 
 
-def json_lines(file: File, encoding: str = "utf-8") -> Source[Any]:
+def json_lines(file: File, encoding: str | None = None) -> Source[Any]:
     r"""Return the values of a file that has one as JSON in each line; empty lines are skipped.
+
+    A line that is not JSON is a ``ValueError``, or a failed item where the loop has ``on_error``.
 
     Args:
         file: see :func:`lines`.
-        encoding: of the text.
+        encoding: see :func:`lines`.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     _ = file.write(b'{"id": 1}\n\n[2]\n')
     ...     file.flush()
-    ...     [value for value, _ in json_lines(file).read(None)]
+    ...     [value for value, _ in json_lines(file.name).read(None)]
     [{'id': 1}, [2]]
     """
     return _JsonLines(file, encoding)
 
 
-def _of_path(path: Any) -> Source[Any]:
-    suffix = path_of(path).suffix.lower()
+def _by_suffix(file: Any) -> Source[Any]:
+    suffix = _Lines(file, None).path.suffix.lower()
     if suffix == ".csv":
-        return csv_rows(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return json_lines(path)
-    return lines(path)
-
-
-def _of_open_file(file: io.TextIOWrapper) -> Source[str]:
-    path = path_of(file)
-    problem, remedy = None, "pass lines(path), csv_rows(path) or json_lines(path)"
-    if not isinstance(getattr(file.buffer, "raw", None), io.FileIO):
-        problem = "is read through another file, such as a gzip.GzipFile"
-        remedy = "iterate over a generator function that reads it"
-    elif not file.readable():
-        problem = "is not open for reading"
-    elif file.errors != "strict":
-        problem = f"was opened with errors={file.errors!r}, with which places in it cannot be found"
-    elif not _is_at_beginning(file):
-        problem = "has been read from, and would be read from its beginning"
-    if problem is not None:
-        raise InvalidStepError(f"{path} {problem}; {remedy}")
-    return lines(path, file.encoding)
-
-
-def _is_at_beginning(file: io.TextIOWrapper) -> bool:
-    try:
-        return file.tell() == 0
-    except OSError:  # next() was called
-        return False
-
-
-def _of_temporary_file(file: Any) -> Source[str]:
-    return _of_open_file(file.file) if isinstance(file.file, io.TextIOWrapper) else _of_other_file(file.file)
+        return csv_rows(file)
+    return json_lines(file) if suffix in (".jsonl", ".ndjson") else lines(file)
 
 
 def _of_other_file(file: Any) -> Source[Any]:
-    raise InvalidStepError(
-        f"a {type(file).__name__} is not a text file with a path; pass lines(path), csv_rows(path) or "
-        "json_lines(path), or a list of its lines"
+    raise refusal(
+        file,
+        "is not a text file on disk",
+        "pass lines(path), csv_rows(path) or json_lines(path), or a list of its lines",
     )
 
 
+def _of_temporary_file(file: Any) -> Source[str]:
+    return lines(file) if isinstance(file.file, io.TextIOWrapper) else _of_other_file(file)
+
+
 # Files have a method read, but are not sources.
-register(PurePath, _of_path)
-register(io.TextIOWrapper, _of_open_file)
+register(PurePath, _by_suffix)
+register(io.TextIOWrapper, lines)
 register("_io._IOBase", _of_other_file)  # the base of all of them; few are subclasses of io.IOBase
 register("tempfile._TemporaryFileWrapper", _of_temporary_file)
-register("django.core.files.base.File", _of_other_file)
-register("django.db.models.fields.files.FieldFile", _of_path)
+register("tempfile.SpooledTemporaryFile", _of_other_file)
+register("codecs.StreamReaderWriter", _of_other_file)
+register(DJANGO_FILE, _of_other_file)
+register(DJANGO_FIELD, _by_suffix)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 from celery_continuations import CheckpointError, ErrorBudgetError, InvalidStepError
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
+from celery_continuations.sources import json_lines
 from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.testing import assert_resumable, rehearse, run_until_done
 from tests.support.worker import Killed, Worker, make_app
@@ -530,6 +531,25 @@ def load(self: Any, ways: Any, seen: Any = None) -> Any:
         if seen is not None:
             seen(item)
     return rows.failed
+
+
+def test_rows_that_cannot_be_read_are_put_aside_between_two_commits(
+    worker: Worker, task: Any, database: Database, ways: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "values.jsonl"
+    path.write_text("{\n1\n{\n2\n{\n")
+
+    def run(self: Any) -> Any:
+        rows = self.iterate("items", json_lines(path), transaction=ways.transaction, on_error=3)
+        for item in rows:
+            ways.add(item)
+            if self.continuation.resumptions == 0:
+                worker.stop()
+        return len(rows.failed)
+
+    result = task(run).delay()
+    worker.drain()
+    assert (result.state, result.result, database.effects()) == (states.SUCCESS, 3, [1, 2])
 
 
 def test_an_item_that_fails_is_undone_and_put_aside_in_one_commit_with_its_cursor(

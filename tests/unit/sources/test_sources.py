@@ -318,10 +318,10 @@ def test_files_that_could_not_be_read_again_are_refused_with_the_reason(tmp_path
     path.write_text("one\ntwo\n")
     with (
         path.open("rb") as file,
-        pytest.raises(InvalidStepError, match="BufferedReader is not a text file with a path"),
+        pytest.raises(InvalidStepError, match="BufferedReader '.*' is not a text file on disk"),
     ):
         read(file)
-    with pytest.raises(InvalidStepError, match="StringIO is not a text file with a path"):
+    with pytest.raises(InvalidStepError, match="StringIO is not a text file on disk"):
         read(io.StringIO("one\n"))
     with tempfile.TemporaryFile("w+") as file, pytest.raises(InvalidStepError, match="has no path"):
         read(file)
@@ -329,7 +329,7 @@ def test_files_that_could_not_be_read_again_are_refused_with_the_reason(tmp_path
         with gzip.open(tmp_path / name, "wt") as file:
             file.write("one\ntwo\n")
         with gzip.open(tmp_path / name, "rt", encoding="latin-1") as file:
-            with pytest.raises(InvalidStepError, match="is read through another file, such as a gzip.GzipFile; it"):
+            with pytest.raises(InvalidStepError, match="is read through another file, such as an archive's; it"):
                 read(file)
             assert read(line.strip() for line in file) == ["one", "two"]
     path.write_text("one\ntwo\n")
@@ -337,38 +337,24 @@ def test_files_that_could_not_be_read_again_are_refused_with_the_reason(tmp_path
         assert read(file) == ["one", "two"]
     with path.open("a") as file, pytest.raises(InvalidStepError, match="is not open for reading"):
         read(file)
-    with path.open(errors="replace") as file, pytest.raises(InvalidStepError, match="opened with errors='replace'"):
-        read(file)
-    with path.open() as file:
-        next(file)
-        with pytest.raises(InvalidStepError, match="has been read from, and would be read from its beginning"):
-            read(file)
-    with path.open() as file:
-        file.read(1)
-        with pytest.raises(InvalidStepError, match="has been read from, and would be read from its beginning"):
-            read(file)
 
 
 def test_a_field_of_django(tmp_path: Path) -> None:
     from django.core.files.base import ContentFile
-    from django.core.files.storage import Storage
+    from django.core.files.storage import FileSystemStorage, Storage
     from django.db.models.fields.files import FieldFile, FileField
-
-    class Disk(Storage):
-        def path(self, name: str) -> str:
-            return str(tmp_path / name)
 
     path = tmp_path / "rows.csv"
     path.write_text("id\n1\n")
     field = FileField()
-    field.storage = Disk()
+    field.storage = FileSystemStorage(location=tmp_path)
     assert read(FieldFile(None, field, "rows.csv")) == [{"id": "1"}]
-    with pytest.raises(InvalidStepError, match="has no path to open it by again"):
+    with pytest.raises(InvalidStepError, match="has no local path"):
         read(FieldFile(None, field, None))
     field.storage = Storage()
-    with pytest.raises(InvalidStepError, match="has no path to open it by again"):
+    with pytest.raises(InvalidStepError, match="has no local path"):
         lines(FieldFile(None, field, "rows.csv"))
-    with pytest.raises(InvalidStepError, match="ContentFile is not a text file"):
+    with pytest.raises(InvalidStepError, match="ContentFile .rows. is not a text file"):
         read(ContentFile("one\n", name="rows"))
 
 
