@@ -170,6 +170,13 @@ class Quiet:
         """Refuse: the sources are not throttled."""
         raise NotImplementedError
 
+    def is_due(self, run: Run) -> bool:
+        """Return False: nothing interrupts the loops."""
+        return False
+
+    def many_steps(self, run: Run, step: Step, number: int) -> None:
+        """No-op: the loops are one step each."""
+
     def unchecked(self, run: Run, step: Step) -> None:
         """No-op: snapshots are not checked."""
 

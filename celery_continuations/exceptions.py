@@ -266,18 +266,26 @@ class SnapshotTooLargeError(ContinuationError):
         size: bytes of the snapshot.
         limit: bytes allowed.
         largest: the largest part of it, e.g. ``"saved['rows']"``.
+        advice: what to write instead.
     """
 
-    def __init__(self, size: int, limit: int, largest: str) -> None:
-        super().__init__(size, limit, largest)
+    def __init__(
+        self,
+        size: int,
+        limit: int,
+        largest: str,
+        advice: str = "Keep big data elsewhere and save a reference to it",
+    ) -> None:
+        super().__init__(size, limit, largest, advice)
         self.size = size
         self.limit = limit
         self.largest = largest
+        self.advice = advice
 
     def __str__(self) -> str:
         return (
             f"the snapshot has {self.size:,} bytes, continuation_max_snapshot allows {self.limit:,}; "
-            f"its largest part is {self.largest}. Keep big data elsewhere and save a reference to it"
+            f"its largest part is {self.largest}. {self.advice}"
         )
 
 

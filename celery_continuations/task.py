@@ -111,8 +111,10 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
         if func is None:
             return run.declare(Step(run, name, **_block_options(name, args, kwargs)))
         if not callable(func):
+            loop = f", to loop over it self.iterate({name!r}, ...)" if hasattr(func, "__iter__") else ""
             raise InvalidStepError(
-                f"step {name!r} was given {func!r}, which is not callable; for a cursor write start={func!r}",
+                f"step {name!r} was given {func!r:.200}, which is not callable; for a cursor write "
+                f"start={func!r:.200}{loop}",
                 found=name,
             )
         return run.call(name, func, args, kwargs)

@@ -23,6 +23,9 @@ class Host(Protocol):
         Called at a checkpoint if ``run.attention`` was set, which is cleared first; set it to be called again.
         """
 
+    def is_due(self, run: Run) -> bool:
+        """Return whether :meth:`attend` would have something to do; without a worker it never has."""
+
     def save(self, run: Run) -> None:
         """Save a completed step, or the moved cursor of a step with a unit of work.  Commits ``run.unit``."""
 
@@ -37,6 +40,9 @@ class Host(Protocol):
 
     def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         """Return whether an error affects the current item alone, and report it if so."""
+
+    def many_steps(self, run: Run, step: Step, number: int) -> None:
+        """Warn of a task with many steps, and refuse another one where the snapshot is nearly full."""
 
     def unchecked(self, run: Run, step: Step) -> None:
         """Report that a loop's items have no identity, so that a changed source is not detected."""

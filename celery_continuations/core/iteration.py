@@ -13,12 +13,14 @@ from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.reader import (
     COUNTS,
     Counted,
+    NoItem,
     Opened,
     OtherKind,
     Pairs,
     Reader,
     SourceChanged,
     Throttled,
+    Unpacked,
     Unreadable,
     close,
 )
@@ -76,6 +78,27 @@ class Iteration(Step[Any], Generic[Item_co]):
         self._total: int | None = None
         self._kept: Any = None  # of the last item done
         self._taken: list[_Taken] = []  # at the last two checkpoints: a failed commit returns to one
+
+    @property
+    def usage(self) -> str:
+        """How to write a loop, for errors."""
+        return f"`for item in self.iterate({self.name!r}, ...):`"
+
+    def set(self, cursor: Any) -> None:
+        """Refuse: the source moves the cursor of a loop.
+
+        Raises:
+            InvalidStepError: always.
+        """
+        raise InvalidStepError(
+            f"step {self.name!r} is a loop, whose cursor moves with each item; to skip items write `continue`, and to "
+            f"move a cursor yourself `for step in self.step({self.name!r}, start=0):`",
+            found=self.name,
+        )
+
+    def advance(self, from_: Any = None) -> None:
+        """Refuse, as :meth:`set`."""
+        self.set(from_)
 
     def skip(self, outcome: Outcome) -> None:
         """Skip the loop, which is complete already."""
@@ -180,6 +203,10 @@ class Iteration(Step[Any], Generic[Item_co]):
             # After each checkpoint that had something to do, the next item decides how items are kept: the body may
             # have changed the last one.
             while pair is not _END:
+                if isinstance(pair, NoItem):
+                    self._passed(pair)
+                    pair = next(pairs, _END)
+                    continue
                 item, after = pair
                 pair = None  # zip reuses its tuple, unless something still refers to it
                 keep = reader.keep_of(item)
@@ -204,18 +231,23 @@ class Iteration(Step[Any], Generic[Item_co]):
                 elif not (by_position and isinstance(pairs, Counted)):
                     # As the first item; calls would slow down every item.
                     keeps, done = same or make is not None, self._done
-                    for item, after in pairs:
-                        kept = keep.of(item) if keeps else None
-                        size = len(item) if is_batched else 1
-                        yield item
-                        self.cursor = after
-                        self._kept = kept
-                        if done is not None:
-                            self._done = done = done + size
-                        if run.attention:
-                            break
-                    else:
-                        break  # there are no more
+                    try:
+                        for item, after in pairs:
+                            kept = keep.of(item) if keeps else None
+                            size = len(item) if is_batched else 1
+                            yield item
+                            self.cursor = after
+                            self._kept = kept
+                            if done is not None:
+                                self._done = done = done + size
+                            if run.attention:
+                                break
+                        else:
+                            break  # there are no more
+                    except Unpacked as error:
+                        pair = error.here()
+                    if pair is not None:
+                        continue
                 elif same:
                     # The hot path: only an addition, two stores and an attribute read for each item.
                     for item in pairs.items:
@@ -269,6 +301,13 @@ class Iteration(Step[Any], Generic[Item_co]):
             return reader, first, pairs
         pairs = _begin_with_each(self.unit, chain((first,), pairs))
         return reader, next(pairs), pairs
+
+    def _passed(self, place: NoItem) -> None:
+        """Move to a place that the source has reached without an item."""
+        if place.has_moved:
+            self.cursor, self._kept = place.cursor, place.kept
+        if self.unit is not None or self.run.attention:
+            place.was_due = self.run.passed(place.has_moved)
 
     def close(self) -> None:
         """Close what the loop has opened; tracebacks and variables may refer to it for long."""
@@ -357,5 +396,6 @@ class _Leaving:
 def _begin_with_each(unit: Unit, pairs: Pairs) -> Pairs:
     """Begin the unit of work with each item, after the source has been read for it."""
     for pair in pairs:
-        unit.begin()
+        if not isinstance(pair, NoItem):
+            unit.begin()
         yield pair

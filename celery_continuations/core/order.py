@@ -10,7 +10,7 @@ from celery_continuations.core.iteration import Iteration
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import InvalidStepError
 
-__all__ = ["Order", "check_name"]
+__all__ = ["Order", "check_name", "nested_steps"]
 
 
 def check_name(name: Any) -> None:
@@ -19,6 +19,23 @@ def check_name(name: Any) -> None:
         raise InvalidStepError(
             f"a step's name must be a non-empty str, not {name!r}; it is the first argument", found=name
         )
+
+
+def nested_steps(name: str, kind: str, current: str, current_kind: str) -> InvalidStepError:
+    """Return the error for a step within another one."""
+    advice = ""
+    if current_kind == "loop":
+        advice = (
+            f"; write one loop, self.iterate({current!r}, nested(outer, inner))"
+            if kind == "loop"
+            else "; call functions in its body directly"
+        )
+    return InvalidStepError(
+        f"step {name!r} was started inside step {current!r}; steps cannot be nested{advice} (if the loop over "
+        f"{current!r} was left while its iterator is kept in a variable, close it)",
+        found=name,
+        expected=current,
+    )
 
 
 class Order:
@@ -32,7 +49,7 @@ class Order:
 
     def __init__(self, recorded: Sequence[str]) -> None:
         self._recorded = recorded
-        self._seen: list[str] = []
+        self._seen: set[str] = set()
         self._declared: Step | None = None
 
     @property
@@ -48,7 +65,11 @@ class Order:
         """
         name, place = step.name, len(self._seen)
         if name in self._seen:
-            raise InvalidStepError(f"step {name!r} was started twice; each step needs a unique name", found=name)
+            raise InvalidStepError(
+                f"step {name!r} was started twice; each step needs a unique name (to do the same for each of many "
+                f"items, write `for item in self.iterate({name!r}, items):`)",
+                found=name,
+            )
         if place < len(self._recorded) and self._recorded[place] != name:
             expected = self._recorded[place]
             return misfit(
@@ -57,7 +78,7 @@ class Order:
                 found=name,
                 expected=expected,
             )
-        self._seen.append(name)
+        self._seen.add(name)
         self._declared = step
         return None
 
@@ -74,14 +95,13 @@ class Order:
         unused = self._declared
         if isinstance(unused, Iteration):
             raise InvalidStepError(
-                f"step {unused.name!r} was declared, but nothing iterated over it; write "
-                f"`for item in self.iterate({unused.name!r}, ...):`",
+                f"step {unused.name!r} was declared, but nothing iterated over it; write {unused.usage}",
                 found=unused.name,
             )
         if unused is not None:
             raise InvalidStepError(
-                f"step {unused.name!r} was neither iterated nor given a function; write "
-                f"`for step in self.step({unused.name!r}):` or `self.step({unused.name!r}, function)`",
+                f"step {unused.name!r} was neither iterated nor given a function; write {unused.usage} or "
+                f"`self.step({unused.name!r}, function)`",
                 found=unused.name,
             )
 

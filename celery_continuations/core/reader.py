@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from traceback import walk_tb
 from typing import Any, NamedTuple, Protocol
+
+from celery_continuations.exceptions import InvalidStepError
 
 __all__ = [
     "COUNTS",
@@ -12,6 +15,7 @@ __all__ = [
     "STOPS",
     "Counted",
     "Keep",
+    "NoItem",
     "Opened",
     "OtherKind",
     "Pairs",
@@ -19,12 +23,77 @@ __all__ = [
     "Reader",
     "SourceChanged",
     "Throttled",
+    "Unpacked",
     "Unreadable",
     "close",
 ]
 
-#: Items of a source, each with the cursor after it.
-Pairs = Iterator[tuple[Any, Any]]
+_SAME: Any = object()
+
+
+class NoItem:
+    """Yield it from a source in place of ``(item, cursor)``, where the source has read something and found no item.
+
+    It is a checkpoint: a stop is noticed, and with a ``cursor`` the place is saved.
+
+    Args:
+        cursor: the place that the source has reached; leave it out where it has not moved.
+
+    Attributes:
+        kept: of the item before the cursor; see :meth:`Reader.mark`.
+        was_due: whether the checkpoint had something to do, once the source continues.
+
+    >>> class Even:
+    ...     def read(self, cursor):
+    ...         for number in range(cursor or 0, 4):
+    ...             yield NoItem(number + 1) if number % 2 else (number, number + 1)
+    >>> list(Even().read(None))
+    [(0, 1), NoItem(2), (2, 3), NoItem(4)]
+    """
+
+    __slots__ = ("cursor", "kept", "was_due")
+
+    def __init__(self, cursor: Any = _SAME, kept: Any = None) -> None:
+        self.cursor = cursor
+        self.kept = kept
+        self.was_due = False
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the source has reached another place."""
+        return self.cursor is not _SAME
+
+    def __iter__(self) -> Iterator[Any]:
+        # Loops unpack pairs. This costs them nothing for each item, where a test of its class would.
+        raise Unpacked(self)
+
+    def __repr__(self) -> str:
+        return f"NoItem({self.cursor!r})" if self.has_moved else "NoItem()"
+
+
+class Unpacked(InvalidStepError):
+    """Raised when a :class:`NoItem` is unpacked like a pair."""
+
+    def __init__(self, found: NoItem) -> None:
+        super().__init__(
+            f"{found!r} of a source was unpacked like a pair; a source that reads another one must yield it unchanged: "
+            "`if isinstance(pair, NoItem): yield pair`"
+        )
+        self._found = found
+
+    def here(self) -> NoItem:
+        """Return the object, if the caller's own frame has unpacked it.
+
+        Raises:
+            Unpacked: itself, if another source has: that source has ended with it.
+        """
+        if sum(1 for _ in walk_tb(self.__traceback__)) > 2:  # the caller's frame, and that of __iter__
+            raise self
+        return self._found
+
+
+#: Items of a source, each with the cursor after it, or :class:`NoItem`.
+Pairs = Iterator[tuple[Any, Any] | NoItem]
 
 
 class Counted(Iterator[tuple[Any, int]]):

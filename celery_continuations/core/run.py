@@ -11,15 +11,18 @@ from typing import Any, NoReturn, TypeVar
 from celery_continuations.core.calls import Call, Wait
 from celery_continuations.core.evolution import NO_LOOPS, misfit_of_step
 from celery_continuations.core.host import Host
-from celery_continuations.core.order import Order, check_name
+from celery_continuations.core.order import Order, check_name, nested_steps
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.core.step import Begun, Over, Step, key_of
 from celery_continuations.exceptions import Interrupt, InvalidStepError, SourceChangedError
 
-__all__ = ["Run"]
+__all__ = ["MANY_STEPS", "Run"]
 
 AnyStep = TypeVar("AnyStep", bound=Step)
+
+#: A task with this many steps probably has one for each item.
+MANY_STEPS = 500
 
 #: The reason of an interruption before or after an isolated step.
 ISOLATED = "isolated"
@@ -78,12 +81,7 @@ class Run:
         self._order.refuse_unused()
         self._settle_before(name)
         if self.current is not None:
-            raise InvalidStepError(
-                f"step {name!r} was started inside step {self.current.name!r}; steps cannot be nested (if the "
-                f"loop over {self.current.name!r} was left while its iterator is kept in a variable, close it)",
-                found=name,
-                expected=self.current.name,
-            )
+            raise nested_steps(name, step.kind, self.current.name, self.current.kind)
         found = self._order.declare(step)
         if found is not None:
             self.refuse(found)
@@ -94,10 +92,7 @@ class Run:
         return self.declare(Call(self, name, kind="call")).perform(self, func, args, kwargs)
 
     def wait(self, name: str, kind: str, find: Callable[[Step], Outcome | Exception]) -> Any:
-        """Run a step whose outcome ``find`` returns, which may interrupt; a returned error is an outcome too.
-
-        ``kind`` is the name of the task's method.
-        """
+        """Run a step of the method ``kind`` whose outcome ``find`` returns, or an error, or which it interrupts."""
         return self.declare(Wait(self, name, kind=kind)).perform(self, find)
 
     def checkpoint(self) -> None:
@@ -122,6 +117,15 @@ class Run:
             self.guard()
             self._host.save(self)
         self.checkpoint()
+
+    def passed(self, has_moved: bool) -> bool:
+        """Make a checkpoint at which a loop's source has no item; return whether anything was due."""
+        is_due = self._host.is_due(self)
+        if self.unit is None:
+            self.checkpoint()
+        elif is_due and has_moved:
+            self.moved()  # a commit for each of them would cost more than reading it
+        return is_due
 
     def finish(self) -> None:
         """Complete the open step after the body has returned, and check that no recorded step was missed."""
@@ -160,10 +164,9 @@ class Run:
             self.unit = None
 
     def failed(self, error: BaseException) -> None:
-        """Handle an ``error`` that leaves the task: report the failed block, and reopen a call step.
+        """Handle an ``error`` that leaves the task: report the failed block, and reopen a call step that raised it.
 
-        The call step is one whose error the task caught around another step, for instance in a ``finally``, and then
-        raised again.
+        The task had caught it around another step, for instance in a ``finally``.
         """
         step = self.current
         if step is not None and step.outcome.kind != "error":  # a call step has reported it
@@ -211,6 +214,8 @@ class Run:
             step.skip(snapshot.completed[step.name])
             self._host.notify("step_skipped", self, step)
             return False
+        if self._order.place >= MANY_STEPS:
+            self._host.many_steps(self, step, self._order.place)
         self.attention = True  # each step begins at a checkpoint; the first one in it shows what its body is in
         if self._ran:
             if self.interruptible and (step.isolated or self._after_isolated):
@@ -287,8 +292,6 @@ class Run:
         """Report that the items of the step's loop have no identity."""
         self._host.unchecked(self, step)
 
-    # -- inside
-
     def _refuse_kind(self, step: Step, saved: str) -> None:
         """Refuse a step that an earlier execution has begun or completed with another kind."""
         found = misfit_of_step(step.name, saved, step.kind)
@@ -304,11 +307,7 @@ class Run:
         step.leave()
 
     def _settle(self) -> None:
-        """Complete the open step if control has left its block and the task continues.
-
-        The task does not continue while an error raised in the block is being handled, because that may still leave the
-        task.
-        """
+        """Complete the open step if control has left its block and no error that may leave the task is handled."""
         if self.refusal is not None:
             raise self.refusal  # the task has caught it: the step is not complete
         step = self.current

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from celery_continuations.core import codec
 from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.written import Written
 from celery_continuations.exceptions import InvalidStepError, UnserializableValueError
 
 __all__ = ["ACCEPTED", "LOST", "UNKNOWN_KIND", "Saved", "Snapshot", "Waiting", "with_misfit"]
@@ -73,6 +74,14 @@ class Waiting(NamedTuple):
     key: str | None = None
 
 
+def _write_completed(name: str, outcome: Outcome) -> str:
+    return json.dumps([name, outcome.kind, outcome.data], separators=(",", ":"))
+
+
+def _write_kind(name: str, kind: str) -> str:
+    return f"{json.dumps(name)}:{json.dumps(kind)}"
+
+
 @dataclass
 class Snapshot:
     """Everything that is passed from one execution to the next.
@@ -127,6 +136,10 @@ class Snapshot:
     task_version: int = 1
     misfit: str | None = None
     uses: int = _FIRST_VERSION
+    _completed_text: Written = field(
+        default_factory=lambda: Written(_write_completed), init=False, repr=False, compare=False
+    )
+    _kinds_text: Written = field(default_factory=lambda: Written(_write_kind), init=False, repr=False, compare=False)
 
     @property
     def steps(self) -> list[str]:
@@ -165,6 +178,7 @@ class Snapshot:
         """Reopen the step that was completed last."""
         del self.completed[name]
         self.kinds.pop(name, None)
+        self._forget_texts()
         self.failed_items = failed_items
 
     def return_to(self, name: str) -> None:
@@ -173,8 +187,18 @@ class Snapshot:
         for later in names[names.index(name) :]:
             del self.completed[later]
             self.kinds.pop(later, None)
+        self._forget_texts()
         self.leave_step()
         self.current, self.kind = (name, None), "call"
+
+    def _forget_texts(self) -> None:
+        self._completed_text.clear()
+        self._kinds_text.clear()
+
+    @property
+    def size_of_completed(self) -> int:
+        """The number of characters that the completed steps had in the last text."""
+        return len(self._completed_text.text) + len(self._kinds_text.text)
 
     def leave_step(self) -> None:
         """Forget the current step, with everything kept for it alone."""
@@ -188,16 +212,19 @@ class Snapshot:
         that uses no newer feature.
         """
         data: dict[str, Any] = {
-            "completed": [[name, one.kind, one.data] for name, one in self.completed.items()],
             "saved": {key: codec.encode(value, f"saved[{key!r}]") for key, value in self.saved.items()},
             "aside": self.failed_items,
         }
         for name in _PLAIN:
-            data[name] = getattr(self, name)
+            if name != "kinds":
+                data[name] = getattr(self, name)
         # Default values are left out: many a snapshot is only a step and a cursor.
         kept = {name: value for name, value in data.items() if value != _NEW[name]}
         version = max(self.uses, VERSION if self.task_version > 1 else _FIRST_VERSION)
-        return json.dumps({"version": version, **kept}, separators=(",", ":"))
+        rest = json.dumps({"version": version, **kept}, separators=(",", ":"))
+        # A save must not take longer with each step that is complete.
+        steps = f'"completed":[{self._completed_text.of(self.completed)}],' if self.completed else ""
+        return f'{rest[:-1]},{steps}"kinds":{{{self._kinds_text.of(self.kinds)}}}}}'
 
     @classmethod
     def loads(cls, text: str) -> Snapshot:

@@ -67,6 +67,9 @@ class StepsRun(Protocol):
     def moved(self) -> None:
         """Make a checkpoint after the cursor was moved."""
 
+    def passed(self, has_moved: bool) -> bool:
+        """Make a checkpoint at which a loop's source has no item; return whether anything was due."""
+
     def enter(self, step: Step) -> bool:
         """Begin ``step``; return False if it is complete already."""
 
@@ -109,6 +112,10 @@ class Over:
         raise InvalidStepError(f"step {self._name!r} is complete; its cursor was moved after its block", self._name)
 
     moved = checkpoint
+
+    def passed(self, has_moved: bool) -> bool:
+        """Refuse to continue a completed loop."""
+        self.back_off(0)
 
     def enter(self, step: Step) -> bool:
         """Refuse to begin the step again."""
@@ -183,6 +190,11 @@ class Step(Generic[Cursor]):
         self.unit = unit
         self.kept: Any = None  # the cursor that was committed with the unit's work
         self._initial: Any = _UNMOVED
+
+    @property
+    def usage(self) -> str:
+        """How to write a step of this kind, for errors."""
+        return f"`for step in self.step({self.name!r}):`"
 
     def skip(self, outcome: Outcome) -> None:
         """Skip the step, which is complete already."""
@@ -312,7 +324,7 @@ class Step(Generic[Cursor]):
     def __enter__(self) -> Any:
         raise InvalidStepError(
             f"step {self.name!r} was used in a with statement, which cannot be skipped when the step "
-            f"is complete; write `for step in self.step({self.name!r}):`",
+            f"is complete; write {self.usage}",
             found=self.name,
         )
 

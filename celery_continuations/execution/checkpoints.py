@@ -13,7 +13,7 @@ from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import Interrupt, StoreError
-from celery_continuations.execution.direct import is_of_item, snapshot_text
+from celery_continuations.execution.direct import is_of_item, snapshot_text, warn_of_many_steps
 from celery_continuations.execution.message import CANCELLED, Message, pauses
 from celery_continuations.execution.ownership import Ownership
 from celery_continuations.execution.triggers import STOPPING, Triggers
@@ -72,6 +72,10 @@ class Checkpoints:
             self.save(run)
         self.triggers.attended(reason is not None)
         return reason
+
+    def is_due(self, run: Run) -> bool:
+        """Whether there is a reason to interrupt, or a save is due."""
+        return self.triggers.is_due(time.monotonic())
 
     def save(self, run: Run) -> None:
         """Save the run's progress, if any, and obey a pending command.
@@ -135,6 +139,10 @@ class Checkpoints:
         if is_alone:
             self.message.reporter.item_failed(step, error)
         return is_alone
+
+    def many_steps(self, run: Run, step: Step, number: int) -> None:
+        """Warn of a task with many steps, and refuse one that might not fit into the snapshot."""
+        warn_of_many_steps(run, step, number, self.largest, self.message.reporter)
 
     def unchecked(self, run: Run, step: Step) -> None:
         """Report that the items of a loop have no identity."""

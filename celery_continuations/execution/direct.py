@@ -14,10 +14,11 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_continuations import celery_internals, conf, transactions
 from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.outcome import Outcome
-from celery_continuations.core.run import Run
+from celery_continuations.core.run import MANY_STEPS, Run
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.core.step import Step
 from celery_continuations.exceptions import ContinuationError, InvalidStepError, SnapshotTooLargeError
+from celery_continuations.execution.reporting import Reporter
 
 __all__ = [
     "ATTRIBUTE",
@@ -29,6 +30,7 @@ __all__ = [
     "rehearsed_arguments",
     "rehearsing",
     "snapshot_text",
+    "warn_of_many_steps",
 ]
 
 #: The attribute of a request that holds its execution; each request has one.
@@ -124,6 +126,29 @@ class _DirectRun(Run):
         transactions.tell(self)  # Django or SQLAlchemy may have been imported meanwhile
 
 
+# One part in this many of a snapshot stays free for what is not a completed step.
+_FREE = 16
+
+
+def warn_of_many_steps(run: Run, step: Step, number: int, limit: int, reporter: Reporter) -> None:
+    """Warn of a task with many steps; refuse another one before it begins, if it might not fit into the snapshot.
+
+    Raises:
+        SnapshotTooLargeError: when the completed steps take up nearly all of ``limit``.
+    """
+    size = run.snapshot.size_of_completed
+    if number == MANY_STEPS:
+        reporter.many_steps(step, number, size, limit)
+    if size > limit - limit // _FREE:
+        raise SnapshotTooLargeError(
+            size,
+            limit,
+            f"{number - 1:,} completed steps",
+            f"Step {step.name!r} was not begun. Loop over the items with `for item in self.iterate(name, items):`, "
+            "which saves one cursor; to let this task continue, raise continuation_max_snapshot and retry it",
+        )
+
+
 class DirectExecution:
     """The host of a run without interruptions; it validates steps and values."""
 
@@ -151,6 +176,10 @@ class DirectExecution:
     def attend(self, run: Run) -> None:
         """Note which transactions are open, so that each checkpoint notices another one."""
         self.run.look()
+
+    def is_due(self, run: Run) -> bool:
+        """Return False: direct calls are not interrupted, and save nothing."""
+        return False
 
     def join(self, run: Run) -> None:
         """No-op: direct calls have no store."""
@@ -202,6 +231,11 @@ class DirectExecution:
     def is_of_item(self, run: Run, step: Step, error: Exception) -> bool:
         """Whether the error may affect the item alone."""
         return is_of_item(error)
+
+    def many_steps(self, run: Run, step: Step, number: int) -> None:
+        """Warn as a worker does, and refuse what it would."""
+        reporter = Reporter(self.task, run.id)
+        warn_of_many_steps(run, step, number, conf.setting(self.task, "max_snapshot"), reporter)
 
     def unchecked(self, run: Run, step: Step) -> None:
         """No-op: a direct call has a single execution, so no items could differ."""

@@ -92,6 +92,22 @@ class Reporter:
                 step=step.name,
             )
 
+    def many_steps(self, step: Step, number: int, size: int, limit: int) -> None:
+        """Warn of a task that has a step for each item."""
+        if self._is_first("many_steps"):
+            self.log(
+                logging.WARNING,
+                "many_steps",
+                "step %s is number %d of this task: all of them stay in its snapshot, in which about %d would fit; if "
+                "they are the items of a loop, write `for item in self.iterate(name, items):`, which saves one cursor",
+                step.name,
+                number,
+                number * limit // max(size, 1),
+                step=step.name,
+                steps=number,
+                bytes=size,
+            )
+
     def _is_first(self, action: str) -> bool:
         known = (action, self._task.name)
         if known in _reported:
@@ -212,7 +228,7 @@ class Reporter:
             "resumed",
             "resumed (%s), completed: %s",
             reason,
-            ", ".join(completed) or "nothing",
+            _listed(completed) or "nothing",
             **fields,
         )
         self._send("resumed", fields)
@@ -246,6 +262,16 @@ class Reporter:
     def _send(self, action: str, fields: dict[str, Any]) -> None:
         if self._sends_as is not None:
             events.send(self._task.app, self._sends_as, action, uuid=self._task_id, name=self._task.name, **fields)
+
+
+# How many completed steps a log record names.
+_NAMED = 20
+
+
+def _listed(steps: list[str]) -> str:
+    if len(steps) <= _NAMED:
+        return ", ".join(steps)
+    return f"{len(steps):,} steps, the last ones {', '.join(steps[-_NAMED:])}"
 
 
 def _place(snapshot: Snapshot, step: str | None, cursor: Any) -> dict[str, Any]:

@@ -76,11 +76,12 @@ class Triggers:
         # A main process that was frozen may have renewed the lease before this process woke up.
         if now >= self._verify_at and (self.flag.lease_is_over or self._lapses != self.flag.lapses):
             self._verify = True
-        if self._is_due(now):
+        if self.is_due(now):
             self._due_since = min(self._due_since, now)  # before the attention: the run reads it then
             self.run.attention = True
 
-    def _is_due(self, now: float) -> bool:
+    def is_due(self, now: float) -> bool:
+        """Whether a checkpoint at this time has something to do."""
         return bool(self._verify or self.flag.level or now >= min(self._save_at, self._leave_at, self._ask_at))
 
     def reason_to_leave(self) -> str | None:

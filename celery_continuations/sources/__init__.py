@@ -5,16 +5,20 @@ A source yields ``(item, cursor after this item)`` from any cursor on.
 
 from typing import Any
 
+from celery_continuations.core.reader import NoItem
 from celery_continuations.sources.base import Source, opener, opening, recognise, register
 from celery_continuations.sources.combinators import batched, nested, throttled
 from celery_continuations.sources.files import csv_rows, json_lines, lines
 from celery_continuations.sources.instances import instances
 from celery_continuations.sources.ordered import keyed, keyed_pages
-from celery_continuations.sources.paged import keys, pages
-from celery_continuations.sources.queries import REFUSED, refusing, requeried
+from celery_continuations.sources.paged import StartAgain, keys, pages
+from celery_continuations.sources.queries import REFUSED, requeried
+from celery_continuations.sources.refused import Refusal
 
 __all__ = [
+    "NoItem",
     "Source",
+    "StartAgain",
     "batched",
     "csv_rows",
     "json_lines",
@@ -50,6 +54,6 @@ register(
 )  # statements that cannot be read by key are refused with the reason
 register("sqlalchemy.orm.query.Query", _of_select)
 for name, advice in REFUSED.items():
-    register(name, refusing(advice))
+    register(name, Refusal(advice))
 recognise(requeried)
 recognise(instances)

@@ -14,6 +14,7 @@ from operator import eq
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
+from celery_continuations.core.reader import NoItem
 from celery_continuations.core.typevars import Item_co
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader
@@ -60,7 +61,7 @@ class KeyedSource(BaseReader, Generic[Item_co]):
             raise InvalidStepError(f"chunk must be an int of 1 or more, not {chunk!r}")
         self.chunk = chunk
 
-    def read(self, cursor: Any) -> Iterator[tuple[Item_co, Any]]:
+    def read(self, cursor: Any) -> Iterator[tuple[Item_co, Any] | NoItem]:
         """See :class:`Source`."""
         raise NotImplementedError
 

@@ -8,10 +8,12 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from celery_continuations.core import codec
-from celery_continuations.core.reader import OtherKind, Pairs
+from celery_continuations.core.reader import NoItem, OtherKind, Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, Source
 from celery_continuations.sources.positions import close_generator
+from celery_continuations.sources.reading import checked, items_only
+from celery_continuations.sources.refused import refusal_of
 
 __all__ = ["keyed", "keyed_pages"]
 
@@ -19,6 +21,9 @@ Row = TypeVar("Row")
 Key = TypeVar("Key")
 
 _NOTHING: Any = object()
+
+# How many rows that are done are skipped between two checkpoints.
+_SKIPPED = 1000
 
 
 def _key_of(key: Any) -> Callable[[Any], Any]:
@@ -57,6 +62,15 @@ class _Keyed(BaseReader):
 
     def read(self, cursor: Any) -> Pairs:
         """Yield the rows after a key, and check the order of all."""
+        return items_only(self._rows_after(cursor))
+
+    def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
+        """Yield the rows after a key; also notice a command or a lost lease while earlier rows are skipped."""
+        self.refuse_other(kind)
+        self._reading = self._rows_after(cursor)
+        return checked(self._reading, self.step)
+
+    def _rows_after(self, cursor: Any) -> Pairs:
         last, before = _NOTHING, None
         for number, row in enumerate(self._rows() if callable(self._rows) else self._rows, 1):
             key = self._key_of(row)
@@ -72,6 +86,8 @@ class _Keyed(BaseReader):
             last, before = key, row
             if cursor is None or self._follows(cursor, key):
                 yield row, key
+            elif number % _SKIPPED == 0:
+                yield NoItem()
 
     def _follows(self, first: Any, second: Any) -> bool:
         try:
@@ -118,6 +134,9 @@ def keyed(
     """  # noqa: E501
     if isinstance(rows, (str, bytes)) or not (callable(rows) or hasattr(rows, "__iter__")):
         raise InvalidStepError(f"keyed takes an iterable of rows, or a function that returns one, not {rows!r:.80}")
+    refusal = refusal_of(rows)
+    if refusal is not None:
+        refusal(rows)
     return _Keyed(rows, key, descending)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from celery_continuations.core import codec
-from celery_continuations.core.reader import Keep, Print, SourceChanged
+from celery_continuations.core.reader import Keep, NoItem, Print, SourceChanged
 from celery_continuations.core.snapshot import ACCEPTED
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader, Pairs, Source
+from celery_continuations.sources.fingerprint import NONE
 from celery_continuations.sources.positions import Prints
+from celery_continuations.sources.reading import items_only
 
-__all__ = ["keys", "pages"]
+__all__ = ["StartAgain", "keys", "pages"]
 
 Page = tuple[Iterable[Any], Any]
 
@@ -23,14 +25,73 @@ Token = TypeVar("Token")
 Key = TypeVar("Key")
 
 
-# How many pages' numbers of items are kept, for the marks of cursors between two pages.
-_REMEMBERED = 100
+# How many of the last pages are remembered, for the marks of cursors between two pages, and to notice a circle.
+_REMEMBERED = 1000
+
+
+class StartAgain(Exception):
+    """Raise it in the function of :func:`pages` when a token is no longer accepted: the loop continues elsewhere.
+
+    Args:
+        token: of the page to continue with; None for the first page.
+
+    >>> answers = {None: (["ann", "bob"], "p2"), "p2": (["eve"], None)}
+    >>> def users(token):
+    ...     if token == "expired":
+    ...         raise StartAgain()
+    ...     return answers[token]
+    >>> [user for user, _ in pages(users).read(("expired", 1))]
+    ['ann', 'bob', 'eve']
+    """
+
+    def __init__(self, token: Any = None) -> None:
+        super().__init__(token)
+        self.token = token
+
+
+class _Trail(NamedTuple):
+    """Notices that tokens go in a circle of any length (Brent's algorithm).
+
+    Attributes:
+        seen: a token to compare later ones with.
+        pages: how many tokens have come since.
+        limit: the number of tokens after which a later one is taken.
+    """
+
+    seen: Any
+    pages: int = 0
+    limit: int = 1
+
+    def after(self, token: Any) -> _Trail:
+        """Return the trail after another token."""
+        if self.pages + 1 == self.limit:
+            return _Trail(token, 0, self.limit * 2)
+        return self._replace(pages=self.pages + 1)
+
+
+class _Reached(NamedTuple):
+    """How the token of a page was reached.
+
+    Attributes:
+        before: the token of the page before it.
+        size: the number of items of that page.
+        trail: the tokens up to this one.
+    """
+
+    before: Any
+    size: int
+    trail: _Trail
+
+
+# What the function has answered: items and the next token, or that the loop must start again; None if not yet asked.
+_Answer = tuple[list[Any], Any] | StartAgain | None
 
 
 class _Pages(BaseReader):
     """A cursor is ``(token of the page, items of it that are done)``.
 
-    A mark has the token of the page of the last item, how many of its items were done, and the fingerprint.
+    A mark has the token of the page of the last item, how many of its items were done, and the fingerprint; and the
+    trail of tokens.  A mark without a trail is a list of the former.
     """
 
     kind = "page"
@@ -38,7 +99,7 @@ class _Pages(BaseReader):
     def __init__(self, function: Callable[[Any], Page]) -> None:
         self._function = function
         self._prints = Prints()
-        self._before: dict[str, tuple[Any, int]] = {}  # token and size of the page before, by the text of a token
+        self._reached: dict[str, _Reached] = {}  # by the text of a token
 
     @property
     def checks(self) -> bool:  # type: ignore[override]
@@ -51,38 +112,62 @@ class _Pages(BaseReader):
 
     def read(self, cursor: Any) -> Pairs:
         """Yield items with the token of their page, and the number of its items that are done."""
-        return self.resume(cursor, None, ACCEPTED)
+        return items_only(self.resume(cursor, None, ACCEPTED))
 
     def resume(self, cursor: Any, kind: str | None, mark: Any) -> Pairs:
         """Read from a cursor on, if the item before it is the one that was done."""
         self.refuse_other(kind)
         token, done = (None, 0) if cursor is None else _place(cursor)
-        page = None
+        reached: dict[str, _Reached] = {}
+        self._reached = reached
+        if isinstance(mark, dict):
+            seen, *counts = mark["trail"]
+            reached[codec.dumps(token)] = _Reached(None, 0, _Trail(codec.decode(seen, "a token"), *counts))
+            mark = mark["last"]
+        page: _Answer = None
         if mark != ACCEPTED and self.checks:
             if done:
                 page = self._page(token)
-                self._compare(page[0], token, done, mark)
+                if isinstance(page, tuple):
+                    self._compare(page[0], token, done, mark)
             elif mark is not None:
                 before = codec.decode(mark[0], "a token")
-                items, following = self._page(before)
-                self._compare(items, before, mark[1], mark)
-                if len(items) > mark[1]:
-                    raise SourceChanged(f"page {before!r} had {mark[1]} items and has {len(items)} now", _ADVICE)
-                if following is None:
-                    return iter(())  # all later pages are gone
-                if following != token:
-                    raise SourceChanged(f"page {before!r} is followed by {following!r} now, not by {token!r}", _ADVICE)
-                self._before[codec.dumps(token)] = (before, mark[1])
-        return self._items(token, done, page)
+                page = self._page(before)
+                if isinstance(page, tuple):
+                    if not self._leads_to(token, before, page, mark):
+                        return iter(())  # all later pages are gone
+                    known = reached.get(codec.dumps(token)) or _Reached(None, 0, _Trail(token))
+                    reached[codec.dumps(token)] = known._replace(before=before, size=mark[1])
+                    page = None
+        return self._items(token, done, page, reached)
 
-    def _items(self, token: Any, done: int, page: tuple[list[Any], Any] | None) -> Pairs:
+    def _leads_to(self, token: Any, before: Any, page: tuple[list[Any], Any], mark: Any) -> bool:
+        """Compare the page before a token; return False if it is the last one now."""
+        items, following = page
+        self._compare(items, before, mark[1], mark)
+        if len(items) > mark[1]:
+            raise SourceChanged(f"page {before!r} had {mark[1]} items and has {len(items)} now", _ADVICE)
+        if following not in (None, token):
+            raise SourceChanged(f"page {before!r} is followed by {following!r} now, not by {token!r}", _ADVICE)
+        return following is not None
+
+    def _items(self, token: Any, done: int, page: _Answer, reached: dict[str, _Reached]) -> Pairs:
+        left: list[Any] = []  # the tokens whose pages asked to start again
         while True:
-            items, following = page or self._page(token)
+            page = page or self._page(token)
+            if isinstance(page, StartAgain):
+                if page.token == token or token in left:
+                    raise self._stuck(token, page)
+                left.append(token)
+                reached.clear()
+                token, done, page = page.token, 0, None
+                # First, so that an error at that page does not leave the token that is not accepted in the cursor.
+                yield NoItem((token, 0))
+                continue
+            items, following = page
             page = None
-            if _counts(following):
-                self._before[codec.dumps(following)] = (token, len(items))
-                if len(self._before) > _REMEMBERED:
-                    del self._before[next(iter(self._before))]
+            if following is not None:
+                self._reach(following, token, len(items), reached)
             last = len(items) - 1
             for index in range(done, len(items)):
                 # After the last item of a page the next page is requested.
@@ -90,10 +175,38 @@ class _Pages(BaseReader):
                 yield items[index], (following, 0) if at_next else (token, index + 1)
             if following is None:
                 return
+            if done > last:
+                yield NoItem((following, 0))
             token, done = following, 0
 
-    def _page(self, token: Any) -> tuple[list[Any], Any]:
-        page = self._function(token)
+    def _stuck(self, token: Any, again: StartAgain) -> InvalidStepError:
+        return InvalidStepError(
+            f"the page of token {token!r} asked to start again at {again.token!r}, which leads back to it; raise "
+            "StartAgain for a token that is no longer accepted, with one that is",
+            found=self.step,
+        )
+
+    def _reach(self, following: Any, token: Any, size: int, known: dict[str, _Reached]) -> None:
+        """Note that a page was followed by this token."""
+        key = codec.dumps(following)
+        before = known.get(codec.dumps(token))
+        trail = _Trail(following) if before is None else before.trail.after(following)
+        if key in known or (before is not None and before.trail.seen == following):
+            raise InvalidStepError(
+                f"the pages go in a circle: page {token!r} is followed by page {following!r}, which was read before; "
+                "return None as the next token at the end",
+                found=self.step,
+            )
+        known[key] = _Reached(token, size, trail)
+        if len(known) > _REMEMBERED:
+            del known[next(iter(known))]
+
+    def _page(self, token: Any) -> tuple[list[Any], Any] | StartAgain:
+        try:
+            page = self._function(token)
+        except StartAgain as again:
+            codec.encode(again.token, "the token of StartAgain")
+            return again
         if not isinstance(page, tuple) or len(page) != 2:
             raise InvalidStepError(
                 f"the page of token {token!r} is {type(page).__name__} {page!r:.80}; "
@@ -125,15 +238,24 @@ class _Pages(BaseReader):
         return self._prints.taken(kept)
 
     def mark(self, cursor: Any, kept: Any) -> Any:
-        """Return the page of the last item, its number there, and its fingerprint."""
+        """Return the page of the last item, its number there, and its fingerprint; and the trail of tokens."""
         token, done = cursor
-        if done == 0:
-            # A token that counts pages or items does not identify data: the previous page is requested again. Any
-            # other token is taken as a place in the data.
-            if not _counts(token) or codec.dumps(token) not in self._before:
-                return None
-            token, done = self._before[codec.dumps(token)]
-        return [codec.encode(token), done, *self._prints.taken(kept)]
+        reached = self._reached.get(codec.dumps(token))
+        last = None
+        if done:
+            last = [codec.encode(token), done, *self._prints.taken(kept)]
+        # A token that counts pages or items does not identify data: the previous page is requested again. Any other
+        # token is taken as a place in the data.
+        elif reached is not None and reached.size and _counts(token):
+            last = [
+                codec.encode(reached.before),
+                reached.size,
+                *(self._prints.taken(kept) if kept is not None else NONE),
+            ]
+        if reached is None:
+            return last
+        trail = reached.trail
+        return {"last": last, "trail": [codec.encode(trail.seen), trail.pages, trail.limit]}
 
 
 # In a text, such as the address of the next page: page=2, /page/2, page[number]=2, startAt=50, p=2.

@@ -21,6 +21,7 @@ from celery_continuations.sources.fingerprint import (
     scalar_parts,
     shown,
 )
+from celery_continuations.sources.reading import Repeat, repeated
 
 __all__ = ["AUTO", "Identify", "Positions", "Prints", "close_generator"]
 
@@ -163,6 +164,10 @@ class Positions:
         rest = self._rest(start - 1)
         self._compare(next(rest, _END), start, mark)
         return Counted(rest, start)
+
+    def repeat(self, cursor: Any, kind: str | None, mark: Any, repeat: Repeat) -> Pairs:
+        """Read from a position on, as :meth:`resume`, where the first items are read again."""
+        return repeated(self, cursor, kind, mark, repeat)
 
     def _rest(self, start: int) -> Iterator[Any]:
         items = self._items

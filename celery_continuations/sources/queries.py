@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from types import GeneratorType
-from typing import Any, NoReturn
+from typing import Any
 
 from celery_continuations.core.reader import OtherKind, Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import BaseReader
 from celery_continuations.sources.positions import Positions
+from celery_continuations.sources.refused import Refusal
 
-__all__ = ["REFUSED", "refusing", "requeried"]
+__all__ = ["REFUSED", "requeried"]
 
 _SELECT = "iterate over select_rows(session, select), which reads by key"
 _RESULT = f"it is the result of a query, which may differ each time it runs; {_SELECT}"
 _UNORDERED = f"it yields its objects in no order; {_SELECT}"
-_COLUMNS = (
-    "a DataFrame yields the names of its columns; iterate over frame.itertuples(), or over "
-    "keyed(frame.to_dict('records'), key=...)"
-)
-
 #: Classes by their dotted names, and what to write instead of iterating over one.
 REFUSED = {
     "django.db.models.query.RawQuerySet": (
@@ -39,26 +34,7 @@ REFUSED = {
     "flask_sqlalchemy.pagination.Pagination": (
         f"it is one page of a query, which may differ each time it runs; {_SELECT}, with batch= for lists of rows"
     ),
-    "pandas.core.frame.DataFrame": _COLUMNS,
-    "pandas.DataFrame": _COLUMNS,
-    "polars.dataframe.frame.DataFrame": "a DataFrame yields its columns; iterate over frame.rows(named=True)",
-    "polars.lazyframe.frame.LazyFrame": (
-        "a LazyFrame has no rows before it is collected; iterate over frame.collect().rows(named=True)"
-    ),
 }
-
-
-# Their methods yield rows that are in memory, without a query.
-_FRAMES = frozenset(name for name in REFUSED if name.partition(".")[0] in ("pandas", "polars"))
-
-
-def refusing(advice: str) -> Callable[[Any], NoReturn]:
-    """Return a function that refuses a value as a source, for :func:`register`."""
-
-    def refuse(value: Any) -> NoReturn:
-        raise InvalidStepError(f"cannot iterate over a {type(value).__name__}: {advice}")
-
-    return refuse
 
 
 def requeried(value: Any) -> Any:
@@ -74,8 +50,8 @@ def requeried(value: Any) -> Any:
     if "django.db.models.query.QuerySet" in names:
         return _QuerySetIterator(value, owner)
     for name in names:
-        if name in REFUSED and name not in _FRAMES:
-            refusing(REFUSED[name])(owner)
+        if name in REFUSED:
+            Refusal(REFUSED[name])(owner)
     return None
 
 

@@ -239,6 +239,9 @@ class _Triggers(Triggers):
     def reason_to_leave(self) -> str | None:
         return self._faults.checkpoint(self._execution, self.run)
 
+    def is_due(self, now: float) -> bool:
+        return False  # batches are the same in each run, and places have the same numbers
+
     def is_save_due(self) -> bool:
         return False
 
@@ -258,6 +261,9 @@ class _Triggers(Triggers):
 
 class _Silent(Reporter):
     """Send no signals and events; changes that a loop cannot detect show in the outcomes of the runs."""
+
+    def many_steps(self, step: Step, number: int, size: int, limit: int) -> None:
+        """No-op."""
 
     def source_unchecked(self, step: Step) -> None:
         """No-op."""

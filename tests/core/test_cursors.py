@@ -443,7 +443,7 @@ def test_a_source_function_is_called_only_if_the_step_is_still_to_be_done(execut
 )
 def test_what_cannot_be_iterated_is_refused_with_the_reason(executions: Any, source: Any, why: str) -> None:
     for given_as in (source, lambda: source):
-        with pytest.raises(InvalidStepError, match=f"cannot iterate over a .*{why}"):
+        with pytest.raises(InvalidStepError, match=f"cannot iterate over an? .*{why}"):
             type(executions)().execute(loop(given_as, []))
 
 

@@ -151,6 +151,63 @@ def test_a_step_in_a_with_statement(executions: Any) -> None:
         executions.execute(body)
 
 
+def forgotten(task: Any) -> None:
+    task.iterate("one", [1])
+
+
+def forgotten_before_another(task: Any) -> None:
+    task.iterate("one", [1])
+    task.step("two", int)
+
+
+def in_a_with_statement(task: Any) -> None:
+    with task.iterate("one", [1]):
+        pass
+
+
+def loop_in_a_loop(task: Any) -> None:
+    for _ in task.iterate("one", [1]):
+        list(task.iterate("two", [1]))
+
+
+def call_in_a_loop(task: Any) -> None:
+    for _ in task.iterate("one", [1]):
+        task.step("two", int)
+
+
+def moved_by_hand(task: Any) -> None:
+    for _ in (rows := task.iterate("one", [1])):
+        rows.set(5)
+
+
+def advanced_by_hand(task: Any) -> None:
+    for _ in (rows := task.iterate("one", [1])):
+        rows.advance()
+
+
+def one_step_in_a_python_loop(task: Any) -> None:
+    for number in range(2):
+        task.step("one", int, number)
+
+
+@pytest.mark.parametrize(
+    ("body", "advice"),
+    [
+        (forgotten, r"write `for item in self\.iterate\('one', \.\.\.\):`"),
+        (forgotten_before_another, r"write `for item in self\.iterate\('one', \.\.\.\):`"),
+        (in_a_with_statement, r"write `for item in self\.iterate\('one', \.\.\.\):`"),
+        (loop_in_a_loop, r"write one loop, self\.iterate\('one', nested\(outer, inner\)\)"),
+        (call_in_a_loop, "call functions in its body directly"),
+        (moved_by_hand, "is a loop, whose cursor moves with each item; to skip items write `continue`"),
+        (advanced_by_hand, "is a loop, whose cursor moves with each item; to skip items write `continue`"),
+        (one_step_in_a_python_loop, r"write `for item in self\.iterate\('one', items\):`"),
+    ],
+)
+def test_the_advice_is_for_the_kind_of_step_that_was_written(executions: Any, body: Any, advice: str) -> None:
+    with pytest.raises(InvalidStepError, match=advice):
+        executions.execute(body)
+
+
 def test_a_step_iterated_twice(executions: Any) -> None:
     def body(task: Any) -> None:
         rows = task.iterate("one", [1, 2])

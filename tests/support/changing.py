@@ -63,6 +63,12 @@ class Host:
             self.on_save(run)
         return "stop" if wish == "stop" else None
 
+    def is_due(self, run: Run) -> bool:
+        return self.wish is not None
+
+    def many_steps(self, run: Run, step: Any, number: int) -> None:
+        pass
+
     def save(self, run: Run) -> None:
         pass
 
@@ -235,6 +241,13 @@ class Kind:
     def verdict(self, before: list[Row], now: list[Row], last: int) -> Verdict:
         """Judge a change; ``last`` is the uid of the last row that was done and saved."""
         raise NotImplementedError
+
+    def reached(self, cursor: Any, last: Any, current: Any) -> Any:
+        """Return the uid before the place of a cursor.
+
+        ``last`` is that of the last item done, ``current`` that of the item in the loop's body; each may be None.
+        """
+        return last
 
     def clean(self) -> None:
         """Clean up after a case."""
@@ -479,6 +492,7 @@ class Within(Kind):
     def __init__(self, name: str, outer: Kind, inner: Kind) -> None:
         super().__init__(name)
         self.outer, self.inner = outer, inner
+        self.opened: list[Any] = []  # the uids of the outer items that the current execution has opened
 
     def order(self, rows: list[Row]) -> list[Row]:
         return [replace(row, inner=self.inner.order(row.inner)) for row in self.outer.order(rows)]
@@ -488,14 +502,25 @@ class Within(Kind):
 
     def source(self, rows: list[Row]) -> Any:
         known = {row.uid: row.inner for row in rows}
+        self.opened = []
 
         def inner(item: Any) -> Any:
-            return self.inner.source(known[self.outer.uids(item)])
+            self.opened.append(self.outer.uids(item))
+            return self.inner.source(known[self.opened[-1]])
 
         return nested(self.outer.source(rows), inner)
 
     def uids(self, item: Any) -> Any:
         return self.outer.uids(item[0]), self.inner.uids(item[1])
+
+    def reached(self, cursor: Any, last: Any, current: Any) -> Any:
+        if type(cursor) is tuple and cursor[1] is not None and cursor[2] is None:
+            opened = self.opened[-1:] if current is None else [current[0]]
+            return (opened[0], None) if opened else None
+        if type(cursor) is not tuple or cursor[1] is not None:
+            return last
+        done = self.opened if current is None else self.opened[: self.opened.index(current[0])]
+        return (done[-1], None) if done else None
 
     def spoil(self, item: Any, rng: random.Random) -> None:
         self.inner.spoil(item[1], rng)
@@ -505,9 +530,11 @@ class Within(Kind):
         was = before[place_of(before, outer)]
         if isinstance(self.outer, ByKey) or getattr(self.outer, "by_key", False):
             found = next((row for row in now if row.uid == outer), None)
-            return GO_ON if found is None else self.inner.verdict(was.inner, found.inner, inner)
+            return GO_ON if found is None or inner is None else self.inner.verdict(was.inner, found.inner, inner)
         verdict = self.outer.verdict(before, now, outer)
         if verdict.must == "raise":
+            return verdict
+        if inner is None:
             return verdict
         at = now[place_of(before, outer)]
         verdict &= Verdict("go on", crossed(before, now, place_of(before, outer), place_of(before, outer)))
@@ -870,11 +897,14 @@ class Case:
         snapshot = Snapshot.loads(self.text)
         run = Run("some-id", snapshot, host)
         last: list[Any] = [None]
+        current: list[Any] = [None]
 
         def save(run: Run) -> None:
             self.text = run.take_snapshot().dumps()
-            if last[0] is not None:
-                self.place = (rows, last[0])
+            cursor = run.current.cursor if run.current is not None else None
+            reached = self.kind.reached(cursor, last[0], current[0])
+            if reached is not None:
+                self.place = (rows, reached)
 
         host.on_save = save
         stop_at = 10**9 if is_last else rng.randrange(1, 8 + len(rows) // 2)
@@ -887,6 +917,7 @@ class Case:
                 self.started = True
                 items = item if self.batch is not None else [item]
                 uids = [self.kind.uids(one) for one in items]
+                current[0] = uids[0]
                 wish = rng.choice([None, None, "look", "save"])
                 if count == stop_at:
                     wish = how
@@ -908,7 +939,7 @@ class Case:
                     raise Killed
                 self.done.update(uids)
                 last[0] = uids[-1]
-                host.wish, run.attention = wish, wish is not None
+                host.wish, run.attention, current[0] = wish, wish is not None, None
             run.finish()
         except Interrupt as interrupt:
             traceback.clear_frames(interrupt.__traceback__)

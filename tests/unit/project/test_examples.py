@@ -323,6 +323,7 @@ PROOFS: dict[tuple[str, str], Example] = {
     ("docs/sources.md", "archive_users"): Example(),
     ("docs/writing-a-source.md", "launch"): Example(),
     ("docs/writing-a-source.md", "prepare"): Example(),
+    ("docs/writing-a-source.md", "list_primes"): Example(),
     ("docs/writing-a-source.md", "ignite"): Example((2,)),
     ("docs/howto/callback.md", "fulfil"): Example(
         (1,), "asked", check=lambda names: bool(names["asked"]), delivers={"payment": {"by": "ann"}}

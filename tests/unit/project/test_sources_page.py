@@ -6,7 +6,7 @@ import random
 import re
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class World:
         monkeypatch.setattr("celery_continuations.sources.sqlalchemy._sessions", None, raising=False)
         sessions(orm.sessionmaker(engine))
         self.shuffled = 0
-        self.database = database
+        self.connection = sqlite3.connect(database)
         self.names: dict[str, Any] = {
             "csv_rows": csv_rows, "keyed": keyed, "keyed_pages": keyed_pages, "pages": pages, "path": self.path,
             "User": User, "Paginator": Paginator, "Account": account, "select": sa.select,
@@ -80,9 +80,8 @@ class World:
         return random.Random(self.shuffled).sample(items, min(size, len(items)))
 
     def execute(self, sql: str) -> Any:
-        """Return the rows of a query, of a connection that is closed then."""
-        with closing(sqlite3.connect(self.database)) as connection:
-            return iter(connection.execute(sql).fetchall())
+        """Return a cursor with the rows of a query."""
+        return self.connection.execute(sql)
 
     def rows(self) -> list[dict[str, Any]]:
         return list(self.names["User"].objects.order_by("pk").values("id", "username"))
@@ -138,7 +137,7 @@ LOOPS: dict[str, tuple[str | None, Body | None, Change | None]] = {
     "`csv_rows(path)`": (None, None, grow),
     "`range(1000)`": ("range(10)", numbers, None),
     "`rows()`, dicts or tuples from a query that runs again": ("rows()", None, None),
-    "`db.execute(\"SELECT id, username FROM auth_user\")`": (None, None, None),
+    "`db.execute(\"SELECT id, username FROM auth_user\").fetchall()`": (None, None, None),
     "`User.objects.values_list(\"username\", flat=True)` as a list": (
         'list(User.objects.values_list("username", flat=True).order_by("pk"))', None, None,
     ),
@@ -158,8 +157,10 @@ ELSEWHERE = {
 
 
 @pytest.fixture
-def world(tmp_path: Path, django_database: Path, monkeypatch: Any) -> World:
-    return World(tmp_path, django_database, monkeypatch)
+def world(tmp_path: Path, django_database: Path, monkeypatch: Any) -> Iterator[World]:
+    made = World(tmp_path, django_database, monkeypatch)
+    with closing(made.connection):
+        yield made
 
 
 def expression(cell: str) -> str:

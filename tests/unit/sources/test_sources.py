@@ -372,7 +372,7 @@ def test_a_class_is_recognised_by_itself_and_by_its_name() -> None:
     class Zip(Archive):
         pass
 
-    with pytest.raises(InvalidStepError, match="cannot iterate over a Archive: it is not iterable"):
+    with pytest.raises(InvalidStepError, match="cannot iterate over an Archive: it is not iterable"):
         opening(Archive([]))
     register(f"{__name__}.{Archive.__qualname__}", lambda archive: opening(archive.names)())
     assert read(Archive(["a"])) == read(Zip(["a"])) == read(lambda: Zip(["a"])) == ["a"]
@@ -407,7 +407,7 @@ def test_queries_are_recognised_by_name(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "shown"), [("one", "'o'"), ([["a", 1]], r"\['a', 1\]"), ([("a", 1, 2)], r"\('a', 1")]
+    ("items", "shown"), [(["one"], "'one'"), ([["a", 1]], r"\['a', 1\]"), ([("a", 1, 2)], r"\('a', 1")]
 )
 def test_what_has_a_method_read_and_yields_no_pairs(task: Any, items: Any, shown: str) -> None:
     with pytest.raises(
