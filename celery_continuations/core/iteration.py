@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from types import TracebackType
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 from celery_continuations.core import codec
 from celery_continuations.core.evolution import misfit_of_loop
@@ -13,6 +13,7 @@ from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.reader import (
     COUNTS,
     Counted,
+    Keep,
     NoItem,
     Opened,
     OtherKind,
@@ -20,7 +21,6 @@ from celery_continuations.core.reader import (
     Reader,
     SourceChanged,
     Throttled,
-    Unpacked,
     Unreadable,
     close,
 )
@@ -35,13 +35,6 @@ _END: Any = object()
 
 # How many characters of a failed item's error are kept.
 _ERROR_KEPT = 200
-
-
-class _Taken(NamedTuple):
-    """The fingerprint of the item before a cursor, as taken by the reader."""
-
-    cursor: Any
-    print: Any
 
 
 class Iteration(Step[Any], Generic[Item_co]):
@@ -77,7 +70,7 @@ class Iteration(Step[Any], Generic[Item_co]):
         self._done: int | None = 0  # items, in this execution and before; None if unknown
         self._total: int | None = None
         self._kept: Any = None  # of the last item done
-        self._taken: list[_Taken] = []  # at the last two checkpoints: a failed commit returns to one
+        self._taken: list[tuple[Any, Any]] = []  # cursors and fingerprints; a failed commit returns to the last but one
 
     @property
     def usage(self) -> str:
@@ -135,7 +128,7 @@ class Iteration(Step[Any], Generic[Item_co]):
         if opened is None:
             return Begun(self.encoded_cursor(), self.kind, None, self.progress(), self.begun_as)
         reader = opened.reader
-        kept = next((one.print for one in self._taken if one.cursor is self.cursor), self._kept)
+        kept = next((taken for cursor, taken in self._taken if cursor is self.cursor), self._kept)
         mark = reader.mark(self.cursor, kept) if self.advanced else None
         kind = reader.kind or self.kind
         return Begun(self.encoded_cursor(), kind, mark, self.progress(), self.begun_as, reader.uses)
@@ -172,8 +165,7 @@ class Iteration(Step[Any], Generic[Item_co]):
     def item_failed(self, error: Exception) -> bool:
         """Record that the current item failed; return False if the error affects more than the item.
 
-        Raises:
-            ErrorBudgetError: when too many have failed.
+        Raises ErrorBudgetError when too many have failed.
         """
         if not self.run.is_of_item(self, error):
             return False
@@ -199,28 +191,17 @@ class Iteration(Step[Any], Generic[Item_co]):
             return
         with _Leaving(self):
             reader, pair, pairs = self._resume()
-            is_batched = reader.is_batched
-            # After each checkpoint that had something to do, the next item decides how items are kept: the body may
-            # have changed the last one.
-            while pair is not _END:
-                if isinstance(pair, NoItem):
-                    self._passed(pair)
-                    pair = next(pairs, _END)
-                    continue
+            # After each checkpoint with something to do, the next item decides how items are kept.
+            while (pair := self._with_item(pair, pairs)) is not _END:
                 item, after = pair
-                pair = None  # zip reuses its tuple, unless something still refers to it
                 keep = reader.keep_of(item)
                 by_position, same, exact, by_id, make = keep
-                kept, size = keep.of(item), len(item) if is_batched else 1
+                pair, kept = None, keep.of(item)  # zip reuses a tuple to which nothing refers
                 yield item
-                self.cursor = after
-                self._kept = kept
-                if self._done is not None:
-                    self._done += size
+                self._moved_to(after, kept, len(item) if reader.is_batched else 1)
                 if run.attention:
                     pass
                 elif keep is COUNTS:
-                    # Rows of files, which are as many and as cheap as items by position.
                     for item, after in pairs:
                         yield item
                         self.cursor = after
@@ -229,27 +210,10 @@ class Iteration(Step[Any], Generic[Item_co]):
                     else:
                         break
                 elif not (by_position and isinstance(pairs, Counted)):
-                    # As the first item; calls would slow down every item.
-                    keeps, done = same or make is not None, self._done
-                    try:
-                        for item, after in pairs:
-                            kept = keep.of(item) if keeps else None
-                            size = len(item) if is_batched else 1
-                            yield item
-                            self.cursor = after
-                            self._kept = kept
-                            if done is not None:
-                                self._done = done = done + size
-                            if run.attention:
-                                break
-                        else:
-                            break  # there are no more
-                    except Unpacked as error:
-                        pair = error.here()
+                    pair = yield from self._rest(pairs, keep, reader.is_batched)
                     if pair is not None:
                         continue
-                elif same:
-                    # The hot path: only an addition, two stores and an attribute read for each item.
+                elif same:  # the hot path
                     for item in pairs.items:
                         yield item
                         after += 1
@@ -282,6 +246,42 @@ class Iteration(Step[Any], Generic[Item_co]):
                 pair = next(pairs, _END)
         run.complete(self)
 
+    def _rest(self, pairs: Pairs, keep: Keep, is_batched: bool) -> Generator[Any, None, Any]:
+        """Yield items; return None if a checkpoint has something to do, else what comes instead of a pair."""
+        keeps, run = keep.same or keep.make is not None, self.run
+        for pair in pairs:
+            if isinstance(pair, NoItem):
+                return pair
+            item, after = pair
+            kept = keep.of(item) if keeps else None
+            size = len(item) if is_batched else 1
+            yield item
+            self._moved_to(after, kept, size)
+            if run.attention:
+                return None
+        return _END
+
+    def _with_item(self, pair: Any, pairs: Pairs) -> Any:
+        """Return the next pair that has an item, beginning with ``pair``, or the end."""
+        while isinstance(pair, NoItem):
+            self._passed(pair)
+            pair = next(pairs, _END)
+        return pair
+
+    def _passed(self, place: NoItem) -> None:
+        """Move to a place that the source has reached without an item."""
+        if place.has_moved:
+            self.cursor, self._kept = place.cursor, place.kept
+        if self.unit is not None or self.run.attention:
+            place.was_due = self.run.passed(place.has_moved)
+
+    def _moved_to(self, cursor: Any, kept: Any, size: int) -> None:
+        """Move to the place after an item, or after a batch of this size."""
+        self.cursor = cursor
+        self._kept = kept
+        if self._done is not None:
+            self._done += size
+
     def _resume(self) -> tuple[Reader, Any, Pairs]:
         """Open the source; return its reader, the first pair, and the following pairs."""
         opened, begun = self._open(), self._begun
@@ -301,13 +301,6 @@ class Iteration(Step[Any], Generic[Item_co]):
             return reader, first, pairs
         pairs = _begin_with_each(self.unit, chain((first,), pairs))
         return reader, next(pairs), pairs
-
-    def _passed(self, place: NoItem) -> None:
-        """Move to a place that the source has reached without an item."""
-        if place.has_moved:
-            self.cursor, self._kept = place.cursor, place.kept
-        if self.unit is not None or self.run.attention:
-            place.was_due = self.run.passed(place.has_moved)
 
     def close(self) -> None:
         """Close what the loop has opened; tracebacks and variables may refer to it for long."""
@@ -337,7 +330,7 @@ class Iteration(Step[Any], Generic[Item_co]):
         """Make a checkpoint after an item, because one has something to do."""
         if reader.checks:
             taken = reader.taken(self.cursor, self._kept)
-            self._taken = [_Taken(self.cursor, taken), *self._taken[:1]]
+            self._taken = [(self.cursor, taken), *self._taken[:1]]
             if taken.digest is None:
                 self.run.unchecked(self)
         self.run.moved()
@@ -360,7 +353,7 @@ class Attempt:
 
 
 class _Leaving:
-    """Wrap a loop: close what it has opened; leave its step on a break or an error of the body, source or a save."""
+    """Wrap a loop: close what it has opened; leave its step on a break or an error."""
 
     __slots__ = ("_iteration",)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from traceback import walk_tb
 from typing import Any, NamedTuple, Protocol
 
 from celery_continuations.exceptions import InvalidStepError
@@ -23,7 +22,6 @@ __all__ = [
     "Reader",
     "SourceChanged",
     "Throttled",
-    "Unpacked",
     "Unreadable",
     "close",
 ]
@@ -64,32 +62,13 @@ class NoItem:
         return self.cursor is not _SAME
 
     def __iter__(self) -> Iterator[Any]:
-        # Loops unpack pairs. This costs them nothing for each item, where a test of its class would.
-        raise Unpacked(self)
+        raise InvalidStepError(
+            f"{self!r} of a source was unpacked like a pair; a source that reads another one must yield it unchanged: "
+            "`if isinstance(pair, NoItem): yield pair`"
+        )
 
     def __repr__(self) -> str:
         return f"NoItem({self.cursor!r})" if self.has_moved else "NoItem()"
-
-
-class Unpacked(InvalidStepError):
-    """Raised when a :class:`NoItem` is unpacked like a pair."""
-
-    def __init__(self, found: NoItem) -> None:
-        super().__init__(
-            f"{found!r} of a source was unpacked like a pair; a source that reads another one must yield it unchanged: "
-            "`if isinstance(pair, NoItem): yield pair`"
-        )
-        self._found = found
-
-    def here(self) -> NoItem:
-        """Return the object, if the caller's own frame has unpacked it.
-
-        Raises:
-            Unpacked: itself, if another source has: that source has ended with it.
-        """
-        if sum(1 for _ in walk_tb(self.__traceback__)) > 2:  # the caller's frame, and that of __iter__
-            raise self
-        return self._found
 
 
 #: Items of a source, each with the cursor after it, or :class:`NoItem`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, cast
 
-from celery_continuations.core.reader import NOTHING, STOPS, Counted, Keep, NoItem, Pairs, Unpacked
+from celery_continuations.core.reader import NOTHING, STOPS, Counted, Keep, NoItem, Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.reading import BaseReader, Repeat, items_only
 
@@ -95,12 +95,14 @@ def batches(pairs: Pairs, size: int, until: Any = _NEVER) -> Pairs:
     items: list[Any] = []
     after: Any = None
     while True:
-        passed = None
+        passed: NoItem | None = None
         try:
-            for item, after in islice(pairs, size - len(items)):  # noqa: B007 - used after the loop
+            for pair in islice(pairs, size - len(items)):
+                if isinstance(pair, NoItem):
+                    passed = pair
+                    break
+                item, after = pair
                 items.append(item)
-        except Unpacked as error:
-            passed = error.here()
         except STOPS:
             if items:
                 yield items, after
