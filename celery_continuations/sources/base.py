@@ -130,7 +130,8 @@ def opening(value: Any, step: str | None = None, identity: Any = AUTO) -> Callab
     Raises:
         InvalidStepError: for a value that cannot be iterated in a repeatable order.
     """
-    if _maker_of(value) is None and callable(value) and not is_source(value) and not is_async(value):
+    is_function = callable(value) and not isinstance(value, Iterable)  # an Enum, for one, can be called and iterated
+    if _maker_of(value) is None and is_function and not is_source(value) and not is_async(value):
         return lambda: _made(value(), step, identity)
     _refuse(value, step)
     return lambda: _made(value, step, identity)

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
+from django.db import connections
 from django.db.models import F, IntegerField, JSONField, Manager, Q, QuerySet, UniqueConstraint
 from django.db.models.constants import LOOKUP_SEP
 from django.db.models.expressions import Expression, OrderBy
@@ -23,7 +24,7 @@ from django.db.models.query import (
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.base import HasAll
-from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key
+from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key, saveable
 
 __all__ = ["query_rows"]
 
@@ -101,6 +102,7 @@ class _QueryRows(KeyedSource[Any]):
                 items = [*ahead, *islice(rows, min(left, _AT_A_TIME) - 1)]
                 ahead = list(islice(rows, 1))
                 keys = self.settled(list(map(self._key_of, [*items, *ahead])), cursor)[: len(items)]
+                self.verify(keys, connections[self._query.db].vendor, self._matching)
                 left -= len(items)
                 cursor = keys[-1]
                 yield zip(items, keys, strict=True)
@@ -109,6 +111,12 @@ class _QueryRows(KeyedSource[Any]):
                 cursor = self._after_dropped(cursor, limit) if self._can_drop_rows else None
                 if cursor is None:
                     return
+
+    def _matching(self, keys: list[Any], places: Sequence[int]) -> list[Any]:
+        """See :meth:`KeyedSource.verify`."""
+        found = {f"{self.key[place].name}__in": {key[place] for key in keys} for place in places}
+        rows = self._query.order_by().prefetch_related(None).filter(**found)
+        return saveable(list(map(self._key_of, rows._iterable_class(rows))), several=True)
 
     def _refuse_null(self) -> None:
         """Refuse rows without a key, which a view can have: no chunk would include them."""

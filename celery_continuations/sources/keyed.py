@@ -88,6 +88,34 @@ class KeyedSource(BaseReader, Generic[Item_co]):
             raise self.repeated(next(first for first, second in pairwise(chain([last], keys)) if first == second))
         return keys
 
+    def verify(self, keys: list[Any], vendor: str, matching: Callable[[list[Any], Sequence[int]], list[Any]]) -> None:
+        """Refuse keys that do not find their rows: the database stores another value than it returns.
+
+        A condition on such a key would leave out rows that share its first columns, or return them again.
+
+        Args:
+            keys: keys of rows that were just read.
+            vendor: the name of the database.
+            matching: returns the keys of the rows that have one of the given keys' values in each of the given columns.
+        """
+        if len(self.key) == 1 or not keys:
+            return  # a row that is found again is refused; none is left out
+        doubtful = _DOUBTFUL if vendor == "sqlite" else _ROUNDED
+        places = [place for place in range(len(self.key)) if any(type(key[place]) in doubtful for key in keys)]
+        if not places:
+            return
+        for key in set(keys).difference(matching(keys, range(len(self.key)))):
+            exact = [place for place in range(len(self.key)) if place not in places]
+            # It may also be gone, or changed, since it was read.
+            if not exact or key in matching([key], exact):
+                names = ", ".join(self.key[place].name for place in places)
+                raise InvalidStepError(
+                    f"rows cannot be read by {self._names}: the row with the key {key!r} is not found by that, because "
+                    f"the database stores more or less of {names} than it returns; order by other columns, or write "
+                    "the values again",
+                    found=self.step,
+                )
+
     def unsaveable(self, column: Column, value: Any) -> InvalidStepError:
         """Return the error for a value that has no order, or cannot be saved."""
         if value is None:
@@ -196,6 +224,11 @@ class Unsaveable(Exception):
         self.column = column
         self.value = value
 
+
+# Types of values that a database may return in another form than it stores: as text or as a floating point number of
+# any precision in SQLite, as a number of lower precision in others.
+_ROUNDED = frozenset((float, Decimal))
+_DOUBTFUL = _ROUNDED | {datetime, date, time, timedelta, UUID}
 
 # Types that are saved unchanged.
 _PLAIN = frozenset((bool, int, float, str, Decimal, date, time, timedelta, UUID, bytes))

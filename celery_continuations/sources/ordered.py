@@ -183,6 +183,8 @@ class _KeyedPages(BaseReader):
         problem: str | None = None
         if key is None:
             problem = "has no key"
+        elif key != key:
+            problem = f"has the key {key!r}, which has no order"
         elif key == last:
             problem = f"has the key {key!r} of the previous row"
         elif key == asked:

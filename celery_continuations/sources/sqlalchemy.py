@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from functools import partial
@@ -16,7 +16,7 @@ from sqlalchemy.types import TypeDecorator
 
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
-from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key, following
+from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key, following, saveable
 from celery_continuations.sources.select_keys import Stored, decorated, shape_of
 from celery_continuations.sources.select_sessions import Opened, Reading, given, opened_by
 
@@ -221,7 +221,20 @@ class _SelectRows(KeyedSource[Any]):
         items, keys = self._fetch(session, self._after(session, self._select, cursor).limit(size + 1))
         keys = self.settled(keys, cursor)[:size]
         del items[size:]
+        self._verify(session, keys)
         return items, keys
+
+    def _verify(self, session: Any, keys: list[Any]) -> None:
+        dialect = _bind_of(session, self._select).dialect.name
+        for start in range(0, len(keys), _AT_A_TIME):
+            self.verify(keys[start : start + _AT_A_TIME], dialect, partial(self._matching, session))
+
+    def _matching(self, session: Any, keys: list[Any], places: Sequence[int]) -> list[Any]:
+        """See :meth:`KeyedSource.verify`."""
+        loaded = list(map(self._loaded, keys))
+        same = [self._stored[place].column.in_({key[place] for key in loaded}) for place in places]
+        rows = session.execute(self._keys.order_by(None).where(*same)).all()
+        return saveable(self._saved(list(map(self._key_of, rows))), several=True)
 
     def _whole_chunk(self, session: Any, cursor: Any, size: int) -> tuple[list[Any], list[Any]]:
         """Return the rows up to the key that row ``size`` has, and all of that key: a limit would cut collections."""
@@ -233,7 +246,9 @@ class _SelectRows(KeyedSource[Any]):
                 select = select.where(sa.not_(self._condition(session, last)))
             items, keys = self._fetch(session, select)
             if keys or not found:
-                return items, self.settled(keys, cursor)
+                keys = self.settled(keys, cursor)
+                self._verify(session, keys)
+                return items, keys
             cursor = last  # its rows are gone meanwhile
 
     def _fetch(self, session: Any, select: Any) -> tuple[list[Any], list[Any]]:
@@ -339,6 +354,9 @@ def _name_of(value: Any) -> Any:
 def _bind_of(session: Any, select: Any) -> Any:
     return session if isinstance(session, sa.Connection) else session.get_bind(clause=select)
 
+
+# How many keys are verified with one query: each of their values is a parameter.
+_AT_A_TIME = 200
 
 # Types whose values are integers; those derived from them may have others.
 _INTEGERS = (sa.Integer, sa.BigInteger, sa.SmallInteger)
