@@ -34,18 +34,19 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
     """Deliver ``payload`` to the wait ``name`` of a task: ``self.wait_for(name)`` returns it.
 
     The payload may be delivered before the wait begins or the task starts.  It is kept until then; if the task never
-    starts, for ``continuation_keep_failed``.  Delivering the same payload again changes nothing.
+    starts, for ``continuation_keep_failed``.  Delivering an equal payload again changes nothing.
 
     Args:
         task_id: the task.
         name: the name of the wait.
-        payload: a value that can be saved: None, bool, int, float, str, and the other types of a cursor.
+        payload: a value that can be saved: None, bool, int, float, str, and the other types of a cursor; containers
+            up to 64 levels deep.
         app: the task's app; by default the current one.
         store: the task's setting ``continuation_store``; by default the app's.
 
     Raises:
         DeliveryError: when the task is over, or the wait has another outcome.
-        UnserializableValueError: when the payload cannot be saved.
+        UnserializableValueError: when the payload cannot be saved, is nested too deeply, or is too large alone.
         StoreError: when the store cannot be reached, or keeps nothing.
         kombu.exceptions.OperationalError: when the broker cannot be reached.  The payload is kept, and a worker
             publishes the task.
@@ -61,15 +62,16 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
     """
     if type(name) is not str or not name:
         raise InvalidStepError(f"a wait's name must be a non-empty str, not {name!r}", found=name)
-    outcome = Outcome.of_value(payload, f"the payload for {name!r}")
     app = app_or_default(app)
+    largest = conf.app_setting(app, "max_snapshot")
+    outcome = Outcome.of_payload(payload, f"the payload for {name!r}", largest)
     record = commands.deliver(
         _store(app, store),
         task_id,
         name,
         outcome,
         ended=_ended(app, task_id),
-        largest=conf.app_setting(app, "max_snapshot"),
+        largest=largest,
         kept_for=float(conf.seconds(conf.app_setting(app, "keep_failed"))),
         earlier_names=lambda record: _earlier_names(app, record, name),
     )

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 from celery_continuations.exceptions import UnserializableValueError
 
-__all__ = ["IMMUTABLE", "copy", "decode", "dumps", "encode", "loads", "real_type"]
+__all__ = ["IMMUTABLE", "copy", "decode", "depth", "dumps", "encode", "equal", "loads", "real_type"]
 
 
 def real_type(kind: Any) -> Any:
@@ -108,6 +108,40 @@ def copy(value: Any, what: str = "value") -> Any:
         encode(value, what)
         return value
     return decode(encode(value, what), what)
+
+
+def depth(tree: Any) -> int:
+    """Return how many containers of ``tree`` are within each other; of any tree, however deep.
+
+    >>> depth(1), depth([]), depth(encode({"a": [1]})), depth(encode({"~": 1}))
+    (0, 1, 2, 3)
+    """
+    levels, inner = 0, [tree]
+    while inner := [one for one in inner if isinstance(one, (list, dict))]:
+        levels += 1
+        inner = [item for one in inner for item in (one.values() if isinstance(one, dict) else one)]
+    return levels
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two trees were made of equal values: the order of keys does not count, nor whether 1 is written 1.0.
+
+    >>> equal(encode({"a": 1, "b": True}), encode({"b": True, "a": 1.0}))
+    True
+    >>> equal(encode(1), encode(True))
+    False
+    """
+    return bool(_comparable(one) == _comparable(other))
+
+
+def _comparable(tree: Any) -> Any:
+    """Return what equals that of an equal tree, and is hashable."""
+    if isinstance(tree, list):
+        return tuple(map(_comparable, tree))
+    if isinstance(tree, dict):
+        pairs = tree["~m"] if tree.keys() == {"~m"} else tree.items()
+        return frozenset((_comparable(key), _comparable(item)) for key, item in pairs)
+    return type(tree) if tree is None else (isinstance(tree, bool), tree)
 
 
 def _encode(value: Any) -> Any:

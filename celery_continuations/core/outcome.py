@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 from celery_continuations.core import codec
 from celery_continuations.exceptions import RememberedError, UnserializableValueError
 
-__all__ = ["Outcome"]
+__all__ = ["DEEPEST_PAYLOAD", "Outcome"]
+
+#: Containers within each other in a payload, as it is stored.  Every process that reads it must be able to, however
+#: deep in calls it is then.
+DEEPEST_PAYLOAD = 64
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,34 @@ class Outcome:
     def of_value(cls, value: Any, what: str) -> Outcome:
         """Remember ``value``.  Raises UnserializableValueError when it cannot be saved."""
         return cls("value", codec.encode(value, what))
+
+    @classmethod
+    def of_payload(cls, value: Any, what: str, largest: int) -> Outcome:
+        """Remember ``value``, which comes from outside.
+
+        Raises:
+            UnserializableValueError: when it cannot be saved, is nested too deeply, or has more than ``largest`` bytes.
+
+        >>> Outcome.of_payload([[1]], "a payload", 5).data
+        [[1]]
+        """
+        outcome = cls.of_value(value, what)
+        levels = codec.depth(outcome.data)
+        if levels > DEEPEST_PAYLOAD:
+            raise UnserializableValueError(
+                what,
+                f"cannot be saved: it is nested {levels} levels deep, at most {DEEPEST_PAYLOAD} are allowed; "
+                "a dict with a key that begins with ~, or that is not a str, counts as three",
+            )
+        size = len(json.dumps(outcome.data, separators=(",", ":")))
+        if size > largest:
+            problem = f"it is {size:,} bytes, continuation_max_snapshot allows {largest:,}; deliver a reference instead"
+            raise UnserializableValueError(what, f"is too large: {problem}")
+        return outcome
+
+    def equals(self, other: Outcome) -> bool:
+        """Whether the other one has an equal value; 1 equals 1.0, but not True."""
+        return self.kind == other.kind and codec.equal(self.data, other.data)
 
     @classmethod
     def of_error(cls, error: Exception) -> Outcome:

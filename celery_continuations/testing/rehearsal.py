@@ -134,7 +134,7 @@ class Rehearsal:
         outcome = Outcome.of_value(payload, f"the payload for {name!r}")
         if self.ended:
             raise DeliveryError(str(self.id), f"it has ended: {self.state}")
-        if self._inbox.setdefault(name, outcome) != outcome:
+        if not self._inbox.setdefault(name, outcome).equals(outcome):
             raise DeliveryError(str(self.id), f"{name!r} has another outcome: {self._inbox[name].data!r}")
 
     def resume(self) -> None:

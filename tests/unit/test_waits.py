@@ -160,8 +160,14 @@ def test_a_payload_that_cannot_be_saved(approval: Any, worker: Any) -> None:
 
 def test_a_payload_that_is_too_large(app: Celery, approval: Any) -> None:
     app.conf.continuation_max_snapshot = 100
-    with pytest.raises(DeliveryError, match="'approval' is too large"):
-        approval.apply_async().deliver("approval", "x" * 100)
+    result = approval.apply_async()
+    with pytest.raises(
+        UnserializableValueError, match="'approval' is too large: it is 102 bytes, .* allows 100; deliver"
+    ):
+        result.deliver("approval", "x" * 100)
+    result.deliver("another", "x" * 70)
+    with pytest.raises(DeliveryError, match="'approval' is too large: 1.. bytes with all that was delivered before"):
+        result.deliver("approval", "x" * 70)
 
 
 def test_nothing_in_time_returns_the_default(worker: Any, approval: Any, later: Any, record: Any) -> None:
