@@ -1,12 +1,13 @@
 """Callbacks over HTTP: an external service posts to an address, and a waiting task receives the payload.
 
-The address ends in a token: a signed text with one wait of one task, and its expiry.
+The address ends in a token: a signed text with one wait of one task, its expiry, and where its record is.
 The holder of a token may deliver to that wait, and do nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import re
 from datetime import timedelta
 from http import HTTPStatus
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -26,8 +27,10 @@ from celery_continuations.exceptions import (
     DeliveryError,
     InvalidStepError,
     StoreError,
+    TooLateError,
     UnserializableValueError,
 )
+from celery_continuations.stores.factory import settings_of
 
 try:
     from itsdangerous import BadData, URLSafeSerializer
@@ -35,11 +38,11 @@ except ImportError as exc:  # pragma: no cover - tested in a subprocess without 
     raise ImportError("itsdangerous is missing; run: pip install 'celery-continuations[callbacks]'") from exc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["accept", "callback_url", "wsgi"]
+__all__ = ["Late", "Reply", "accept", "callback_url", "receive", "wsgi"]
 
 logger = logging.getLogger("celery_continuations")
 
@@ -50,8 +53,36 @@ _DIGEST = hashlib.sha384
 
 _HEADERS = {405: ("Allow", "POST"), 503: ("Retry-After", "30")}
 
+# Services label JSON in these ways; the token decides whether the body is trusted.
+_JSON = re.compile(r"application/([a-z0-9!#$&^_.+-]+\+)?json|text/plain")
 
-def callback_url(app: Celery, task_id: str, name: str, expires: float | timedelta | None = None) -> str:
+#: What happens to a payload that comes too late.
+Late = Literal["refuse", "ignore"]
+
+
+class Reply(NamedTuple):
+    """How to answer a request.
+
+    Attributes:
+        status: the HTTP status.
+        body: JSON, or empty.
+        headers: by name.
+    """
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def callback_url(
+    app: Celery,
+    task_id: str,
+    name: str,
+    expires: float | timedelta | None = None,
+    *,
+    store: str | None = None,
+    started: bool = False,
+) -> str:
     """Return an address for one delivery to one wait of one task.
 
     Args:
@@ -59,6 +90,8 @@ def callback_url(app: Celery, task_id: str, name: str, expires: float | timedelt
         task_id: of the task.
         name: of what the task waits for.
         expires: seconds, or a timedelta, from now on; without it ``continuation_callback_expires``.
+        store: the task's setting ``continuation_store``; by default the app's.
+        started: whether the task has started; then nothing is kept for a task whose record is gone.
 
     Raises:
         ImproperlyConfigured: when ``continuation_callback_url`` or ``continuation_callback_secret`` is not set.
@@ -79,19 +112,70 @@ def callback_url(app: Celery, task_id: str, name: str, expires: float | timedelt
     elif not conf.SETTINGS["callback_expires"].accepts(expires):
         raise ValueError(f"a callback's expires must be {conf.SETTINGS['callback_expires'].allowed}, not {expires!r}")
     base = conf.needed(app, "callback_url").rstrip("/")
-    token = _serializer(app).dumps([task_id, name, math.ceil(time() + conf.seconds(expires))])
-    return f"{base}/{token}"
+    fields = [task_id, name, math.ceil(time() + conf.seconds(expires))]
+    place = "" if store in (None, conf.app_setting(app, "store")) else _digest(_secrets(app)[0], str(store))
+    if place or started:  # release 0.1 reads addresses without these
+        fields += [place, int(started)]
+    return f"{base}/{_serializer(app).dumps(fields)}"
 
 
-def accept(app: Celery, token: str, payload: Any) -> None:
-    """Deliver the payload of a request to a callback's address; a custom view makes this one call.
+def receive(
+    app: Celery,
+    token: str,
+    content_type: str | None,
+    body: bytes | Callable[[], bytes],
+    *,
+    late: Late = "refuse",
+) -> Reply:
+    """Deliver the body of a POST to a callback's address; a view of your own makes this one call.
 
-    The same payload again is accepted and changes nothing.
+    The token is checked before the body is read, and both before the body is parsed.
+
+    Args:
+        app: the app of the task.
+        token: the last part of the address.
+        content_type: the header of that name.
+        body: the body of the request, or a function that reads it.  The function may check the sender's signature, and
+            raise CallbackError.
+        late: what to do with a payload that comes too late, because another one was delivered before, the wait has
+            timed out or the task is over: ``"refuse"`` it with 409, or ``"ignore"`` it and answer with 204.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ImproperlyConfigured: when ``continuation_callback_secret`` is not set.
+
+    >>> app = Celery(broker="memory://", set_as_current=False)
+    >>> app.conf.continuation_callback_secret = "only an example, of 32 characters or more"
+    >>> receive(app, "guessed", "application/json", b"[[[[").status
+    404
+    """
+    try:
+        callback = _verify(app, token)
+        kind = (content_type or "").partition(";")[0].strip().lower()
+        if not _JSON.fullmatch(kind):
+            raise CallbackError(415, "only application/json is allowed")
+        limit = conf.needed(app, "callback_max_body")
+        found = body if isinstance(body, bytes) else _read(body)
+        if len(found) > limit:
+            raise CallbackError(413, f"at most {limit} bytes are allowed")
+        _deliver(app, callback, _decode(found), late)
+    except CallbackError as error:
+        return _reply(error)
+    return Reply(204, b"", {})
+
+
+def accept(app: Celery, token: str, payload: Any, *, late: Late = "refuse") -> None:
+    """Deliver a payload that a view has parsed, to a callback's address.
+
+    An equal payload again is accepted and changes nothing.
 
     Args:
         app: the app of the task.
         token: the last part of the address.
         payload: the body of the request, decoded.
+        late: see :func:`receive`.
 
     Raises:
         CallbackError: when it is not delivered; its ``status`` is the one to answer with.
@@ -104,17 +188,17 @@ def accept(app: Celery, token: str, payload: Any) -> None:
         ...
     celery_continuations.exceptions.CallbackError: 404: there is nothing at this address
     """
-    task_id, name = _verify(app, token)
-    _deliver(app, task_id, name, payload)
+    _deliver(app, _verify(app, token), payload, late)
 
 
-def wsgi(app: Celery) -> WSGIApplication:
+def wsgi(app: Celery, *, late: Late = "refuse") -> WSGIApplication:
     """Return a WSGI application that receives callbacks, to be mounted at ``continuation_callback_url``.
 
     It reads only the last part of the path, so it can be mounted anywhere.
 
     Args:
         app: the app of the tasks.
+        late: see :func:`receive`.
 
     Raises:
         ImproperlyConfigured: when ``continuation_callback_secret`` is not set.
@@ -130,17 +214,13 @@ def wsgi(app: Celery) -> WSGIApplication:
     conf.needed(app, "callback_secret")  # raise for a wrong one when the server starts, not at the first callback
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        error = _take(app, environ)
-        if error is None:
-            start_response("204 No Content", [])
-            return []
-        body = json.dumps({"error": error.problem}).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        headers.append(("Cache-Control", "no-store"))
-        if error.status in _HEADERS:
-            headers.append(_HEADERS[error.status])
-        start_response(f"{error.status} {HTTPStatus(error.status).phrase}", headers)
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+        try:
+            reply = _take(app, environ, late)
+        except Exception:
+            logger.exception("Unexpected error in a callback", extra={"action": "callback_failed"})
+            reply = _reply(CallbackError(500, "internal error"))
+        start_response(f"{reply.status} {HTTPStatus(reply.status).phrase}", list(reply.headers.items()))
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" or not reply.body else [reply.body]
 
     return application
 
@@ -148,37 +228,76 @@ def wsgi(app: Celery) -> WSGIApplication:
 # -- the token
 
 
-def _serializer(app: Celery) -> URLSafeSerializer:
+class _Callback(NamedTuple):
+    """What a token says: the task, the name of the wait, the digest of the task's store, whether it has started."""
+
+    task_id: str
+    name: str
+    place: str = ""
+    started: bool = False
+
+
+def _secrets(app: Celery) -> list[str]:
     secrets = conf.needed(app, "callback_secret")
-    keys = [secrets] if isinstance(secrets, str) else list(secrets)
+    return [secrets] if isinstance(secrets, str) else list(secrets)
+
+
+def _serializer(app: Celery) -> URLSafeSerializer:
     return URLSafeSerializer(
-        keys[::-1],  # itsdangerous signs with the last
+        _secrets(app)[::-1],  # itsdangerous signs with the last
         salt=f"celery_continuations.callbacks:{conf.namespace(app)}",
         signer_kwargs={"digest_method": _DIGEST, "key_derivation": "hmac"},
     )
 
 
-def _verify(app: Celery, token: str) -> tuple[str, str]:
-    """Return the task's id and the name of the wait."""
+def _verify(app: Celery, token: str) -> _Callback:
     serializer = _serializer(app)
     try:
         if not _TOKEN.fullmatch(token):
             raise BadData("not the characters of a token")
-        task_id, name, expires = serializer.loads(token)
+        task_id, name, expires, *more = serializer.loads(token)
     except BadData:
         raise CallbackError(404, "there is nothing at this address") from None
     if time() >= expires:
         raise CallbackError(410, "this address has expired")
-    return task_id, name
+    return _Callback(task_id, name, *more)
 
 
-def _deliver(app: Celery, task_id: str, name: str, payload: Any) -> None:
+def _digest(secret: str, store: str) -> str:
+    """Name a store in a token: with the secret, as the URL of the store may have a password that can be guessed."""
+    return hmac.new(secret.encode(), f"celery_continuations.store:{store}".encode(), _DIGEST).hexdigest()[:16]
+
+
+def _store_at(app: Celery, place: str) -> str | None:
+    """Return the setting of the store that a token names; None for the app's."""
+    if not place:
+        return None
+    # The tasks of a web server may not be imported before they are needed.
+    for make_known in (lambda: None, app.loader.import_default_modules):
+        make_known()
+        for store in settings_of(app):
+            if any(_digest(secret, store) == place for secret in _secrets(app)):
+                return store
+    raise StoreError(
+        "of a callback's task",
+        "no task that this process knows has the continuation_store that the address names; import the task's module "
+        "here, with the same settings as on its workers",
+    )
+
+
+def _deliver(app: Celery, callback: _Callback, payload: Any, late: Late) -> None:
+    task_id, name, place, started = callback
     try:
-        deliver(task_id, name, payload, app=app)
+        deliver(task_id, name, payload, app=app, store=_store_at(app, place), started=bool(started))
     except UnserializableValueError as exc:
         raise CallbackError(400, "the payload cannot be saved") from exc
+    except TooLateError as exc:
+        if late == "refuse":
+            raise CallbackError(409, "the task is not waiting for this") from exc
+        extra = {"action": "callback_ignored", "task_id": task_id}
+        logger.info("A callback for task %s came too late, and was ignored: %s", task_id, exc, extra=extra)
     except DeliveryError as exc:
-        raise CallbackError(409, "the task is not waiting for this") from exc
+        raise CallbackError(409, "the task does not accept this") from exc
     except StoreError as exc:
         extra = {"action": "callback_delayed", "task_id": task_id}
         logger.warning("A callback for task %s could not be delivered: %s", task_id, exc, extra=extra)
@@ -192,27 +311,32 @@ def _deliver(app: Celery, task_id: str, name: str, payload: Any) -> None:
 # -- the request
 
 
-def _take(app: Celery, environ: WSGIEnvironment) -> CallbackError | None:
-    """Deliver the payload of a request; return the error, or None."""
+def _take(app: Celery, environ: WSGIEnvironment, late: Late) -> Reply:
+    if environ.get("REQUEST_METHOD") != "POST":
+        return _reply(CallbackError(405, "only POST is allowed"))
+    token = environ.get("PATH_INFO", "").rpartition("/")[2]
+    limit = conf.needed(app, "callback_max_body")
+    return receive(app, token, environ.get("CONTENT_TYPE"), lambda: _body(environ, limit), late=late)
+
+
+def _reply(error: CallbackError) -> Reply:
+    body = json.dumps({"error": error.problem}).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+    if error.status in _HEADERS:
+        name, value = _HEADERS[error.status]
+        headers[name] = value
+    return Reply(error.status, body, headers)
+
+
+def _read(body: Callable[[], bytes]) -> bytes:
     try:
-        if environ.get("REQUEST_METHOD") != "POST":
-            raise CallbackError(405, "only POST is allowed")
-        # Before the body, so that an unauthenticated one is never read.
-        task_id, name = _verify(app, environ.get("PATH_INFO", "").rpartition("/")[2])
-        body = _body(environ, conf.needed(app, "callback_max_body"))
-        _deliver(app, task_id, name, _decode(body))
-    except CallbackError as error:
-        return error
-    except Exception:
-        logger.exception("Unexpected error in a callback", extra={"action": "callback_failed"})
-        return CallbackError(500, "internal error")
-    return None
+        return body()
+    except OSError:
+        raise CallbackError(400, "the body cannot be read") from None
 
 
 def _body(environ: WSGIEnvironment, limit: int) -> bytes:
-    """Return the body of a request, if its headers say that it is JSON, of at most ``limit`` bytes."""
-    if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
-        raise CallbackError(415, "only application/json is allowed")
+    """Return the body of a request, if its headers say that it has at most ``limit`` bytes."""
     length = environ.get("CONTENT_LENGTH", "")
     if not length:
         raise CallbackError(411, "Content-Length is missing")

@@ -30,7 +30,15 @@ __all__ = ["cancel", "deliver", "pause", "resume", "retry", "wake"]
 logger = logging.getLogger("celery_continuations")
 
 
-def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None, store: str | None = None) -> None:
+def deliver(
+    task_id: str,
+    name: str,
+    payload: Any,
+    *,
+    app: Celery | None = None,
+    store: str | None = None,
+    started: bool = False,
+) -> None:
     """Deliver ``payload`` to the wait ``name`` of a task: ``self.wait_for(name)`` returns it.
 
     The payload may be delivered before the wait begins or the task starts.  It is kept until then; if the task never
@@ -43,9 +51,11 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
             up to 64 levels deep.
         app: the task's app; by default the current one.
         store: the task's setting ``continuation_store``; by default the app's.
+        started: whether the task has started; then nothing is kept for a task whose record is gone.
 
     Raises:
-        DeliveryError: when the task is over, or the wait has another outcome.
+        TooLateError: when the task is over, or the wait has another outcome.
+        DeliveryError: when it is too large with all that was delivered to the task before.
         UnserializableValueError: when the payload cannot be saved, is nested too deeply, or is too large alone.
         StoreError: when the store cannot be reached, or keeps nothing.
         kombu.exceptions.OperationalError: when the broker cannot be reached.  The payload is kept, and a worker
@@ -58,7 +68,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
     >>> deliver("7f3a", "approval", "no", app=app)
     Traceback (most recent call last):
         ...
-    celery_continuations.exceptions.DeliveryError: task 7f3a: something else was delivered to 'approval' before
+    celery_continuations.exceptions.TooLateError: task 7f3a: something else was delivered to 'approval' before
     """
     if type(name) is not str or not name:
         raise InvalidStepError(f"a wait's name must be a non-empty str, not {name!r}", found=name)
@@ -73,6 +83,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
         ended=_ended(app, task_id),
         largest=largest,
         kept_for=float(conf.seconds(conf.app_setting(app, "keep_failed"))),
+        started=started,
         earlier_names=lambda record: _earlier_names(app, record, name),
     )
     _log(task_id, "delivered", f"{name!r} was delivered")

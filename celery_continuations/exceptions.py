@@ -24,6 +24,7 @@ __all__ = [
     "SnapshotTooLargeError",
     "SourceChangedError",
     "StoreError",
+    "TooLateError",
     "UnadvanceableCursorError",
     "UnserializableValueError",
     "WaitTimeout",
@@ -342,6 +343,10 @@ class DeliveryError(ContinuationError):
 
     def __str__(self) -> str:
         return f"task {self.task_id}: {self.problem}"
+
+
+class TooLateError(DeliveryError):
+    """A delivery came too late: the wait has another outcome, or the task is over."""
 
 
 class CallbackError(ContinuationError):

@@ -7,7 +7,7 @@ from datetime import timedelta
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from celery_continuations import celery_internals, refusals, waits
+from celery_continuations import celery_internals, conf, refusals, waits
 from celery_continuations.boundary import BoundaryTask
 from celery_continuations.core.continuation import Continuation
 from celery_continuations.core.iteration import Iteration
@@ -291,7 +291,7 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
         >>> ask.apply().get().startswith("https://example.com/callbacks/")
         True
         """
-        from celery_continuations.callbacks import callback_url  # itsdangerous is an extra
+        from celery_continuations import callbacks  # itsdangerous is an extra
 
         if self.request.id is None:
             raise InvalidStepError(
@@ -299,7 +299,9 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
                 "outside of it, or in another thread or greenlet",
                 found=name,
             )
-        return callback_url(self.app, self.request.id, name, expires)
+        started = not self._waits(name)[1].is_direct  # a task that has started has a record
+        store = conf.setting(self, "store")
+        return callbacks.callback_url(self.app, self.request.id, name, expires, store=store, started=started)
 
     @property
     def continuation(self) -> Continuation:

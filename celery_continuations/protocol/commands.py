@@ -12,7 +12,7 @@ from celery_continuations.core.evolution import NO_LOOPS
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import ACCEPTED, Snapshot
-from celery_continuations.exceptions import DeliveryError
+from celery_continuations.exceptions import DeliveryError, TooLateError
 from celery_continuations.protocol.owned import OVERDUE_AFTER
 from celery_continuations.stores.base import Command, Due, Fence, Record, Status, Store, Update
 
@@ -41,6 +41,7 @@ def deliver(
     ended: Ended,
     largest: int,
     kept_for: float,
+    started: bool = False,
     earlier_names: Callable[[Record], list[str]] = lambda _: [],
 ) -> Record | None:
     """Store a payload for the wait of that name, and end the wait.
@@ -53,6 +54,7 @@ def deliver(
         ended: returns the state of a task without a record if it has ended.
         largest: the size limit, in bytes, of everything delivered to one task.
         kept_for: seconds for which the payload is kept if the task does not start.
+        started: whether the task is known to have started: without a record it ended long ago.
         earlier_names: returns the names of the wait in older code: if the task waits under one of them, the payload is
             stored under that name, which its code knows.
 
@@ -60,11 +62,14 @@ def deliver(
         The record whose message must be published, if it waited for the payload; else None.
 
     Raises:
-        DeliveryError: when the task is over, or the wait has another outcome.
+        TooLateError: when the task is over, or the wait has another outcome.
+        DeliveryError: when it exceeds the size limit with all that was delivered before.
     """
     while True:
         record = store.read(task_id)
         _refuse_over(task_id, record, ended)
+        if record is None and started:
+            raise TooLateError(task_id, "it has ended, and its record is gone")
         name = next((one for one in earlier_names(record) if _waits_for(record, one)), name) if record else name
         text = _with_delivery(task_id, record, name, outcome, largest)
         if text is None:
@@ -266,16 +271,16 @@ def _refuse_over(task_id: str, record: Record | None, ended: Ended) -> None:
     if record is None:
         state = ended()
         if state is not None:
-            raise DeliveryError(task_id, f"it has ended: {state}")
+            raise TooLateError(task_id, f"it has ended: {state}")
         return
     # A record with a value has returned, even if its execution was lost and the record is queued again.
     status = Status.RETURNED if record.value else record.fence.status
     if status in _OVER:
-        raise DeliveryError(task_id, _OVER[status])
+        raise TooLateError(task_id, _OVER[status])
 
 
 def _refuse_another(task_id: str, name: str, known: Outcome, outcome: Outcome) -> None:
     if known == TIMED_OUT:
-        raise DeliveryError(task_id, f"the wait {name!r} has timed out")
+        raise TooLateError(task_id, f"the wait {name!r} has timed out")
     if not known.equals(outcome):
-        raise DeliveryError(task_id, f"something else was delivered to {name!r} before")
+        raise TooLateError(task_id, f"something else was delivered to {name!r} before")

@@ -19,7 +19,7 @@ from celery_continuations.stores.message import MessageStore
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["open_store", "without_store"]
+__all__ = ["open_store", "settings_of", "stores_of", "without_store"]
 
 _REDIS = ("redis", "rediss", "redis+socket", "sentinel")
 _IN_MEMORY = "other processes cannot see a database in memory"
@@ -60,9 +60,13 @@ def open_store(app: Celery, setting: str) -> Store:
 
 def stores_of(app: Celery) -> list[Store]:
     """Return the stores that the app's tasks use, each once."""
-    settings = [conf.app_setting(app, "store")]
-    settings += [conf.setting(task, "store") for task in list(app.tasks.values())]
-    return list({id(store): store for store in (open_store(app, one) for one in settings)}.values())
+    return list({id(store): store for store in (open_store(app, one) for one in settings_of(app))}.values())
+
+
+def settings_of(app: Celery) -> list[str]:
+    """Return the values of ``continuation_store`` of the app and of its tasks, each once."""
+    own = [conf.setting(task, "store") for task in list(app.tasks.values())]
+    return list(dict.fromkeys([conf.app_setting(app, "store"), *own]))
 
 
 def without_store(app: Celery) -> str | None:

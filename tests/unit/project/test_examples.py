@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from celery import Celery
+from flask import Flask
 
 from celery_continuations import ContinuableTask
 from celery_continuations.testing import assert_resumable, delivered
+from tests.support import web
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -158,8 +160,9 @@ def of_testing(names: Names) -> None:
 
 def of_callbacks(names: Names) -> None:
     asked: list[int] = []
+    web.stand_in()
     names.update(
-        os=os, flask_app=SimpleNamespace(wsgi_app=None), asked=asked,
+        os=os, flask_app=Flask("web"), api=web.FastAPI(), asked=asked,
         request_payment=lambda order, address: asked.append(order),
     )  # fmt: skip
 

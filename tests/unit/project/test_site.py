@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from flask import Flask
 
 from celery_continuations import ContinuableTask, conf
+from tests.support import web
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -61,7 +63,8 @@ def test_the_examples_of_a_page(
     if name_of(page) == "callbacks.md":
         monkeypatch.setenv("CALLBACK_SECRET", "only a test, of 32 characters or more")
         monkeypatch.setitem(sys.modules, "proj", SimpleNamespace(app=app))
-        names.update(ContinuableTask=ContinuableTask, os=os, flask_app=SimpleNamespace(wsgi_app=None))
+        web.stand_in()
+        names.update(ContinuableTask=ContinuableTask, os=os, flask_app=Flask("web"), api=web.FastAPI())
     for language, block in fences(page):
         if language == "python":
             exec(compile(block, str(page), "exec", dont_inherit=True), names)
