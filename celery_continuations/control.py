@@ -1,6 +1,10 @@
 """Operations on a task: deliver, pause, resume, cancel, retry.
 
 They work without a running worker: the record is in the store.
+
+In a transaction of Django's (``atomic``, ``ATOMIC_REQUESTS``) they wait for its commit, and do nothing if it is rolled
+back.  What would be refused now is raised immediately; any other error is raised by the commit.  In a step with
+``transaction=`` they do not wait.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from celery.app.task import Context
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_continuations import celery_internals, conf
+from celery_continuations.commits import after_commit, waits_for
 from celery_continuations.core.evolution import old_names
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.exceptions import InvalidStepError, StoreError
@@ -75,19 +80,39 @@ def deliver(
     app = app_or_default(app)
     largest = conf.app_setting(app, "max_snapshot")
     outcome = Outcome.of_payload(payload, f"the payload for {name!r}", largest)
-    record = commands.deliver(
-        _store(app, store),
-        task_id,
-        name,
-        outcome,
-        ended=_ended(app, task_id),
-        largest=largest,
-        kept_for=float(conf.seconds(conf.app_setting(app, "keep_failed"))),
-        started=started,
-        earlier_names=lambda record: _earlier_names(app, record, name),
-    )
-    _log(task_id, "delivered", f"{name!r} was delivered")
-    _publish(app, record)
+    opened, ended = _store(app, store), _ended(app, task_id)
+    kept_for = float(conf.seconds(conf.app_setting(app, "keep_failed")))
+
+    def earlier_names(record: Record) -> list[str]:
+        return _earlier_names(app, record, name)
+
+    def act() -> None:
+        record = commands.deliver(
+            opened,
+            task_id,
+            name,
+            outcome,
+            ended=ended,
+            largest=largest,
+            kept_for=kept_for,
+            started=started,
+            earlier_names=earlier_names,
+        )
+        _log(task_id, "delivered", f"{name!r} was delivered")
+        _publish(app, record)
+
+    if waits_for():
+        commands.check_delivery(
+            opened,
+            task_id,
+            name,
+            outcome,
+            ended=ended,
+            largest=largest,
+            started=started,
+            earlier_names=earlier_names,
+        )
+    after_commit(act)
 
 
 def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None = None) -> None:
@@ -106,8 +131,15 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
         StoreError: when the store cannot be reached, or keeps nothing.
     """
     app = app_or_default(app)
-    commands.pause(_store(app, store), task_id, ended=_ended(app, task_id))
-    _log(task_id, "paused", "pause requested")
+    opened, ended = _store(app, store), _ended(app, task_id)
+
+    def act() -> None:
+        commands.pause(opened, task_id, ended=ended)
+        _log(task_id, "paused", "pause requested")
+
+    if waits_for():
+        commands.check_open(opened, task_id, ended=ended)
+    after_commit(act)
 
 
 def resume(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
@@ -117,9 +149,16 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
         kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task later.
     """
     app = app_or_default(app)
-    record = commands.resume(_store(app, store), task_id, ended=_ended(app, task_id))
-    _log(task_id, "unpaused", "resumed")
-    _publish(app, record)
+    opened, ended = _store(app, store), _ended(app, task_id)
+
+    def act() -> None:
+        record = commands.resume(opened, task_id, ended=ended)
+        _log(task_id, "unpaused", "resumed")
+        _publish(app, record)
+
+    if waits_for():
+        commands.check_open(opened, task_id, ended=ended)
+    after_commit(act)
 
 
 def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
@@ -133,13 +172,18 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
         StoreError: when the store cannot be reached, or keeps nothing.
     """
     app = app_or_default(app)
-    opened = _store(app, store)
-    record = opened.read(task_id)
-    kept_for = conf.tombstone_seconds(app)
-    has_ended = commands.cancel(opened, task_id, ended=_ended(app, task_id), kept_for=kept_for)
-    _log(task_id, "cancelled", "cancelled" if has_ended else "cancel requested")
-    if has_ended:
-        revoke(app, task_id, record)
+    opened, ended = _store(app, store), _ended(app, task_id)
+
+    def act() -> None:
+        record = opened.read(task_id)
+        has_ended = commands.cancel(opened, task_id, ended=ended, kept_for=conf.tombstone_seconds(app))
+        _log(task_id, "cancelled", "cancelled" if has_ended else "cancel requested")
+        if has_ended:
+            revoke(app, task_id, record)
+
+    if waits_for():
+        commands.check_open(opened, task_id, ended=ended, cancelled=True)
+    after_commit(act)
 
 
 def revoke(app: Celery, task_id: str, record: Record | None) -> None:
@@ -188,13 +232,19 @@ def retry(
     """
     app = app_or_default(app)
     opened = _store(app, store)
-    commands.check_retry(opened, task_id, step, accept_source)
-    # Before the record is reopened: an execution asks the result backend whether the task has ended.
-    app.backend.store_result(task_id, None, states.PENDING)
-    record = commands.retry(opened, task_id, step, accept_source)
     what = f", from step {step!r}" if step else ", with its source as it is now" if accept_source else ""
-    _log(task_id, "retried", f"retried{what}")
-    _publish(app, record)
+
+    def act() -> None:
+        commands.check_retry(opened, task_id, step, accept_source)
+        # Before the record is reopened: an execution asks the result backend whether the task has ended.
+        app.backend.store_result(task_id, None, states.PENDING)
+        record = commands.retry(opened, task_id, step, accept_source)
+        _log(task_id, "retried", f"retried{what}")
+        _publish(app, record)
+
+    if waits_for():
+        commands.check_retry(opened, task_id, step, accept_source)
+    after_commit(act)
 
 
 def _store(app: Celery, setting: str | None) -> Store:

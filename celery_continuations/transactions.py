@@ -25,6 +25,7 @@ from functools import cache
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from celery_continuations.commits import atomic_blocks, is_django, open_aliases, units
 from celery_continuations.engines import configured_engines, connections_of, several_engines, watch_savepoints
 from celery_continuations.exceptions import CheckpointError, InvalidStepError
 
@@ -82,6 +83,7 @@ class AliasUnit:
             self.committed, is_tested = False, self._connection.in_atomic_block  # by a TestCase, which never commits
             block = transaction.atomic(using=self._alias, durable=True)
             block.__enter__()
+            units.add(block)
             self._block = block
             if not is_tested:
                 transaction.on_commit(self._note_commit, using=self._alias)  # before the task's own hooks
@@ -110,7 +112,7 @@ class AliasUnit:
 
     def has_more_open(self) -> bool:
         """See :class:`Unit`."""
-        return any(block is not self._block for block in _atomic_blocks(self._connection))
+        return any(block is not self._block for block in atomic_blocks(self._connection))
 
 
 class Rollback(Exception):
@@ -250,7 +252,7 @@ class Told(Protocol):
 def tell(run: Told) -> None:
     """Set the attention of ``run`` whenever a session or a connection of this thread begins, as long as it exists."""
     _here.told.add(run)
-    if _is_django():
+    if is_django():
         _listen_to_django()
     if _is_sqlalchemy():
         _listen()
@@ -263,7 +265,7 @@ def session_is_open() -> bool:
 
 def blocks_of_tests() -> tuple[tuple[Any, list[Any]], ...]:
     """Return each Django connection of this thread, with the atomic blocks of a TestCase that it is in."""
-    if not _is_django():
+    if not is_django():
         return ()
     from django.db import connections
 
@@ -279,11 +281,6 @@ def _set_attention() -> None:
 # -- Django
 
 
-def _is_django() -> bool:
-    conf = sys.modules.get("django.conf")
-    return "django.db" in sys.modules and conf is not None and conf.settings.configured
-
-
 @cache
 def _listen_to_django() -> None:
     """Listen to every connection from now on."""
@@ -297,20 +294,9 @@ def _on_connect(**_: Any) -> None:
 
 
 def _open_in_django(own: Unit | None) -> Iterator[str]:
-    if not _is_django():
-        return
-    from django.db import connections
-
-    for connection in connections.all(initialized_only=True):
-        if isinstance(own, AliasUnit) and own._alias == connection.alias:
-            continue
-        if connection.in_atomic_block and _atomic_blocks(connection):
-            yield f"the Django connection {connection.alias!r}"
-
-
-def _atomic_blocks(connection: Any) -> list[Any]:
-    """Return the blocks of the task, without those of a TestCase, which never commits them."""
-    return [block for block in connection.atomic_blocks if not block._from_testcase]
+    for alias in open_aliases():
+        if not (isinstance(own, AliasUnit) and own._alias == alias):
+            yield f"the Django connection {alias!r}"
 
 
 # -- SQLAlchemy

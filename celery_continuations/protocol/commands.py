@@ -16,7 +16,7 @@ from celery_continuations.exceptions import DeliveryError, TooLateError
 from celery_continuations.protocol.owned import OVERDUE_AFTER
 from celery_continuations.stores.base import Command, Due, Fence, Record, Status, Store, Update
 
-__all__ = ["cancel", "check_retry", "deliver", "pause", "resume", "retry", "wake"]
+__all__ = ["cancel", "check_delivery", "check_open", "check_retry", "deliver", "pause", "resume", "retry", "wake"]
 
 #: Asks the result backend for the state of a task without a record: None if the task may still start.
 Ended = Callable[[], str | None]
@@ -68,9 +68,8 @@ def deliver(
     while True:
         record = store.read(task_id)
         _refuse_over(task_id, record, ended)
-        if record is None and started:
-            raise TooLateError(task_id, "it has ended, and its record is gone")
-        name = next((one for one in earlier_names(record) if _waits_for(record, one)), name) if record else name
+        _refuse_forgotten(task_id, record, started)
+        name = _current_name(record, name, earlier_names)
         text = _with_delivery(task_id, record, name, outcome, largest)
         if text is None:
             return None
@@ -88,6 +87,48 @@ def deliver(
         )
         if store.compare_and_swap(task_id, known, delivery):
             return record if waits else None
+
+
+def check_delivery(
+    store: Store,
+    task_id: str,
+    name: str,
+    outcome: Outcome,
+    *,
+    ended: Ended,
+    largest: int,
+    started: bool = False,
+    earlier_names: Callable[[Record], list[str]] = lambda _: [],
+) -> None:
+    """Raise what :func:`deliver` would raise; change nothing."""
+    record = store.read(task_id)
+    _refuse_over(task_id, record, ended)
+    _refuse_forgotten(task_id, record, started)
+    _with_delivery(task_id, record, _current_name(record, name, earlier_names), outcome, largest)
+
+
+def check_open(store: Store, task_id: str, *, ended: Ended, cancelled: bool = False) -> None:
+    """Raise what a command would raise; change nothing.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        ended: see :func:`deliver`.
+        cancelled: whether a task that was cancelled is accepted.
+    """
+    record = store.read(task_id)
+    if not (cancelled and record is not None and record.fence.status == Status.CANCELLED):
+        _refuse_over(task_id, record, ended)
+
+
+def _current_name(record: Record | None, name: str, earlier_names: Callable[[Record], list[str]]) -> str:
+    """Return the name of the wait in the code that the task waits in."""
+    return next((one for one in earlier_names(record) if _waits_for(record, one)), name) if record else name
+
+
+def _refuse_forgotten(task_id: str, record: Record | None, started: bool) -> None:
+    if record is None and started:
+        raise TooLateError(task_id, "it has ended, and its record is gone")
 
 
 def _with_delivery(task_id: str, record: Record | None, name: str, outcome: Outcome, largest: int) -> str | None:
