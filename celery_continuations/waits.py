@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -34,6 +35,9 @@ RAISE: Any = object()
 
 #: A child's header with the id and the name of the task that waits for it.
 PARENT = "continuation_parent"
+
+# Seconds: times that are longer may not be dates that can be shown, and are mistakes.
+_LONGEST = 100 * 366 * 86_400
 
 # Seconds between two checks of a child, whose end is not reported if its worker was killed or lacks this package.
 _LOOK_AGAIN = 60.0
@@ -117,6 +121,7 @@ class Waits:
             until: seconds or a timedelta from now, or a datetime; a naive one is in the app's timezone.
 
         Raises:
+            InvalidStepError: when ``until`` is not such a time, or more than 100 years away.
             StoreError: see :meth:`wait_for`.
         """
         run, waiter = self._waits(name)
@@ -149,17 +154,18 @@ class Waits:
         value: V = wait_until(run, waiter, name, predicate, every, timeout)
         return value
 
-    def resume_in(self, delay: float | timedelta) -> NoReturn:
+    def resume_in(self, delay: float | timedelta | datetime) -> NoReturn:
         """Inside a step: free the worker, and resume after ``delay`` at the same cursor.  No retry is counted.
 
         Args:
-            delay: seconds or a timedelta.
+            delay: seconds or a timedelta from now, or a datetime, which may have passed; a naive one is in the app's
+                timezone.
 
         Raises:
-            InvalidStepError: outside of a step, and in a direct call.
+            InvalidStepError: outside of a step, in a direct call, and when ``delay`` is not such a time.
             StoreError: see :meth:`wait_for`.
         """
-        resume_in(*self._waits("resume_in"), delay)
+        resume_in(*self._waits("resume_in"), delay, self.app)
 
 
 def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | None, default: Any) -> Any:
@@ -182,10 +188,7 @@ def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | N
 
 def sleep(run: Run, waiter: Waiter, name: str, until: float | timedelta | datetime, app: Any) -> None:
     """See :meth:`AppTask.sleep`."""
-    if isinstance(until, datetime):
-        moment = (until if until.tzinfo else until.replace(tzinfo=app.timezone)).timestamp()
-    else:
-        moment = waiter.now() + _seconds(until, "until")
+    moment = _moment(waiter.now(), until, "until", app)
 
     def look(step: Step) -> Outcome:
         fixed = _fixed(step, lambda: moment)
@@ -223,12 +226,13 @@ def wait_until(
     return run.wait(name, "wait_until", look)
 
 
-def resume_in(run: Run, waiter: Waiter, delay: float | timedelta) -> NoReturn:
+def resume_in(run: Run, waiter: Waiter, delay: float | timedelta | datetime, app: Any) -> NoReturn:
     """See :meth:`AppTask.resume_in`."""
-    seconds = _seconds(delay, "delay")
+    now = waiter.now()
+    moment = _moment(now, delay, "delay", app)
     if run.current is None:
         raise InvalidStepError("resume_in was called outside of a step; use sleep there")
-    waiter.leave(Waiting("time", waiter.now() + seconds), f"resuming in {seconds:g} s")
+    waiter.leave(Waiting("time", moment), f"resuming in {max(0.0, round(moment - now, 3)):g} s")
 
 
 def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, parent: Task[..., object]) -> Any:
@@ -345,8 +349,24 @@ def _fixed(step: Step, moment: Callable[[], float | None]) -> float | None:
     return until
 
 
-def _seconds(value: Any, what: str) -> float:
+def _moment(now: float, value: Any, what: str, app: Any) -> float:
+    """Return the moment, in seconds since the epoch, that a datetime or a time from now names."""
+    if not isinstance(value, datetime):
+        return now + _seconds(value, what, " or a datetime")
+    try:
+        moment = (value if value.tzinfo else value.replace(tzinfo=app.timezone)).timestamp()
+    except OverflowError:  # the first and the last day, in some timezones
+        moment = math.inf
+    if moment - now > _LONGEST:
+        raise InvalidStepError(f"{what} = {value!r} is not allowed; it takes a datetime within the next 100 years")
+    return moment
+
+
+def _seconds(value: Any, what: str, or_else: str = "") -> float:
     seconds = conf.seconds(value)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
-        raise InvalidStepError(f"{what} = {value!r} is not allowed; it takes seconds, 0 or more, or a timedelta")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST:
+        raise InvalidStepError(
+            f"{what} = {value!r} is not allowed; it takes seconds, 0 or more and at most {_LONGEST:,} (100 years), or a "
+            f"timedelta{or_else}"
+        )
     return float(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -126,7 +127,8 @@ def cursor(encoded: Any) -> str:
 
 def _wait(waiting: dict[str, Any]) -> str:
     kind, until, name = waiting["kind"], waiting["until"], waiting["key"]
-    left = "" if until is None else f" {duration(max(0.0, until - time.time()))}"
+    # Release 0.1 accepted inf and nan.
+    left = "" if until is None or not math.isfinite(until) else f" {duration(max(0.0, until - time.time()))}"
     if kind == "time":
         return f"sleeps{left or ' on'}"
     text = f"waits for {name!r}" if kind == "delivery" else f"waits for result {name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -383,6 +384,81 @@ def test_resume_in_comes_back_at_the_same_cursor(worker: Any, task: Any, later: 
     later(31)
     worker.drain()
     assert (result.get(), calls) == (0, [0, 1, 2, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"),
+    [
+        (lambda now: timedelta(minutes=1), 60),
+        (lambda now: datetime.fromtimestamp(now + 60, timezone.utc), 60),
+        (lambda now: datetime.fromtimestamp(now + 60, timezone(timedelta(hours=5))), 60),
+        (lambda now: datetime.fromtimestamp(now + 60, timezone.utc).replace(tzinfo=None), 60),
+        (lambda now: datetime(2020, 1, 1, tzinfo=timezone.utc), 0),
+        (lambda now: 0, 0),
+    ],
+    ids=["timedelta", "aware", "elsewhere", "naive", "past", "zero"],
+)
+def test_resume_in_takes_what_a_sleep_takes(worker: Any, task: Any, later: Any, delay: Any, seconds: float) -> None:
+    moment = delay(time.time())
+    runs: list[str] = []
+
+    def body(self: Any) -> None:
+        for _ in self.step("page"):
+            runs.append("run")
+            if len(runs) == 1:
+                self.resume_in(moment)
+
+    task(body).apply_async()
+    worker.deliver()
+    if seconds:
+        later(seconds - 5)
+        worker.drain()
+        assert runs == ["run"]
+    later(10)
+    worker.drain()
+    assert runs == ["run", "run"]
+
+
+WAITS: dict[str, Any] = {
+    "until": lambda self, value: self.sleep("one", value),
+    "delay": lambda self, value: self.resume_in(value),
+    "timeout": lambda self, value: self.wait_for("one", timeout=value),
+    "every": lambda self, value: self.wait_until("one", lambda: 0, every=value),
+    "timeout of wait_until": lambda self, value: self.wait_until("one", lambda: 0, every=1, timeout=value),
+}
+
+NO_TIMES = [
+    float("inf"), float("-inf"), float("nan"), -1, -0.001, 1e12, 10**400, 1e308, timedelta(seconds=-1), timedelta.max,
+    "60", True, b"1", [1], datetime.now, Decimal(1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("value", NO_TIMES, ids=lambda value: repr(value)[:20])
+def test_what_is_no_time_is_refused_by_name(worker: Any, task: Any, record: Any, wait: str, value: Any) -> None:
+    def body(self: Any) -> None:
+        for _ in self.step("page") if wait == "delay" else [0]:
+            WAITS[wait](self, value)
+
+    result = task(body).apply_async()
+    worker.drain()
+    with pytest.raises(
+        InvalidStepError, match=f"{wait.partition(' ')[0]} = .* is not allowed; it takes seconds, 0 or"
+    ):
+        result.get()
+    assert record(result.id).fence.status == Status.FAILED
+
+
+@pytest.mark.parametrize("wait", ["until", "delay"])
+@pytest.mark.parametrize("zone", [None, timezone.utc, timezone(timedelta(hours=-14))])
+def test_a_date_that_is_too_far_away_is_refused(worker: Any, task: Any, wait: str, zone: Any) -> None:
+    def body(self: Any) -> None:
+        WAITS[wait](self, datetime.max.replace(tzinfo=zone))
+
+    result = task(body).apply_async()
+    worker.drain()
+    with pytest.raises(InvalidStepError, match=f"{wait} = .* is not allowed; it takes a datetime within the next 100"):
+        result.get()
 
 
 def test_resume_in_outside_of_a_step(task: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,14 +83,16 @@ def test_polling(worker: Any, names: dict[str, Any], later: Any) -> None:
     assert result.get() == "https://example.com/report"
 
 
-def test_an_api_that_says_429(worker: Any, names: dict[str, Any], later: Any) -> None:
+@pytest.mark.parametrize("after", ["30", "a date"])
+def test_an_api_that_says_429(worker: Any, names: dict[str, Any], later: Any, after: str) -> None:
+    after = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=30)) if after == "a date" else after
     asked: list[int] = []
     kept: list[int] = []
 
     def fetch(account: int, page: int) -> Any:
         asked.append(page)
         status = 429 if page == 7 and asked.count(7) == 1 else 200
-        return SimpleNamespace(status_code=status, page=page, headers={"Retry-After": "30"})
+        return SimpleNamespace(status_code=status, page=page, headers={"Retry-After": after})
 
     names.update(fetch=fetch, keep=lambda response: kept.append(response.page))
     result = names["fetch_orders"].apply_async((1,))
