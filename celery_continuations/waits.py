@@ -366,7 +366,7 @@ def _seconds(value: Any, what: str, or_else: str = "") -> float:
     seconds = conf.seconds(value)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST:
         raise InvalidStepError(
-            f"{what} = {value!r} is not allowed; it takes seconds, 0 or more and at most {_LONGEST:,} (100 years), or a "
-            f"timedelta{or_else}"
+            f"{what} = {value!r} is not allowed; it takes seconds, 0 or more and at most {_LONGEST:,} (100 years), "
+            f"or a timedelta{or_else}"
         )
     return float(seconds)

@@ -13,6 +13,7 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import celery_internals, conf
+from celery_continuations.bin import callback_checks
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError, StoreError
 from celery_continuations.stores import TERMINAL, Record, Store, open_store
@@ -55,7 +56,7 @@ def examine(app: Celery) -> list[Finding]:
         stores = [store for store in stores_of(app) if store.keeps]
     except (ImproperlyConfigured, StoreError) as exc:
         return [Finding(PROBLEM, "settings", str(exc))]
-    found = [*_store(app), *_tasks(app), *_backend(app), *_broker(app), *_runtime(app), *_worker(app)]
+    found = [*_store(app), *_tasks(app), *_backend(app), *_broker(app), *_runtime(app), *_worker(app), *_callbacks(app)]
     for store in stores:
         found += _reach(store)
     if not any(one.name == "reach" and one.level == PROBLEM for one in found):
@@ -213,6 +214,16 @@ def _worker(app: Celery) -> Iterator[Finding]:
             "TimeoutStopSec longer than the longest time between two checkpoints.",
             4,
         )
+
+
+def _callbacks(app: Celery) -> Iterator[Finding]:
+    if callback_checks.are_used(app):
+        problems = list(callback_checks.problems(app))
+        yield from (Finding(PROBLEM, "callbacks", text) for text in problems)
+        if not problems:
+            yield Finding(
+                OK, "callbacks", "The secret cannot be guessed, and addresses are served over TLS or locally."
+            )
 
 
 # -- the servers

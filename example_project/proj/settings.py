@@ -5,11 +5,13 @@
 ``AIRPORTS_FOLDER``     the run folder, where the table is too; without it ``run/``
 ``AIRPORTS_QUEUE``      the queue; without it ``airports``
 ``AIRPORTS_CALLBACKS``  where ``proj.web`` is; without it port 8000 of this machine
-``AIRPORTS_SECRET``     what the addresses of callbacks are signed with
+``AIRPORTS_SECRET``     signs the addresses of callbacks; without it a file of the run folder
 ======================  =================================================================
 """
 
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 _here = Path(__file__).resolve().parent.parent
@@ -51,6 +53,20 @@ continuation_checkpoint_interval = 0.2
 # Often, so that a short sleep is short. The default is 3 seconds.
 continuation_sweep_interval = 0.5
 
-# Where approvals are posted to. The web server listens on this machine only. Keep a real secret out of the source.
+
+def _secret() -> str:
+    """Return a secret that the workers and the web server of this run folder share."""
+    path = run_folder / "callback_secret"
+    if not path.exists():
+        own = run_folder / f"callback_secret.{os.getpid()}"
+        own.touch(0o600)
+        own.write_text(secrets.token_urlsafe(32))
+        with suppress(FileExistsError):  # another process was first
+            os.link(own, path)
+        own.unlink()
+    return path.read_text()
+
+
+# Where approvals are posted to. The web server listens on this machine only.
 continuation_callback_url = os.environ.get("AIRPORTS_CALLBACKS") or "http://127.0.0.1:8000/callbacks"
-continuation_callback_secret = os.environ.get("AIRPORTS_SECRET") or "only for an example on one's own machine"
+continuation_callback_secret = os.environ.get("AIRPORTS_SECRET") or _secret()

@@ -107,7 +107,7 @@ def test_a_token_tells_nothing_of_a_store(app: Celery, worker: Worker, tmp_path:
     assert len(place) == 16
     other = addressed(continuation_callback_secret="another " * 4)
     url = callbacks.callback_url(other, "id", "photo", store=asking.task.continuation_store)
-    assert place != callbacks._verify(other, url.rpartition("/")[2]).place, "whoever guesses needs the secret"
+    assert place != callbacks._verify(other, url.rpartition("/")[2]).place, "guessing needs the secret"
 
 
 def test_the_store_is_found_after_the_secret_has_changed(app: Celery, worker: Worker, tmp_path: Path) -> None:

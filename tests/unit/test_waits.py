@@ -442,9 +442,7 @@ def test_what_is_no_time_is_refused_by_name(worker: Any, task: Any, record: Any,
 
     result = task(body).apply_async()
     worker.drain()
-    with pytest.raises(
-        InvalidStepError, match=f"{wait.partition(' ')[0]} = .* is not allowed; it takes seconds, 0 or"
-    ):
+    with pytest.raises(InvalidStepError, match=f"{wait.partition(' ')[0]} = .* is not allowed; it takes seconds, 0 or"):
         result.get()
     assert record(result.id).fence.status == Status.FAILED
 

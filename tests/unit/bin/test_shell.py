@@ -118,6 +118,13 @@ def test_a_list_says_where_a_task_is(run: Any, put: Any) -> None:
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("until", [float("inf"), float("nan"), 1e300])
+def test_a_sleep_without_an_end_that_release_0_1_accepted_is_listed(run: Any, put: Any, until: float) -> None:
+    put("sleeps", Status.WAITING, current=("nap", None), waiting=Waiting("time", until))
+    assert re.search("sleeps .*sleeps", run("list").stdout)
+    assert "sleeps" in run("show", "sleeps").stdout
+
+
 def test_an_unreadable_record_is_a_line_and_an_exit_code(run: Any, rows: Any, put: Any, broken: None) -> None:
     put("good")
     found = run("list", "--task", "nothing", code=1).stdout

@@ -60,8 +60,8 @@ def test_the_examples_of_a_page(
     names: dict[str, Any] = {"__name__": f"site.{page.stem}", "app": app}
     if "from django.contrib" in page.read_text():
         request.getfixturevalue("django_database")
+    monkeypatch.setenv("CALLBACK_SECRET", "only a test, of 32 characters or more")
     if name_of(page) == "callbacks.md":
-        monkeypatch.setenv("CALLBACK_SECRET", "only a test, of 32 characters or more")
         monkeypatch.setitem(sys.modules, "proj", SimpleNamespace(app=app))
         web.stand_in()
         names.update(ContinuableTask=ContinuableTask, os=os, flask_app=Flask("web"), api=web.FastAPI())
