@@ -24,6 +24,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 # Pages whose examples need a setting or a worker: the test that runs them.
 RUN_ELSEWHERE = {
     "waiting.md": "test_waiting_page.py",
+    "howto/webhooks.md": "test_webhooks_page.py",
 }
 
 # Languages of blocks that are not run.
