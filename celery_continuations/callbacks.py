@@ -260,7 +260,7 @@ def _verify(app: Celery, token: str) -> _Callback:
         raise CallbackError(404, "there is nothing at this address") from None
     if time() >= expires:
         raise CallbackError(410, "this address has expired")
-    return _Callback(task_id, name, *more)
+    return _Callback(task_id, name, *more[:2])
 
 
 def _digest(secret: str, store: str) -> str:

@@ -245,6 +245,8 @@ def deliver(ctx: click.Context, task_id: str, name: str, payload: str, as_json: 
         value = json.loads(sys.stdin.read() if payload == "-" else payload)
     except ValueError as exc:
         raise click.BadParameter(f"this is not JSON: {exc}", param_hint="PAYLOAD") from exc
+    except RecursionError as exc:
+        raise click.BadParameter("it is nested too deeply", param_hint="PAYLOAD") from exc
     _steer(ctx, [task_id], as_json, lambda one, **options: control.deliver(one, name, value, **options))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.utils import uuid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -186,9 +187,10 @@ def test_a_used_address_makes_no_record_once_its_task_is_forgotten(
 
 def test_an_address_made_before_its_task_has_started_is_accepted_before(app: Celery, worker: Worker) -> None:
     asking = Asking(app)
-    token = callbacks.callback_url(app, "chosen", "photo", 60).rpartition("/")[2]
+    chosen = uuid()
+    token = callbacks.callback_url(app, chosen, "photo", 60).rpartition("/")[2]
     assert post(app, token, 1) == 204
-    result = asking.task.apply_async(task_id="chosen")
+    result = asking.task.apply_async(task_id=chosen)
     worker.deliver()
     assert post(app, asking.tokens["payment"], 2) == 204
     worker.drain()

@@ -240,6 +240,8 @@ def test_a_payload_is_delivered(run: Any, worker: Any, task: Any) -> None:
 
 def test_values_that_are_not_json_are_not_delivered(run: Any) -> None:
     assert "this is not JSON" in run("deliver", "a", "approval", "yes", code=2).stderr
+    assert "it is nested too deeply" in run("deliver", "a", "approval", "[" * 100_000, code=2).stderr
+    assert "nested 65 levels deep" in run("deliver", "a", "approval", "[" * 65 + "]" * 65, code=1).stderr
 
 
 def test_a_failed_task_is_retried_from_a_step(run: Any, worker: Any, task: Any) -> None:

@@ -69,7 +69,7 @@ def test_a_view_answers_what_is_documented(mounted: Callable[[Celery], Post]) ->
         continuation_callback_secret="only a test, of 32 characters or more",
     )
     post, store = mounted(app), open_store(app, "memory")
-    token = callback_url(app, "id", "payment").rpartition("/")[2]
+    token = callback_url(app, "of the page of callbacks", "payment").rpartition("/")[2]
     for stranger in (b"{", b"[" * 200_000, b'{"paid": true}'):
         assert post("guessed", stranger, "application/json") == 404
     assert post(token, b"[" * 60_000, "application/json") == 400
@@ -81,4 +81,4 @@ def test_a_view_answers_what_is_documented(mounted: Callable[[Celery], Post]) ->
     assert post(token, b'{"sum": 1.0, "paid": true}', "application/json") == 204
     assert post(token, b'{"paid": false}', "application/json") == 409
     (found,) = dict(store.records())
-    assert found == "id"
+    assert found == "of the page of callbacks"

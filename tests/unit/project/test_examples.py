@@ -167,6 +167,15 @@ def of_callbacks(names: Names) -> None:
     )  # fmt: skip
 
 
+def of_webhooks(names: Names) -> None:
+    takes_callbacks(names)
+    done: list[Any] = []
+    names.update(
+        flask_app=Flask("web"), done=done, charge=lambda order, metadata: done.append(("charged", order)),
+        ship=lambda *order: done.append(order),
+    )  # fmt: skip
+
+
 def of_the_index(names: Names) -> None:
     Path("users.csv").write_text("name,email\n" + "".join(f"user{n},user{n}@example.org\n" for n in range(3)))
     names["send_welcome"] = lambda user, key: None
@@ -189,6 +198,7 @@ PAGES: dict[str, Page] = {
     },
     "docs/index.md": Page((DOCS / "index.md").read_text, then=of_the_index, needs_django=True),
     "docs/callbacks.md": Page((DOCS / "callbacks.md").read_text, of_callbacks),
+    "docs/howto/webhooks.md": Page((DOCS / "howto/webhooks.md").read_text, of_webhooks),
     "docs/django.md": Page((DOCS / "django.md").read_text, needs_django=True),
     "docs/testing.md": Page((DOCS / "testing.md").read_text, of_testing, needs_django=True),
     "docs/transactions.md": Page((DOCS / "transactions.md").read_text, needs_django=True),
@@ -331,6 +341,7 @@ PROOFS: dict[tuple[str, str], Example] = {
     ("docs/howto/callback.md", "fulfil"): Example(
         (1,), "asked", check=lambda names: bool(names["asked"]), delivers={"payment": {"by": "ann"}}
     ),
+    ("docs/howto/webhooks.md", "fulfil"): Example((1,), "done", delivers={"payment": {"id": "pi_1"}}),
     ("docs/howto/coming-from-rails.md", "reindex"): Example((3,), "done"),
     ("docs/howto/coming-from-rails.md", "export"): Example((["ann", "bob"],), "log"),
     ("docs/howto/deploys.md", "import_users"): Example((["ann", "bob"],), "done"),

@@ -136,7 +136,7 @@ class Site:
         return certificate()
 
     def token(self) -> str:
-        return callback_url(self.app, "id", "payment").rpartition("/")[2]
+        return callback_url(self.app, "of the page of webhooks", "payment").rpartition("/")[2]
 
     def post(self, sent: Sent) -> int:
         path, body, headers = sent
