@@ -15,7 +15,7 @@ import re
 from datetime import timedelta
 from http import HTTPStatus
 from time import time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -51,7 +51,7 @@ logger = logging.getLogger("celery_continuations")
 _TOKEN = re.compile(r"\.?[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{64}")
 _DIGEST = hashlib.sha384
 
-_HEADERS = {405: ("Allow", "POST"), 503: ("Retry-After", "30")}
+_HEADERS = {405: {"Allow": "POST"}, 503: {"Retry-After": "30"}}
 
 # Services label JSON in these ways; the token decides whether the body is trusted.
 _JSON = re.compile(r"application/([a-z0-9!#$&^_.+-]+\+)?json|text/plain")
@@ -211,6 +211,7 @@ def wsgi(app: Celery, *, late: Late = "refuse") -> WSGIApplication:
     405 Method Not Allowed
     [b'{"error": "only POST is allowed"}']
     """
+    _check_late(late)
     conf.needed(app, "callback_secret")  # raise for a wrong one when the server starts, not at the first callback
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -285,7 +286,13 @@ def _store_at(app: Celery, place: str) -> str | None:
     )
 
 
+def _check_late(late: str) -> None:
+    if late not in get_args(Late):
+        raise ValueError(f"late must be 'refuse' or 'ignore', not {late!r}")
+
+
 def _deliver(app: Celery, callback: _Callback, payload: Any, late: Late) -> None:
+    _check_late(late)
     task_id, name, place, started = callback
     try:
         deliver(task_id, name, payload, app=app, store=_store_at(app, place), started=bool(started))
@@ -322,10 +329,7 @@ def _take(app: Celery, environ: WSGIEnvironment, late: Late) -> Reply:
 def _reply(error: CallbackError) -> Reply:
     body = json.dumps({"error": error.problem}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-    if error.status in _HEADERS:
-        name, value = _HEADERS[error.status]
-        headers[name] = value
-    return Reply(error.status, body, headers)
+    return Reply(error.status, body, {**headers, **_HEADERS.get(error.status, {})})
 
 
 def _read(body: Callable[[], bytes]) -> bytes:
@@ -376,12 +380,8 @@ def decode(body: bytes) -> Any:
     {'paid': True}
     """
     try:
-        return json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_float=_finite,
-            parse_constant=_finite,
-        )
+        text = body.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         raise CallbackError(400, "the body is not valid JSON") from None
 

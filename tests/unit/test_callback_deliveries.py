@@ -228,6 +228,20 @@ def test_what_is_decided_is_refused_or_ignored_as_the_application_says(
         callbacks.accept(app, asking.tokens["photo"], "second")
 
 
+def test_another_word_than_refuse_or_ignore_is_an_error(app: Celery, worker: Worker) -> None:
+    asking = Asking(app)
+    result = asking.started(worker)
+    wrong: Any = "Ignore"
+    for call in (
+        lambda: callbacks.wsgi(app, late=wrong),
+        lambda: callbacks.accept(app, asking.tokens["photo"], 1, late=wrong),
+        lambda: post(app, asking.tokens["photo"], 1, late=wrong),
+    ):
+        with pytest.raises(ValueError, match="late must be 'refuse' or 'ignore', not 'Ignore'"):
+            call()
+    assert result.status_of_record == "waiting"
+
+
 def test_a_late_payload_that_is_ignored_is_logged(app: Celery, worker: Worker, caplog: Any) -> None:
     asking = Asking(app)
     asking.started(worker).deliver("photo", "first")
