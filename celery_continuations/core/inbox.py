@@ -39,5 +39,5 @@ class Inbox(dict[str, Outcome]):
         try:
             data: dict[str, Any] = json.loads(text)
             return cls({name: Outcome(kind, value) for name, (kind, value) in data.items()})
-        except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as exc:
             raise UnserializableValueError("the inbox", f"cannot be read: {type(exc).__name__}: {exc}") from exc
