@@ -70,7 +70,7 @@ def deliver(task_id: str, name: str, payload: Any, *, app: Celery | None = None,
         outcome,
         ended=_ended(app, task_id),
         largest=conf.app_setting(app, "max_snapshot"),
-        kept_for=float(conf.seconds(conf.app_setting(app, "keep_failed"))),
+        kept_for=_kept_before_its_task(app),
         earlier_names=lambda record: _earlier_names(app, record, name),
     )
     _log(task_id, "delivered", f"{name!r} was delivered")
@@ -86,6 +86,8 @@ def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None
 def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
     """Stop a task at its next save, which is a checkpoint, until :func:`resume`.
 
+    A pause of a task that has not started is kept as a delivery is: for ``continuation_keep_failed``.
+
     Arguments as in :func:`deliver`.
 
     Raises:
@@ -93,7 +95,8 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
         StoreError: when the store cannot be reached, or keeps nothing.
     """
     app = app_or_default(app)
-    commands.pause(_store(app, store), task_id, ended=_ended(app, task_id))
+    kept_for = _kept_before_its_task(app)
+    commands.pause(_store(app, store), task_id, ended=_ended(app, task_id), kept_for=kept_for)
     _log(task_id, "paused", "pause requested")
 
 
@@ -104,7 +107,8 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
         kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task later.
     """
     app = app_or_default(app)
-    record = commands.resume(_store(app, store), task_id, ended=_ended(app, task_id))
+    kept_for = _kept_before_its_task(app)
+    record = commands.resume(_store(app, store), task_id, ended=_ended(app, task_id), kept_for=kept_for)
     _log(task_id, "unpaused", "resumed")
     _publish(app, record)
 
@@ -193,6 +197,11 @@ def _store(app: Celery, setting: str | None) -> Store:
             "db+postgresql://, db+sqlite:/// or file:// URL",
         )
     return store
+
+
+def _kept_before_its_task(app: Celery) -> float:
+    """Return for how many seconds a delivery or a pause is kept if its task does not start."""
+    return float(conf.seconds(conf.app_setting(app, "keep_failed")))
 
 
 def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:

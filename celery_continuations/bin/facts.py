@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery_continuations import conf
+from celery import states
+
+from celery_continuations import celery_internals, conf
 from celery_continuations.bin import shown
 from celery_continuations.core import codec
 from celery_continuations.core.inbox import Inbox
@@ -19,7 +21,7 @@ from celery_continuations.stores import Record, Status, Store, open_store
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["STATES", "brief", "find", "given", "key", "listed", "nothing", "stores", "whole"]
+__all__ = ["STATES", "brief", "find", "given", "is_known", "key", "listed", "nothing", "stores", "whole"]
 
 #: Every status of a record.
 STATES = sorted(status.value for status in Status)
@@ -56,6 +58,13 @@ def find(app: Celery, task_id: str) -> tuple[str, Record | None]:
         if record is not None:
             return setting, record
     return next(iter(known)), None
+
+
+def is_known(app: Celery, task_id: str) -> bool:
+    """Whether the task has a record, or a state in the result backend."""
+    _, record = find(app, task_id)
+    has_state = celery_internals.keeps_results(app.backend) and app.backend.get_state(task_id) != states.PENDING
+    return record is not None or has_state
 
 
 def listed(app: Celery) -> Iterator[dict[str, Any]]:

@@ -327,6 +327,18 @@ def test_a_broker_that_is_away_is_one_line(run: Any, put: Any, monkeypatch: Any)
     assert said.count("\n") == 1
 
 
+def test_a_cancel_of_an_unknown_id_says_so(run: Any, run_json: Any, worker: Any, task: Any, record: Any) -> None:
+    problem = "no such task has begun: its id may be mistyped, or its message still in a queue"
+    assert problem in run("cancel", "typo", code=1).stderr
+    [one] = run_json("cancel", "tipo", code=1)
+    assert problem in one["error"]
+    result = task(waits).delay()
+    run("cancel", result.id, code=1)
+    worker.drain()
+    assert result.state == "REVOKED", "a task whose message is in a queue does not run"
+    assert record(result.id).fence.status == Status.CANCELLED
+
+
 def test_a_terminal_is_asked_before_a_cancel(run: Any, put: Any, record: Any, monkeypatch: Any) -> None:
     put("a")
     terminal = SimpleNamespace(isatty=lambda: True)

@@ -519,19 +519,23 @@ def test_a_child_keeps_no_lock(tmp_path: Path) -> None:
     thread.start()
     assert holds.wait(10)
     inward, outward = os.pipe()
+    is_ready, ready = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
         child = os.fork()
     if not child:
         os.close(outward)
+        os.write(ready, b".")
         os.read(inward, 1)
         os._exit(0)
     os.close(inward)
+    os.read(is_ready, 1)
     release.set()
     thread.join(10)
     with open(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError
-    os.close(outward)
+    for end in (outward, is_ready, ready):
+        os.close(end)
     os.waitpid(child, 0)
 
 
@@ -628,6 +632,43 @@ def test_a_key_that_a_scan_returns_twice_is_listed_once(redis_url: str, monkeypa
     answers = iter([(7, [key, key]), (0, [key])])
     monkeypatch.setattr(store._client, "scan", lambda *args: next(answers))
     assert [task_id for task_id, _ in store.records()] == ["id"]
+    store.close()
+
+
+def test_a_tombstone_in_redis_is_one_small_key(redis_url: str) -> None:
+    store = redis_store(redis_url, "tombstone")
+    task_id = "1d1b2b7e-3e4f-4a55-9d6f-1f2e3d4c5b6a"
+    store.compare_and_swap(task_id, None, Update(RUNNING, "{}" * 1000, "message", "value", "inbox", due_in=5))
+    store.compare_and_swap(task_id, RUNNING, Update(Fence(1, Status.DONE), "", "", "", "", expires_in=86400))
+    keys = [key.decode() for key in store.client.scan_iter(f"*{task_id}")]
+    assert keys == [f"{store._prefix}{task_id}"]
+    assert store.client.memory_usage(keys[0]) <= 200
+    assert store.client.ttl(keys[0]) > 86000
+    assert store.read(task_id) == Record(Fence(1, Status.DONE), "")
+    assert store.scan(RUNNING.worker).owned == {}
+    store.client.flushdb()
+    store.close()
+
+
+def test_an_owned_entry_in_redis_without_its_record_is_removed(redis_url: str) -> None:
+    store = redis_store(redis_url, "entries")
+    one, two = Fence(1, Status.RUNNING, "w/1/a"), Fence(1, Status.RUNNING, "other/1/a")
+    for task_id in ("sound", "deleted", "another's", "queued", "spoilt", "hash"):
+        store.compare_and_swap(task_id, None, Update(one))
+    for task_id in ("deleted", "another's", "queued", "hash"):
+        store.client.delete(f"{store._prefix}{task_id}")
+    store.compare_and_swap("another's", None, Update(two))
+    store.compare_and_swap("queued", None, Update(Fence(1, Status.QUEUED)))
+    store.client.set(f"{store._prefix}spoilt", "nonsense")
+    store.client.hset(f"{store._prefix}hash", "a", "b")
+    assert set(store.scan("w").owned) == {"sound", "spoilt", "hash"}, "what cannot be read is not forgotten"
+    assert set(store.scan("other").owned) == {"another's"}
+    for task_id in ("sound", "spoilt", "hash"):
+        store.client.delete(f"{store._prefix}{task_id}")
+    assert store.scan("w").owned == {}
+    store.retire("w")
+    assert [lease.worker for lease in store.scan().leases] == ["other"]
+    store.client.flushdb()
     store.close()
 
 

@@ -485,6 +485,26 @@ def test_what_the_main_process_ends_itself_is_not_recovered(app: Celery, lost: A
     assert worker.queued() == 0
 
 
+def test_two_threads_may_settle_one_task(app: Celery, lost: Any, store: Any, monkeypatch: Any) -> None:
+    mine = new_worker()
+    sweeper = Sweeper(app, store, mine, at_work)
+    result = lost(of=mine)
+    read = store.read
+
+    def settled_by_another(task_id: str) -> Any:
+        store.read = read
+        sweeper.sweep(lambda: False)  # in the maintenance thread
+        return read(task_id)
+
+    store.read = settled_by_another
+    reports: list[Any] = []
+    sweeper._report = reports.append
+    sweeper.decide(result.id, Status.FAILED)
+    sweeper.sweep(lambda: False)
+    assert store.read(result.id).fence.status == Status.FAILED
+    assert reports == []
+
+
 def test_a_decision_that_cannot_be_written_yet_is_written_later(
     app: Celery, lost: Any, store: Any, monkeypatch: Any
 ) -> None:
