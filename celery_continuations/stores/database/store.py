@@ -40,6 +40,10 @@ _BUSY = 10.0
 _LIBPQ = frozenset(("psycopg", "psycopg2"))
 _IMPATIENT = {"connect_timeout": 3, "tcp_user_timeout": 3000}
 
+# psycopg 3 prepares what it executes often. PgBouncer before 1.21 in transaction mode gives a prepared statement to
+# other connections.
+_UNPREPARED = {"prepare_threshold": None}
+
 # Options of the engine that only the store sets. It notices a dead connection when it uses it: pool_pre_ping, which
 # Celery sets, would double the round trips.
 _OWN = frozenset(("isolation_level", "execution_options", "pool", "poolclass", "pool_pre_ping", "pool_reset_on_return"))
@@ -321,5 +325,6 @@ def _engine_options(dialect: type[Dialect], options: Mapping[str, Any]) -> dict[
     else:
         found["pool_reset_on_return"] = None  # each statement has been committed
         if dialect.driver in _LIBPQ:
-            found["connect_args"] = {**_IMPATIENT, **found.get("connect_args", {})}
+            own = {**_IMPATIENT, **(_UNPREPARED if dialect.driver == "psycopg" else {})}
+            found["connect_args"] = {**own, **found.get("connect_args", {})}
     return found

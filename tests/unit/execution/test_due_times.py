@@ -35,7 +35,9 @@ def test_an_eta_is_due_when_a_worker_executes_it(
     eta = datetime.now(info) + timedelta(hours=20)
     headers = {"id": "id", "task": "t", "eta": eta.isoformat()}
     message = SimpleNamespace(headers=headers, delivery_info={}, properties={}, body=b"", decode=lambda: None)
-    request: Any = Request(message, app=app, task=app.tasks["celery.backend_cleanup"], decoded=True, headers=headers)
+    request: Any = Request(
+        message, app=app, task=app.tasks["celery.backend_cleanup"], decoded=True, headers=headers, body=((), {}, {})
+    )
     expected = max(0.0, request.eta.timestamp() - time.time())
     assert _delay(app, {"eta": eta.isoformat() if as_text else eta}) == pytest.approx(expected, abs=5)
 

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
+from sqlalchemy.engine import make_url
 
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
@@ -287,6 +288,21 @@ def test_take_without_returning(database: Path) -> None:
     fence = RUNNING._replace(generation=2)
     assert store.take("id", fence, fence) is None
     assert store.take("id", RUNNING, fence) == Record(fence, "text", "message", "value")
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"), [("psycopg", {"prepare_threshold": None}), ("psycopg2", {}), ("psycopg", 5)]
+)
+def test_psycopg_3_prepares_no_statements(driver: str, expected: Any) -> None:
+    """PgBouncer would execute them on other connections; an explicit option is kept."""
+    from celery_continuations.stores.database.store import _engine_options
+
+    dialect = make_url(f"postgresql+{driver}://localhost/x").get_dialect()
+    given = {"connect_args": {"prepare_threshold": expected}} if expected == 5 else {}
+    found = _engine_options(dialect, given)["connect_args"]
+    assert {name: found[name] for name in found if name == "prepare_threshold"} == (
+        {"prepare_threshold": 5} if expected == 5 else expected
+    )
 
 
 @pytest.mark.parametrize("text", ["\ud800", "lone \udfff"])

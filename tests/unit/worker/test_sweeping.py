@@ -708,6 +708,41 @@ def test_a_worker_that_lost_its_store_judges_no_lease_at_first(maintenance: Any,
     assert asked == [False, True, False, False]
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_an_unavailable_store_is_logged_at_once_and_then_each_minute(
+    maintenance: Any, store: Any, monkeypatch: Any, caplog: Any, level: int
+) -> None:
+    flag, _, maintained = maintenance.test
+    maintenance._renew(maintained)
+    flag.raise_to(level)
+
+    def away(*args: Any, **options: Any) -> None:
+        raise StoreError("memory", "away")
+
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for name in ("renew", "scan"):
+        monkeypatch.setattr(store, name, away)
+    for _ in range(4 * 150):
+        now += 0.25
+        maintenance._renew_all()
+        maintenance._sweep_all()
+    for text in ("This worker's lease could not be renewed", "Could not sweep for lost tasks"):
+        assert caplog.text.count(text) == 3, text
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    now += 10
+    maintenance._renew_all()
+    maintenance._sweep_all()
+    assert [lease.note for lease in store.scan().leases] == [Loss.STOP if level else ""]
+    for name in ("renew", "scan"):
+        monkeypatch.setattr(store, name, away)
+    now += 10
+    maintenance._renew_all()
+    maintenance._sweep_all()
+    assert caplog.text.count("away") == 8, "the next outage is logged at once"
+
+
 def test_maintenance_sweeps_when_a_process_of_the_pool_has_ended(maintenance: Any, monkeypatch: Any) -> None:
     _, pids, maintained = maintenance.test
     swept: list[int] = []
