@@ -23,7 +23,7 @@ __all__ = ["Endings", "locked", "make_private", "write"]
 # A file that has been written for longer than this many seconds was left by a killed writer.
 _ABANDONED = 600.0
 
-# Seconds between two looks for abandoned files, and for expired records if there were none.
+# Seconds between two looks for abandoned files, and for times that have passed.
 _LOOK_EVERY = 60.0
 _LOOK_AGAIN = 1.0
 
@@ -135,6 +135,7 @@ class Endings:
     def __init__(self, folder: Path, remove: Callable[[str], None], expires: Callable[[Path], float | None]) -> None:
         self._marks, self._writing = folder / "ending", folder / "writing"
         self._remove = remove
+        self._past: list[int] = []  # the times that have passed, the earliest last
         self._expired: list[Path] = []
         self._lock = threading.Lock()
         self._look_at = self._tidy_at = 0.0
@@ -176,20 +177,22 @@ class Endings:
 
     def _find(self) -> bool:
         """Find the marks of the earliest time that has passed."""
-        if time.monotonic() < self._look_at:
-            return False
-        now = time.time()
-        for end in sorted(int(name) for name in os.listdir(self._marks) if name.isdecimal()):
-            if end > now:
-                break
-            folder = self._marks / str(end)
+        if not self._past:
+            if time.monotonic() < self._look_at:
+                return False
+            self._look_at = time.monotonic() + _LOOK_AGAIN
+            now = time.time()
+            ends = (int(name) for name in os.listdir(self._marks) if name.isdecimal())
+            self._past = sorted((end for end in ends if end <= now), reverse=True)
+        while self._past:
+            folder = self._marks / str(self._past[-1])
             with suppress(FileNotFoundError):  # another process has just removed it
                 self._expired = [folder / name for name in os.listdir(folder)]
                 if self._expired:
                     return True
                 with suppress(OSError):  # not empty by now
                     folder.rmdir()
-        self._look_at = time.monotonic() + _LOOK_AGAIN
+            self._past.pop()
         return False
 
     def _mark_all(self, folder: Path, expires: Callable[[Path], float | None]) -> None:

@@ -413,6 +413,7 @@ def test_expired_files_are_removed_while_the_process_lives(
 
 
 def test_a_record_that_is_kept_after_all_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_continuations.stores.files._LOOK_AGAIN", 0.0)
     store = FilesystemStore(tmp_path, "n")
     failed = Fence(1, Status.FAILED)
     for name, change in (("retried", Update(RUNNING)), ("again", Update(failed, expires_in=5000))):
