@@ -208,7 +208,7 @@ class Endings:
 
 
 def remove_abandoned(folder: Path, pattern: str = "*") -> None:
-    """Remove the files of a pattern that nobody has written to for long."""
+    """Remove the files of a pattern that have not been written to for long."""
     for path in folder.glob(pattern):
         with suppress(OSError):  # renamed just now
             if path.stat().st_mtime < time.time() - _ABANDONED:
