@@ -81,7 +81,7 @@ def deliver(
     largest = conf.app_setting(app, "max_snapshot")
     outcome = Outcome.of_payload(payload, f"the payload for {name!r}", largest)
     opened, ended = _store(app, store), _ended(app, task_id)
-    kept_for = float(conf.seconds(conf.app_setting(app, "keep_failed")))
+    kept_for = _kept_before_its_task(app)
 
     def earlier_names(record: Record) -> list[str]:
         return _earlier_names(app, record, name)
@@ -124,6 +124,8 @@ def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None
 def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
     """Stop a task at its next save, which is a checkpoint, until :func:`resume`.
 
+    A pause of a task that has not started is kept as a delivery is: for ``continuation_keep_failed``.
+
     Arguments as in :func:`deliver`.
 
     Raises:
@@ -131,10 +133,11 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
         StoreError: when the store cannot be reached, or keeps nothing.
     """
     app = app_or_default(app)
+    kept_for = _kept_before_its_task(app)
     opened, ended = _store(app, store), _ended(app, task_id)
 
     def act() -> None:
-        commands.pause(opened, task_id, ended=ended)
+        commands.pause(opened, task_id, ended=ended, kept_for=kept_for)
         _log(task_id, "paused", "pause requested")
 
     if waits_for():
@@ -149,10 +152,11 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
         kombu.exceptions.OperationalError: when the broker cannot be reached; a worker publishes the task later.
     """
     app = app_or_default(app)
+    kept_for = _kept_before_its_task(app)
     opened, ended = _store(app, store), _ended(app, task_id)
 
     def act() -> None:
-        record = commands.resume(opened, task_id, ended=ended)
+        record = commands.resume(opened, task_id, ended=ended, kept_for=kept_for)
         _log(task_id, "unpaused", "resumed")
         _publish(app, record)
 
@@ -256,6 +260,11 @@ def _store(app: Celery, setting: str | None) -> Store:
             "db+postgresql://, db+sqlite:/// or file:// URL",
         )
     return store
+
+
+def _kept_before_its_task(app: Celery) -> float:
+    """Return for how many seconds a delivery or a pause is kept if its task does not start."""
+    return float(conf.seconds(conf.app_setting(app, "keep_failed")))
 
 
 def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:

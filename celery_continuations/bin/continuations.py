@@ -15,11 +15,11 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.exceptions import ImproperlyConfigured
 from kombu.exceptions import OperationalError
 
-from celery_continuations import control
+from celery_continuations import conf, control
 from celery_continuations.bin import doctor as checks
 from celery_continuations.bin import facts, shown, watching
 from celery_continuations.bin.sweeping import sweep as sweep_once
-from celery_continuations.exceptions import ContinuationError
+from celery_continuations.exceptions import ContinuationError, DeliveryError
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -211,7 +211,19 @@ def cancel(ctx: click.Context, task_ids: tuple[str, ...], yes: bool, as_json: bo
     if not yes and sys.stdin.isatty():
         what = "this task" if len(task_ids) == 1 else f"these {len(task_ids)} tasks"
         click.confirm(f"Cancel {what}? Their progress is dropped", abort=True, err=True)
-    _steer(ctx, task_ids, as_json, control.cancel)
+    _steer(ctx, task_ids, as_json, _cancel)
+
+
+def _cancel(task_id: str, *, app: Celery, store: str) -> None:
+    is_known = facts.is_known(app, task_id)
+    control.cancel(task_id, app=app, store=store)
+    if not is_known:
+        kept = shown.duration(conf.tombstone_seconds(app))
+        raise DeliveryError(
+            task_id,
+            "no such task has begun: its id may be mistyped, or its message still in a queue. "
+            f"A task with this id will not run within the next {kept}",
+        )
 
 
 @_command

@@ -14,8 +14,10 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import celery_internals, conf
 from celery_continuations.bin import callback_checks
+from celery_continuations.bin.facts import brief
+from celery_continuations.bin.shown import plain
 from celery_continuations.core.snapshot import Snapshot
-from celery_continuations.exceptions import ContinuationError, StoreError
+from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import TERMINAL, Record, Store, open_store
 from celery_continuations.stores.factory import stores_of, without_store
 from celery_continuations.stores.memory import MemoryStore
@@ -68,7 +70,7 @@ def lines(found: list[dict[str, Any]], width: int | None) -> Iterator[str]:
     """Yield the findings as text."""
     for one in found:
         promise = f" (promise {one['promise']})" if one["promise"] else ""
-        body = textwrap.wrap(one["text"] + promise, (width or 80) - 10)
+        body = textwrap.wrap(plain(" ".join(f"{one['text']}{promise}".split())), (width or 80) - 10)
         yield click.style(f"{one['level']:<8}", fg=_COLOURS[one["level"]]) + f"  {click.style(one['name'], bold=True)}"
         yield from (" " * 10 + line for line in body)
     count = sum(one["level"] == PROBLEM for one in found)
@@ -105,10 +107,12 @@ def _store(app: Celery) -> Iterator[Finding]:
 def _reach(store: Store) -> Iterator[Finding]:
     began = time.perf_counter()
     try:
-        store.scan()
+        problems = store.scan().problems
     except StoreError as exc:
         yield Finding(PROBLEM, "reach", f"The store cannot be reached: {exc}", 8)
     else:
+        for problem in problems:
+            yield Finding(PROBLEM, "entries", f"The store has an entry that cannot be read: {problem}.", 8)
         took = 1000 * (time.perf_counter() - began)
         yield Finding(OK, "reach", f"{type(store).__name__} answered in {took:.1f} ms.")
 
@@ -289,13 +293,10 @@ def _records(app: Celery, stores: list[Store]) -> Iterator[Finding]:
         for store in stores:
             for task_id, record in store.records():
                 count += 1
-                try:
-                    if not isinstance(record, Record):
-                        raise record
-                    if record.snapshot and record.fence.status not in TERMINAL:
-                        snapshots.append(Snapshot.loads(record.snapshot))
-                except ContinuationError:
+                if not isinstance(record, Record) or brief(task_id, record)["error"]:
                     unreadable.append(task_id)
+                elif record.snapshot and record.fence.status not in TERMINAL:
+                    snapshots.append(Snapshot.loads(record.snapshot))
     except StoreError as exc:
         yield Finding(PROBLEM, "records", f"The records cannot be read: {exc}", 8)
         return
@@ -310,15 +311,15 @@ def _records(app: Celery, stores: list[Store]) -> Iterator[Finding]:
 
 def _waits(app: Celery, snapshots: list[Snapshot]) -> Iterator[Finding]:
     expires = conf.seconds(conf.celery_setting(app, "result_expires"))
-    waits = [one.waiting for one in snapshots if one.waiting and one.waiting.until]
-    longest = max((one.until - time.time() for one in waits if one.until), default=0.0)
+    ends = [one.waiting.until for one in snapshots if one.waiting]
+    longest = max((end - time.time() for end in ends if isinstance(end, float)), default=0.0)
     if expires and longest > expires:
         text = f"result_expires is {expires:,.0f} s, but a task waits for {longest:,.0f} s more: results and the state "
         yield Finding(HINT, "result_expires", text + "RETRY of waiting tasks expire before. Increase it.", 6)
 
 
 def _gaps(app: Celery, snapshots: list[Snapshot]) -> Iterator[Finding]:
-    gap = max((one.gap for one in snapshots), default=0.0)
+    gap = max((float(one.gap) for one in snapshots if isinstance(one.gap, (int, float))), default=0.0)
     if not gap:
         return
     grace = conf.seconds(conf.app_setting(app, "grace_period"))

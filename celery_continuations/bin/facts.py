@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery_continuations import conf
+from celery import states
+
+from celery_continuations import celery_internals, conf
+from celery_continuations.bin import shown
 from celery_continuations.core import codec
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.snapshot import Snapshot
@@ -18,7 +21,7 @@ from celery_continuations.stores import Record, Status, Store, open_store
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["STATES", "brief", "find", "key", "listed", "nothing", "stores", "whole"]
+__all__ = ["STATES", "brief", "find", "given", "is_known", "key", "listed", "nothing", "stores", "whole"]
 
 #: Every status of a record.
 STATES = sorted(status.value for status in Status)
@@ -38,6 +41,15 @@ def stores(app: Celery) -> dict[str, Store]:
     return opened
 
 
+def given(app: Celery, task_id: str) -> dict[str, Any] | None:
+    """Return the facts of a task for a list, or None without a record."""
+    try:
+        _, record = find(app, task_id)
+    except StoreError as exc:
+        return _unreadable(task_id, exc)
+    return None if record is None else brief(task_id, record)
+
+
 def find(app: Celery, task_id: str) -> tuple[str, Record | None]:
     """Return the setting of the task's store, and its record; without a record the first store's, and None."""
     known = stores(app)
@@ -46,6 +58,13 @@ def find(app: Celery, task_id: str) -> tuple[str, Record | None]:
         if record is not None:
             return setting, record
     return next(iter(known)), None
+
+
+def is_known(app: Celery, task_id: str) -> bool:
+    """Whether the task has a record, or a state in the result backend."""
+    _, record = find(app, task_id)
+    has_state = celery_internals.keeps_results(app.backend) and app.backend.get_state(task_id) != states.PENDING
+    return record is not None or has_state
 
 
 def listed(app: Celery) -> Iterator[dict[str, Any]]:
@@ -60,11 +79,36 @@ def listed(app: Celery) -> Iterator[dict[str, Any]]:
 
 def brief(task_id: str, record: Record) -> dict[str, Any]:
     """Return the facts for a list of tasks."""
+    return _shown(task_id, record, _brief, shown.cells)
+
+
+def whole(task_id: str, record: Record) -> dict[str, Any]:
+    """Return all facts of a task."""
+    return _shown(task_id, record, _whole, shown.whole)
+
+
+def _shown(
+    task_id: str,
+    record: Record,
+    collect: Callable[[str, Record], dict[str, Any]],
+    show: Callable[[dict[str, Any]], Iterable[str]],
+) -> dict[str, Any]:
+    """Return the facts, once they have been formatted: values of any type may come up in a damaged record."""
     try:
-        snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
-        message = SavedMessage.loads(record.message) if record.message else None
+        facts = collect(task_id, record)
+        for _ in show(facts):
+            pass
+        shown.as_json(facts)
     except ContinuationError as exc:
         return _unreadable(task_id, exc)
+    except Exception as exc:  # one record must not hide the others
+        return _unreadable(task_id, f"{type(exc).__name__}: {exc}")
+    return facts
+
+
+def _brief(task_id: str, record: Record) -> dict[str, Any]:
+    snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
+    message = SavedMessage.loads(record.message) if record.message else None
     step = snapshot.current[0] if snapshot.current else None
     progress = Progress(step, *snapshot.progress)
     waits = record.fence.status == Status.WAITING and snapshot.waiting
@@ -87,11 +131,8 @@ def brief(task_id: str, record: Record) -> dict[str, Any]:
     }
 
 
-def whole(task_id: str, record: Record) -> dict[str, Any]:
-    """Return all facts of a task."""
-    facts = brief(task_id, record)
-    if facts["error"]:
-        return facts
+def _whole(task_id: str, record: Record) -> dict[str, Any]:
+    facts = _brief(task_id, record)
     snapshot = Snapshot.loads(record.snapshot) if record.snapshot else Snapshot()
     message = SavedMessage.loads(record.message) if record.message else None
     return {
@@ -140,5 +181,5 @@ def nothing(task_id: str, state: str | None) -> dict[str, Any]:
     return {"id": task_id, **dict.fromkeys(names), "state": state, "completed": 0}
 
 
-def _unreadable(task_id: str, error: Exception) -> dict[str, Any]:
+def _unreadable(task_id: str, error: Exception | str) -> dict[str, Any]:
     return {**nothing(task_id, None), "error": str(error)}

@@ -17,7 +17,7 @@ import click
 from celery_continuations.core import codec
 from celery_continuations.exceptions import ContinuationError
 
-__all__ = ["COLOURS", "Duration", "as_json", "cut", "duration", "place", "plain", "table", "whole", "width"]
+__all__ = ["COLOURS", "Duration", "as_json", "cells", "cut", "duration", "place", "plain", "table", "whole", "width"]
 
 #: Colours of the states.
 COLOURS = {
@@ -121,7 +121,7 @@ def cursor(encoded: Any) -> str:
     """Return the ``repr`` of an encoded cursor, or its JSON if it cannot be decoded."""
     try:
         return repr(codec.decode(encoded))
-    except ContinuationError:
+    except (ContinuationError, ValueError):  # the second for numbers that Python refuses to write
         return json.dumps(encoded)
 
 
@@ -135,25 +135,26 @@ def _wait(waiting: dict[str, Any]) -> str:
     return text + (f",{left} left" if left else "")
 
 
+def cells(one: dict[str, Any]) -> list[str]:
+    """Return the texts of a task in a list."""
+    return [
+        plain(one["id"]),
+        plain(one["task"] or "-"),
+        one["state"] or "?",
+        "-" if one["began"] is None else duration(time.time() - one["began"]),
+        plain(place(one)),
+    ]
+
+
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a list."""
-    now = time.time()
-    cells = [
-        [
-            plain(one["id"]),
-            plain(one["task"] or "-"),
-            one["state"] or "?",
-            "-" if one["began"] is None else duration(now - one["began"]),
-            plain(place(one)),
-        ]
-        for one in rows
-    ]
-    sizes = [max(map(len, column)) for column in zip(_HEADS, *cells, strict=True)]
+    found = [cells(one) for one in rows]
+    sizes = [max(map(len, column)) for column in zip(_HEADS, *found, strict=True)]
     total = width()
     if total is not None:
         _fit(sizes, total)
     yield click.style(_line(_HEADS, sizes), bold=True)
-    for row in cells:
+    for row in found:
         yield _line(row, sizes, COLOURS.get(row[2], "red"))
 
 
@@ -166,8 +167,8 @@ def _fit(sizes: list[int], total: int) -> None:
     sizes[0] = min(sizes[0], max(total - sum(sizes[1:]), _LEAST))
 
 
-def _line(cells: Any, sizes: list[int], colour: str | None = None) -> str:
-    ident, task, state, age, at = cells
+def _line(row: Any, sizes: list[int], colour: str | None = None) -> str:
+    ident, task, state, age, at = row
     task = task if len(task) <= sizes[1] else "…" + task[1 - sizes[1] :]  # its end is more specific than its beginning
     state = click.style(state.ljust(sizes[2]), fg=colour) if colour else state.ljust(sizes[2])
     shown = [cut(ident, sizes[0]).ljust(sizes[0]), task.ljust(sizes[1]), state, age.rjust(sizes[3]), cut(at, sizes[4])]

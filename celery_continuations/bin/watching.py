@@ -58,9 +58,9 @@ def looks(app: Celery, task_ids: tuple[str, ...], interval: float) -> Iterator[l
 
 
 def _given(app: Celery, task_id: str) -> dict[str, Any]:
-    _, record = facts.find(app, task_id)
-    if record is not None:
-        return facts.brief(task_id, record)
+    found = facts.given(app, task_id)
+    if found is not None:
+        return found
     state = app.backend.get_state(task_id) if celery_internals.keeps_results(app.backend) else states.PENDING
     return facts.nothing(task_id, state.lower() if state in states.READY_STATES else _UNKNOWN)
 

@@ -58,7 +58,7 @@ class Inbox(dict[str, Outcome]):
             except RecursionError:
                 data = dict(_each(text))
             return cls({name: _outcome(entry) for name, entry in data.items()})
-        except (ValueError, AttributeError, RecursionError) as exc:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as exc:
             raise UnserializableValueError("the inbox", f"cannot be read: {type(exc).__name__}: {exc}") from exc
 
 

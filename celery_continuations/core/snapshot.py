@@ -279,7 +279,7 @@ class Snapshot:
                 misfit=data["misfit"],
                 uses=data["uses"],
             )
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as exc:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as exc:
             raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
 
     def largest_part(self) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
-from celery import states
+from celery import Celery, states
 from celery.exceptions import Ignore
 from celery.result import AsyncResult
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.run import Run
@@ -96,7 +97,7 @@ class Leaving(Passive):
     def _queue(self) -> None:
         given = self._hand_over
         with self._ownership.writing() as owned:
-            owned.queue(given.snapshot, _delay(given.options), given.message)
+            owned.queue(given.snapshot, _delay(self._message.task.app, given.options), given.message)
 
     def publish(self) -> None:
         """Publish the message: Celery has stored the state RETRY."""
@@ -190,9 +191,10 @@ class _Left(Passive):
             self._execution.phase = Ended()
 
 
-def _delay(options: dict[str, Any]) -> float:
+def _delay(app: Celery, options: dict[str, Any]) -> float:
     """Return the seconds until a message with these options is due."""
-    eta = options.get("eta")
-    if isinstance(eta, datetime):
-        return max(0.0, (eta - datetime.now(eta.tzinfo)).total_seconds())
+    eta = maybe_iso8601(options.get("eta"))
+    if eta is not None:
+        # as Celery's workers read one without a zone
+        return max(0.0, (maybe_make_aware(eta, app.timezone) - datetime.now(timezone.utc)).total_seconds())
     return float(options.get("countdown") or 0)

@@ -42,12 +42,32 @@ class Publisher:
         Raises:
             StoreError: when the text is not a message.
             kombu.exceptions.OperationalError: when the broker cannot be reached.
+            Exception: when the broker, or Celery, refuses this message.
         """
-        _send_saved(self._app, self.producer, text, generation, retry=False)  # the next sweep tries again
+        with self._errors_of_one():
+            _send_saved(self._app, self.producer, text, generation, retry=False)  # the next sweep tries again
 
     def is_waiting(self, text: str) -> bool:
         """Whether the queue of a saved message has any messages, so this one may be among them."""
-        return any(self._count(name) for name in queue_names(self._app, SavedMessage.loads(text).route))
+        names = queue_names(self._app, SavedMessage.loads(text).route)
+        with self._errors_of_one():
+            return any(self._count(name) for name in names)
+
+    @contextmanager
+    def _errors_of_one(self) -> Iterator[None]:
+        """Raise OperationalError only for errors that the next message would meet too."""
+        try:
+            yield
+        except OperationalError:
+            raise
+        except LookupError:
+            raise  # Celery does not know the queue. kombu's Redis transport lists KeyError as a connection error.
+        except self._connection.channel_errors:
+            # The broker refuses this message, and AMQP has closed the channel.
+            self.producer = self._app.amqp.Producer(self._connection.channel(), auto_declare=False)
+            raise
+        except self._connection.connection_errors as exc:
+            raise OperationalError(f"{type(exc).__name__}: {exc}") from exc
 
     def _count(self, name: str) -> int:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kombu.utils import json
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["SavedMessage"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,19 @@ class SavedMessage:
         """
         try:
             message = json.loads(text)
+            began = message.get("began")
             return cls(
-                message["task"],
-                message["route"],
-                message["headers"],
-                message["properties"],
-                message["sending"],
-                message["content"],
-                message["body"],
+                _part(message, "task", str),
+                _part(message, "route", dict),
+                _part(message, "headers", dict),
+                _part(message, "properties", dict),
+                _part(message, "sending", dict),
+                _part(message, "content", list),
+                _part(message, "body", str),
                 bool(message.get("chord")),
-                message.get("began"),
+                None if began is None else float(began),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        except Exception as exc:  # kombu's JSON calls the decoders of any registered type
             raise StoreError("record", f"its saved message cannot be read: {exc!r}") from exc
 
     def dumps(self) -> str:
@@ -93,3 +96,10 @@ class SavedMessage:
         """
         _, _, embedded = self.body(app).decode()
         return {**self.headers, **embedded}
+
+
+def _part(message: dict[str, Any], name: str, kind: type[T]) -> T:
+    part = message[name]
+    if not isinstance(part, kind):
+        raise TypeError(f"{name} is a {type(part).__name__}, expected a {kind.__name__}")
+    return part

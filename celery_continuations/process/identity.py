@@ -77,9 +77,13 @@ def _start_of(pid: int) -> str:
     return found[1] if found else "0"
 
 
+# The longest number of an owner that is looked up; Linux has at most seven digits.
+_LONGEST_PID = 19
+
+
 def _has_ended(process: str) -> bool:
     pid, _, start = process.partition(".")
-    if not pid.isdigit() or start in ("", "0"):
+    if not (pid.isascii() and pid.isdigit()) or len(pid) > _LONGEST_PID or start in ("", "0"):
         return False
     try:
         found = _stat(int(pid))

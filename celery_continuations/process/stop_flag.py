@@ -7,8 +7,10 @@ spawn start method do not inherit that.
 from __future__ import annotations
 
 import atexit
+import errno
 import mmap
 import os
+import stat
 import struct
 import tempfile
 import time
@@ -54,11 +56,12 @@ class StopFlag:
     def __init__(self, path: str, worker: str | None = None) -> None:
         self.path = path
         create = worker is not None
-        mode = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+        # O_NONBLOCK: a device or a pipe in its place must not act on being opened
+        mode = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT | os.O_TRUNC if create else 0)
         fd = os.open(path, mode, 0o600)
         try:
             if create:
-                os.ftruncate(fd, _SIZE)
+                _allocate(fd, path)
             self._map = mmap.mmap(fd, _SIZE)
         finally:
             os.close(fd)
@@ -135,12 +138,39 @@ def _remove_abandoned(folder: str) -> None:
     """Remove the flags of killed workers: their locks are no longer held."""
     for path in glob(f"{folder}/{_PREFIX}*"):
         with suppress(OSError):  # another user's, or just removed
-            fd = os.open(path, os.O_RDWR)
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                if _lock(fd):
+                if _is_own_file(fd) and _lock(fd):
                     os.unlink(path)
             finally:
                 os.close(fd)
+
+
+def _allocate(fd: int, path: str) -> None:
+    """Give the file its size, with space for it: in a full file system a later write would end the process (SIGBUS).
+
+    Raises:
+        OSError: when the file system is full.
+    """
+    os.ftruncate(fd, _SIZE)
+    if not hasattr(os, "posix_fallocate"):  # pragma: no cover - macOS
+        return
+    try:
+        os.posix_fallocate(fd, 0, _SIZE)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return  # a file system that cannot reserve space
+        os.unlink(path)
+        folder = os.path.dirname(path)
+        problem = f"{folder} is full, and the worker's stop flag needs {_SIZE} bytes in it; free some space"
+        if folder == _SHARED_MEMORY:
+            problem += ", or give the container a larger one (docker run --shm-size, an emptyDir of medium Memory)"
+        raise OSError(exc.errno, problem) from exc
+
+
+def _is_own_file(fd: int) -> bool:
+    found = os.fstat(fd)
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _locked_file(folder: str) -> str:

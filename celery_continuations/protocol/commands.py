@@ -75,14 +75,13 @@ def deliver(
             return None
         known = record.fence if record else None
         # Rule 18: what is delivered before the task starts is kept until then; not forever while it is alone.
-        is_alone = known in (None, _BEFORE_ITS_TASK) and not (record and record.message)
         # Rule 19: one write stores the payload and ends the wait.
         waits = record is not None and _waits_for(record, name)
         delivery = Update(
             Fence(known.generation, Status.QUEUED) if known and waits else known or _BEFORE_ITS_TASK,
             inbox=text,
             due_in=OVERDUE_AFTER if waits else Due.UNCHANGED,
-            expires_in=kept_for if is_alone else None,
+            expires_in=kept_for if _is_before_its_task(record) else None,
             expected_inbox=(record.inbox if record else None) or "",
         )
         if store.compare_and_swap(task_id, known, delivery):
@@ -157,7 +156,7 @@ def wake(store: Store, task_id: str, key: str) -> Record | None:
     return record if store.compare_and_swap(task_id, record.fence, queued) else None
 
 
-def pause(store: Store, task_id: str, *, ended: Ended) -> None:
+def pause(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> None:
     """Stop the task at its next checkpoint until it is resumed.  Arguments as in :func:`deliver`.
 
     Raises:
@@ -174,11 +173,13 @@ def pause(store: Store, task_id: str, *, ended: Ended) -> None:
             paused = known.with_command(Command.PAUSE)
         else:
             paused = Fence(known.generation if known else 0, Status.PAUSED)
-        if store.compare_and_swap(task_id, known, Update(paused)):
+        # Rule 18, as in deliver.
+        expires_in = kept_for if _is_before_its_task(record) else None
+        if store.compare_and_swap(task_id, known, Update(paused, expires_in=expires_in)):
             return
 
 
-def resume(store: Store, task_id: str, *, ended: Ended) -> Record | None:
+def resume(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> Record | None:
     """Withdraw a pause; return the record whose message must be published, if any.
 
     Arguments as in :func:`deliver`.
@@ -199,7 +200,12 @@ def resume(store: Store, task_id: str, *, ended: Ended) -> Record | None:
         else:
             return None
         may_publish = known.status == Status.PAUSED and record.message is not None
-        if store.compare_and_swap(task_id, known, Update(resumed, due_in=OVERDUE_AFTER if may_publish else None)):
+        update = Update(
+            resumed,
+            due_in=OVERDUE_AFTER if may_publish else None,
+            expires_in=kept_for if _is_before_its_task(record) else None,
+        )
+        if store.compare_and_swap(task_id, known, update):
             return record if may_publish else None
 
 
@@ -299,6 +305,11 @@ def _accept_source(task_id: str, snapshot: Snapshot) -> None:
         where = "it has no current step" if snapshot.current is None else f"step {snapshot.current[0]!r} has none"
         raise DeliveryError(task_id, f"no source to accept: {where}; only a loop that was begun has one")
     snapshot.mark = ACCEPTED
+
+
+def _is_before_its_task(record: Record | None) -> bool:
+    """Whether the record contains only what callers have stored before the task has started."""
+    return record is None or (record.fence.generation == 0 and not record.fence.owner and not record.message)
 
 
 def _waits_for(record: Record, key: str) -> bool:

@@ -14,6 +14,7 @@ from celery_continuations.stores.base import (
     Store,
     Update,
     each,
+    lease_of,
 )
 from celery_continuations.stores.factory import open_store
 
@@ -31,5 +32,6 @@ __all__ = [
     "Store",
     "Update",
     "each",
+    "lease_of",
     "open_store",
 ]

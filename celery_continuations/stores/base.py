@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ __all__ = [
     "Store",
     "Update",
     "each",
+    "lease_of",
     "without_command",
 ]
 
@@ -81,6 +83,9 @@ NOT_CLAIMABLE = TERMINAL | {Status.WAITING, Status.PAUSED}
 LIMIT = 100
 
 _PARTS_OF_OWNER = 3
+
+# A hundred years, in seconds. Redis refuses much longer ones.
+_FOREVER = 100 * 365 * 86400.0
 
 _STATUSES = {status.value: status for status in Status}
 _COMMANDS = {command.value: command for command in Command}
@@ -249,9 +254,14 @@ class Update:
             return record.due
         return None if self.due_in is None else now + self.due_in
 
+    @property
+    def lasts(self) -> float | None:
+        """``expires_in``, with None for times that no store can tell from forever."""
+        return None if self.expires_in is None or self.expires_in > _FOREVER else self.expires_in
+
     def expires(self, now: float) -> float | None:
         """Return the time when the record expires: 0 for a removed record, None for never."""
-        return self.expires_in and now + self.expires_in
+        return self.lasts and now + self.lasts
 
 
 class Lease(NamedTuple):
@@ -276,11 +286,24 @@ class Scan(NamedTuple):
         due: ids of records whose due time has passed, the earliest first.
         owned: the owner, without a pending command, of each record that the given worker's executions own, by task
             id.
+        problems: sentences about entries that cannot be read, which the rest does not have.
     """
 
     leases: list[Lease]
     due: list[str]
     owned: dict[str, str]
+    problems: tuple[str, ...] = ()
+
+
+def lease_of(worker: str, left: object, note: object) -> Lease:
+    """Return the lease that a store has found; one that cannot be read has expired.
+
+    >>> lease_of("w", float("nan"), "stopping")
+    Lease(worker='w', left=0.0, note='')
+    """
+    if isinstance(left, (int, float)) and math.isfinite(left) and isinstance(note, str):
+        return Lease(worker, float(left), note)
+    return Lease(worker, 0.0)
 
 
 def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Iterator[tuple[str, Record | StoreError]]:
@@ -291,6 +314,8 @@ def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Itera
             found = read(task_id)
         except StoreError as exc:
             found = exc
+        except (RecursionError, ArithmeticError) as exc:
+            found = StoreError("record", f"{task_id} cannot be read: {type(exc).__name__}: {exc}")
         if found is not None:
             yield task_id, found
 
@@ -358,7 +383,9 @@ class Store(abc.ABC):
     def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
         """Return what a sweep begins with, at a cost that does not depend on the number of records.
 
-        The leases include every worker that owns a record, even if it has never renewed a lease.
+        The leases include every worker that owns a record, even if it has never renewed a lease.  An entry that cannot
+        be read never hides the others: such a lease has expired (:func:`lease_of`), or is named in ``problems``, as is
+        an id that is not text.  A record that cannot be read may be due: the sweep reads it, and reports it.
 
         Args:
             worker: the worker whose own records are returned as well.

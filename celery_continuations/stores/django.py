@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Due, Fence, Lease, Record, Scan, Store, Update, each
+from celery_continuations.stores.base import LIMIT, Due, Fence, Record, Scan, Store, Update, each
 from celery_continuations.stores.sql import (
     CLOCK_OF_POSTGRESQL,
     CLOCK_OF_SQLITE,
@@ -21,8 +21,8 @@ from celery_continuations.stores.sql import (
     TEXTS,
     Cleaning,
     checked,
-    owner_of,
     record_of,
+    scan_of,
     seconds_left,
     worker_of,
 )
@@ -182,10 +182,7 @@ class DjangoStore(Store):
         due = self._living().filter(due__lte=_Clock()).order_by("due").values_list("task_id", flat=True)[:limit]
 
         def work() -> Scan:
-            known = {name: Lease(name, left, note) for name, left, note in leases}
-            for name in owners:
-                known.setdefault(name, Lease(name, 0.0))
-            return Scan(list(known.values()), list(due), self._owned(worker))
+            return scan_of(leases, owners, due, self._living().filter(worker=worker).values_list("task_id", "fence"))
 
         return self._run(work)
 
@@ -193,10 +190,6 @@ class DjangoStore(Store):
         """Close this thread's connection, unless a transaction is open on it."""
         if not connections[self._alias].in_atomic_block:
             connections[self._alias].close()
-
-    def _owned(self, worker: str) -> dict[str, str]:
-        rows = self._living().filter(worker=worker).values_list("task_id", "fence")
-        return {task_id: owner_of(fence) for task_id, fence in rows}
 
     def _rows(self) -> Any:
         return apps.get_model(_APP, "RecordRow")._base_manager.using(self._alias).filter(namespace=self._namespace)

@@ -1,12 +1,16 @@
 """Records in files, for a single machine and no server.
 
-================  =======================================================================
-``NAME.json``     a record
-``live/NAME``     empty: marks a record for sweeps, whose task has not ended
-``leases/NAME``   the lease of a worker
-``XX.lock``       256 locks for all records: few enough that none is ever deleted, which would give
-                  the same lock to two holders
-================  =======================================================================
+======================  =================================================================
+``NAME.json``           a record
+``live/NAME``           empty: marks a record for sweeps, whose task has not ended
+``ending/TIME/NAME``    empty: marks a record that expires, to be removed after TIME
+``leases/NAME``         the lease of a worker
+``writing/*``           files that are being written; a killed writer leaves its file
+``XX.lock``             256 locks for all records: few enough that none is ever deleted, which
+                        would give the same lock to two holders
+======================  =================================================================
+
+All are readable by their user only.
 """
 
 from __future__ import annotations
@@ -16,22 +20,19 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Fence, Lease, Record, Scan, Store, Update
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
+from celery_continuations.stores.base import LIMIT, Fence, Lease, Record, Scan, Store, Update, lease_of
+from celery_continuations.stores.files import Endings, locked, make_private, write
 
 __all__ = ["FilesystemStore"]
 
-
-_A_DAY = 86400
+# How many expired records one write or renewal removes.
+_BATCH = 4
+_BATCH_OF_RENEWAL = 500
 
 
 class FilesystemStore(Store):
@@ -40,25 +41,30 @@ class FilesystemStore(Store):
     If a worker is killed by SIGKILL, either the old or the new file remains.  The files are not synced to the disk: a
     crash of the machine may lose the last writes.
 
+    All processes that use the folder must run as one user.
+
     Args:
         folder: the folder of the files; created if missing.
         namespace: separates services that share the folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str], namespace: str) -> None:
-        if fcntl is None:  # pragma: no cover - Windows
-            raise StoreError("filesystem", "this system has no fcntl.flock")
         self._folder = Path(folder) / f"continuations-{_file_name(namespace)}"
         self._live, self._leases = self._folder / "live", self._folder / "leases"
+        self._writing = self._folder / "writing"
         try:
-            for made in (self._live, self._leases):
-                made.mkdir(parents=True, exist_ok=True)
+            make_private(self._folder)
+            for made in (self._live, self._leases, self._writing):
+                made.mkdir(0o700, exist_ok=True)
+            self._endings = Endings(self._folder, self._remove_expired, _expires)
         except OSError as exc:
             raise StoreError("filesystem", f"cannot make {self._folder}: {exc}") from exc
-        self._remove_expired()
 
     def read(self, task_id: str) -> Record | None:
-        found = _load(self._path(task_id))
+        path = self._path(task_id)
+        found = _load(path)
+        if found is not None and found[0] != task_id:
+            raise StoreError("filesystem", f"{path} has the record of task {found[0]!r}, not of {task_id!r}")
         return None if found is None else found[1]
 
     def compare_and_swap(self, task_id: str, expected: Fence | None, update: Update) -> bool:
@@ -67,6 +73,10 @@ class FilesystemStore(Store):
             if not update.fits(found, expected):
                 return False
             now = time.time()
+            if update.expires_in == 0:
+                path.unlink(missing_ok=True)
+                (self._live / path.stem).unlink(missing_ok=True)
+                return True
             whole = update.applied_to(found, now)
             data = {
                 "task_id": task_id,
@@ -78,14 +88,18 @@ class FilesystemStore(Store):
                 "due": whole.due,
                 "expires": update.expires(now),
             }
+            if update.lasts is not None:
+                self._endings.add(path.stem, now, update.lasts)
             # Marked before the write and unmarked after it: a kill in between leaves an extra mark.
             live = bool(whole.fence.worker) or whole.due is not None
             if live:
-                (self._live / path.stem).touch()
-            _write(path, data)
+                (self._live / path.stem).touch(0o600)
+            write(path, json.dumps(data), self._writing)
             if not live:
                 (self._live / path.stem).unlink(missing_ok=True)
-            return True
+        if update.lasts is not None:
+            self._endings.clean(_BATCH)
+        return True
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
         """Yield every record; one that cannot be read comes under its file's name."""
@@ -100,11 +114,14 @@ class FilesystemStore(Store):
                     yield found
 
     def renew(self, worker: str, seconds: float, note: str = "") -> None:
+        """Renew the lease, and remove expired records and what killed writers left."""
         path = self._leases / _file_name(worker)
+        lease = {"worker": worker, "until": time.time() + seconds, "note": note}
         try:
-            _write(path, {"worker": worker, "until": time.time() + seconds, "note": note})
+            write(path, json.dumps(lease), self._writing)
         except OSError as exc:
             raise StoreError("filesystem", f"{path}: {exc}") from exc
+        self._endings.clean(_BATCH_OF_RENEWAL)
 
     def retire(self, worker: str) -> None:
         if not any(one is not None and one.fence.worker == worker for _, one in self._read_live()):
@@ -115,7 +132,7 @@ class FilesystemStore(Store):
 
     def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
         now = time.time()
-        leases = self._read_leases(now)
+        leases, problems = self._read_leases(now)
         due: list[tuple[float, str]] = []
         owned: dict[str, str] = {}
         for task_id, record in self._read_live():
@@ -129,7 +146,7 @@ class FilesystemStore(Store):
                 owned[task_id] = record.fence.owner
             if record.due is not None and record.due <= now:
                 due.append((record.due, task_id))
-        return Scan(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], owned)
+        return Scan(list(leases.values()), [task_id for _, task_id in sorted(due)[:limit]], owned, tuple(problems))
 
     def _read_live(self) -> Iterator[tuple[str, Record | None]]:
         """Yield records whose tasks have not ended; None, under its file's name, for one that cannot be read."""
@@ -142,18 +159,26 @@ class FilesystemStore(Store):
                 if found is not None:
                     yield found
 
-    def _read_leases(self, now: float) -> dict[str, Lease]:
+    def _read_leases(self, now: float) -> tuple[dict[str, Lease], list[str]]:
+        """Return the leases by worker, and a sentence about each one whose worker cannot be read."""
         leases = {}
+        problems = []
         for name in self._names(self._leases):
             path = self._leases / name
             try:
                 data = json.loads(path.read_text("ascii"))
-                leases[data["worker"]] = Lease(data["worker"], data["until"] - now, data["note"])
+                worker = _text(data["worker"])
             except FileNotFoundError:
                 continue  # retired just now
-            except (OSError, ValueError, KeyError, TypeError) as exc:
-                raise StoreError("filesystem", f"{path} is not a lease: {exc!r}") from exc
-        return leases
+            except (OSError, ValueError, LookupError, TypeError, RecursionError) as exc:
+                problems.append(f"{path} is not a lease: {exc!r}")
+                continue
+            try:
+                left = data["until"] - now
+            except (LookupError, TypeError, OverflowError):
+                left = None
+            leases[worker] = lease_of(worker, left, data.get("note"))
+        return leases, problems
 
     @staticmethod
     def _names(folder: Path, suffix: str = "") -> list[str]:
@@ -162,15 +187,13 @@ class FilesystemStore(Store):
         except OSError as exc:
             raise StoreError("filesystem", f"{folder}: {exc}") from exc
 
-    def _remove_expired(self) -> None:
-        """Remove expired records.  Tombstones live longer than a day, so younger files are not opened."""
-        for path in self._folder.glob("*.json"):
-            with suppress(OSError, StoreError, ValueError, KeyError, TypeError):  # ignore files that are not records
-                if path.stat().st_mtime < time.time() - _A_DAY:
-                    with self._locked_file(path):
-                        expires = json.loads(path.read_text("ascii"))["expires"]
-                        if expires is not None and expires < time.time():
-                            path.unlink()
+    def _remove_expired(self, name: str) -> None:
+        path = self._folder / f"{name}.json"
+        with self._locked_file(path):
+            expires = _expires(path)
+            if expires is not None and expires <= time.time():
+                path.unlink()
+                (self._live / name).unlink(missing_ok=True)
 
     def _path(self, task_id: str) -> Path:
         return self._folder / f"{_file_name(task_id)}.json"
@@ -184,8 +207,7 @@ class FilesystemStore(Store):
     def _locked_file(self, path: Path) -> Iterator[Path]:
         lock = self._folder / f"{hashlib.sha256(path.name.encode()).hexdigest()[:2]}.lock"
         try:
-            with open(lock, "wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with locked(lock):
                 yield path
         except OSError as exc:
             raise StoreError("filesystem", f"{path}: {exc}") from exc
@@ -203,28 +225,29 @@ def _load(path: Path) -> tuple[str, Record] | None:
         data = json.loads(text)
         if data["expires"] is not None and data["expires"] <= time.time():
             return None
-        texts = {part: _text_or_none(data[part]) for part in ("snapshot", "message", "value", "inbox")}
+        texts = {
+            part: None if data[part] is None else _text(data[part])
+            for part in ("snapshot", "message", "value", "inbox")
+        }
         due = None if data["due"] is None else float(data["due"])
         return str(data["task_id"]), Record(Fence.loads(data["fence"]), **texts, due=due)
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as exc:
         raise StoreError("filesystem", f"{path} is not a record: {exc!r}") from exc
 
 
-def _text_or_none(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
+def _expires(path: Path) -> float | None:
+    """Return when the record expires; None for never, without a record, and for one that cannot be read."""
+    try:
+        expires = json.loads(path.read_text("ascii"))["expires"]
+        return None if expires is None else float(expires)
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+        return None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
     return value
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        temporary.write_text(json.dumps(data), "ascii")
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _file_name(text: str) -> str:

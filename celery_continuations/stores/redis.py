@@ -29,6 +29,7 @@ from celery_continuations.stores.base import (
     Store,
     Update,
     each,
+    lease_of,
     without_command,
 )
 
@@ -119,7 +120,11 @@ local inbox = ARGV[8]
 if inbox ~= '' and inbox ~= '=' .. (redis.call('HGET', KEYS[2], 'inbox') or '') then return 0 end
 if whole == '' then whole = fence .. string.sub(redis.call('GET', KEYS[1]) or '', #expected + 1) end
 redis.call('SET', KEYS[1], whole)
-if #ARGV > 8 then redis.call('HSET', KEYS[2], unpack(ARGV, 9)) end
+if #ARGV == 14 and ARGV[10] .. ARGV[12] .. ARGV[14] == '' then
+  redis.call('DEL', KEYS[2])  -- a tombstone keeps nothing
+elseif #ARGV > 8 then
+  redis.call('HSET', KEYS[2], unpack(ARGV, 9))
+end
 """
     + _COMMON
     + """
@@ -192,12 +197,18 @@ for _, task in ipairs(redis.call('ZRANGEBYSCORE', index .. 'due', '-inf', now, '
     redis.call('ZREM', index .. 'due', task)
   end
 end
-return {
-  tostring(now),
-  redis.call('HGETALL', index .. 'leases'),
-  due,
-  redis.call('HGETALL', index .. 'owned:' .. id),
-}
+-- likewise; one that cannot be read keeps its entry, so that a sweep names it
+local owned, entries = {}, redis.call('HGETALL', index .. 'owned:' .. id)
+for at = 1, #entries, 2 do
+  local head = redis.pcall('GETRANGE', ARGV[4] .. entries[at], 0, 511)
+  local fence = type(head) == 'string' and string.match(head, '^%d+ %a+ [^\\n]*')
+  if head == '' or fence and worker_of(fence) ~= id then
+    redis.call('HDEL', index .. 'owned:' .. id, entries[at])
+  else
+    owned[#owned + 1], owned[#owned + 2] = entries[at], entries[at + 1]
+  end
+end
+return {tostring(now), redis.call('HGETALL', index .. 'leases'), due, owned}
 """
 )
 
@@ -243,7 +254,7 @@ class RedisStore(Store):
         args: list[Any] = [known, "" if update.snapshot is None else f"{fence}\n{update.snapshot}"]
         if known == fence and update.is_save:
             return bool(self._run(_SWAP, task_id, *args))
-        due_in, expires_in, inbox = update.due_in, update.expires_in, update.expected_inbox
+        due_in, expires_in, inbox = update.due_in, update.lasts, update.expected_inbox
         args += (
             fence,
             "" if due_in is None else "=" if due_in is Due.UNCHANGED else due_in,
@@ -260,10 +271,18 @@ class RedisStore(Store):
         return self._record(task_id, *found) if found else None
 
     def records(self) -> Iterator[tuple[str, Record | StoreError]]:
-        seen: set[str] = set()  # a SCAN may return a key again
-        for keys in self._ids():
-            ids = [task_id for task_id in keys if task_id not in seen]
-            seen.update(ids)
+        """Yield every record; one whose id is not text comes with escapes in it."""
+        seen: set[bytes | str] = set()  # a SCAN may return a key again
+        for keys in self._keys():
+            new = [key for key in keys if key not in seen]
+            seen.update(new)
+            ids = []
+            for key in new:
+                try:
+                    ids.append(_text(key, self._prefix).removeprefix(self._prefix))
+                except StoreError:
+                    shown = key.decode(errors="backslashreplace") if isinstance(key, bytes) else key
+                    yield shown.removeprefix(self._prefix), StoreError("redis", f"the key {key!r} is not text")
             for start in range(0, len(ids), _BATCH):
                 yield from self._read_all(ids[start : start + _BATCH])
 
@@ -274,20 +293,26 @@ class RedisStore(Store):
         self._run(_RETIRE, worker)
 
     def scan(self, worker: str = "", limit: int = LIMIT) -> Scan:
-        now, leases, due, owned = self._run(_SCAN, worker, limit, self._prefix)
-        key = self._index
-        found = []
-        for name, lease in _by_two(leases, f"{key}leases").items():
-            until, _, note = lease.partition(" ")
-            try:
-                found.append(Lease(name, float(until) - float(now), note))
-            except ValueError as exc:
-                raise StoreError("redis", f"{self._index}leases has an invalid lease for {name}: {lease!r}") from exc
-        owners = _by_two(owned, f"{key}owned:{worker}")
+        # as bytes, because a decoding client would fail for all entries if one is not text
+        now, leases, due, owned = self._run(_SCAN, worker, limit, self._prefix, **{NEVER_DECODE: True})
+        problems: list[str] = []
+
+        def read(names: list[bytes], key: str) -> Iterator[tuple[int, str]]:
+            """Yield the place and the text of each name; put aside those that are not text."""
+            for place, name in enumerate(names):
+                try:
+                    yield place, name.decode()
+                except UnicodeDecodeError:
+                    problems.append(f"{self._index}{key} has an entry that is not text: {name!r}")
+
         return Scan(
-            found,
-            [_text(task_id, f"{key}due") for task_id in due],
-            {task_id: without_command(owner) for task_id, owner in owners.items()},
+            [_lease(name, leases[2 * place + 1], float(now)) for place, name in read(leases[::2], "leases")],
+            [task_id for _, task_id in read(due, "due")],
+            {
+                task_id: without_command(owned[2 * place + 1].decode(errors="replace"))
+                for place, task_id in read(owned[::2], f"owned:{worker}")
+            },
+            tuple(problems),
         )
 
     @property
@@ -299,13 +324,13 @@ class RedisStore(Store):
         """Close the connections of the pool."""
         self._client.close()
 
-    def _ids(self) -> Iterator[set[str]]:
-        """Yield the ids of all tasks, a few at a time."""
+    def _keys(self) -> Iterator[set[bytes | str]]:
+        """Yield the keys of all tasks, a few at a time."""
         pattern = f"{self._prefix}*"  # the prefix has no special characters of patterns
         cursor = None
         while cursor != 0:
             cursor, keys = self._call(pattern, self._client.scan, cursor or 0, pattern, _SCANNED)
-            yield {_text(key, pattern).removeprefix(self._prefix) for key in keys}
+            yield set(keys)
 
     def _read_all(self, task_ids: list[str]) -> Iterator[tuple[str, Record | StoreError]]:
         """Read records in one round trip."""
@@ -343,18 +368,18 @@ class RedisStore(Store):
     def _args(self, name: str) -> tuple[Any, ...]:
         return 2, self._prefix + name, self._kept + name, self._index, name
 
-    def _run(self, script: tuple[str, str], name: str, *args: Any) -> Any:
+    def _run(self, script: tuple[str, str], name: str, *args: Any, **options: bool) -> Any:
         text, sha = script
         key = self._prefix + name
         args = (*self._args(name), *args)
         try:
-            return self._call(key, self._client.evalsha, sha, *args)
+            return self._call(key, self._client.execute_command, "EVALSHA", sha, *args, **options)
         except _ScriptMissing:
-            return self._call(key, self._client.eval, text, *args)
+            return self._call(key, self._client.execute_command, "EVAL", text, *args, **options)
 
-    def _call(self, key: str, func: Any, *args: Any) -> Any:
+    def _call(self, key: str, func: Any, *args: Any, **options: bool) -> Any:
         try:
-            return func(*args)
+            return func(*args, **options)
         except NoScriptError as exc:
             raise _ScriptMissing from exc
         except RedisError as exc:
@@ -370,6 +395,10 @@ def _text(value: Any, key: str) -> str:
         raise StoreError("redis", f"{key} is not a record: {exc}") from exc
 
 
-def _by_two(flat: list[Any], key: str) -> dict[str, str]:
-    texts = [_text(value, key) for value in flat]
-    return dict(zip(texts[::2], texts[1::2], strict=True))
+def _lease(worker: str, value: bytes, now: float) -> Lease:
+    until, _, note = value.decode(errors="replace").partition(" ")
+    try:
+        left = float(until) - now
+    except ValueError:
+        left = math.nan
+    return lease_of(worker, left, note)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Record, Update, without_command
+from celery_continuations.stores.base import Fence, Lease, Record, Scan, Update, lease_of, without_command
 
 __all__ = [
     "CLOCK_OF_POSTGRESQL",
@@ -19,6 +19,7 @@ __all__ = [
     "checked",
     "owner_of",
     "record_of",
+    "scan_of",
     "seconds_left",
     "worker_of",
 ]
@@ -69,7 +70,7 @@ def checked(store: str, what: str, text: str) -> str:
 
 def seconds_left(update: Update) -> float | None:
     """Return the seconds until the record expires; for a removal long ago, in case the clock is set back."""
-    return _LONG_AGO if update.expires_in == 0 else update.expires_in
+    return _LONG_AGO if update.expires_in == 0 else update.lasts
 
 
 def worker_of(store: str, update: Update) -> str | None:
@@ -80,6 +81,32 @@ def worker_of(store: str, update: Update) -> str | None:
 def owner_of(fence: Any) -> str:
     """Return the owner in a fencing token, even in an invalid one: such a row must not hide the others."""
     return without_command(str(fence).split(" ", 2)[-1])
+
+
+def scan_of(
+    leases: Iterable[tuple[Any, Any, Any]],
+    owners: Iterable[Any],
+    due: Iterable[Any],
+    owned: Iterable[tuple[Any, Any]],
+) -> Scan:
+    """Return a scan from its rows: worker, seconds left and note; workers; task ids; task ids and fencing tokens."""
+    problems: list[str] = []
+
+    def is_text(value: Any, what: str) -> bool:
+        if not isinstance(value, str):
+            problems.append(f"the {what} {value!r} is not text")
+        return isinstance(value, str)
+
+    known = {name: lease_of(name, left, note) for name, left, note in leases if is_text(name, "worker")}
+    for name in owners:
+        if is_text(name, "owner"):
+            known.setdefault(name, Lease(name, 0.0))
+    return Scan(
+        list(known.values()),
+        [task_id for task_id in due if is_text(task_id, "due id")],
+        {task_id: owner_of(fence) for task_id, fence in owned if is_text(task_id, "owned id")},
+        tuple(problems),
+    )
 
 
 def record_of(

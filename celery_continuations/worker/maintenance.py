@@ -41,6 +41,9 @@ _RENEWALS = 4
 # Each sweep interval is shortened by up to this fraction, so that workers started together do not sweep together.
 _JITTER = 0.2
 
+# Seconds between two warnings about one outage.
+_REMIND_EVERY = 60.0
+
 _by_worker: dict[str, Maintenance] = {}
 
 
@@ -135,8 +138,10 @@ class Maintenance:
             maintained.store.renew(self._flag.worker, self._lease, note)
         except StoreError as exc:
             maintained.unavailable = True
-            logger.warning("This worker's lease could not be renewed: %s", exc, extra={"action": "lease_failed"})
+            if maintained.renewal_reminder.is_due():
+                logger.warning("This worker's lease could not be renewed: %s", exc, extra={"action": "lease_failed"})
             return
+        maintained.renewal_reminder.reset()
         maintained.reported_stopping = stopping
         if maintained.unavailable or self._was_slow(now):
             # Every worker's lease may have expired meanwhile: give each worker the time to renew its own.
@@ -154,8 +159,10 @@ class Maintenance:
         try:
             scan = maintained.sweeper.sweep(trusts_leases)
         except (StoreError, OperationalError, OSError) as exc:
-            logger.warning("Could not sweep for lost tasks: %s", exc, extra={"action": "sweep_failed"})
+            if maintained.sweep_reminder.is_due():
+                logger.warning("Could not sweep for lost tasks: %s", exc, extra={"action": "sweep_failed"})
         else:
+            maintained.sweep_reminder.reset()
             maintained.running = len(scan.owned)
             if len(scan.due) >= LIMIT:
                 maintained.sweep_at = now  # there may be more
@@ -178,6 +185,25 @@ def _is_in_progress(task_id: str) -> bool:
             continue
 
 
+class _Reminder:
+    """Limits how often an outage is logged: at once, then each minute."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        """Return whether to log it now."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _REMIND_EVERY
+        return True
+
+    def reset(self) -> None:
+        """Log the next outage at once."""
+        self._next = 0.0
+
+
 class _MaintainedStore:
     """The lease and sweeps of one store.  Times are by ``time.monotonic``."""
 
@@ -189,6 +215,8 @@ class _MaintainedStore:
         self.trusts_leases_at = 0.0
         self.held_until = 0.0
         self.unavailable = True  # until the store has been reached
+        self.renewal_reminder = _Reminder()
+        self.sweep_reminder = _Reminder()
         self.reported_stopping = False
         self.running = 0
 

@@ -19,7 +19,7 @@ from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
 
 from celery_continuations import celery_internals, conf, events
-from celery_continuations.exceptions import StoreError
+from celery_continuations.exceptions import ContinuationError
 from celery_continuations.messages.body import BODY
 from celery_continuations.messages.headers import DELIVERY, GENERATION
 from celery_continuations.process.stop_flag import flag_of
@@ -96,7 +96,7 @@ class Request(CeleryRequest):
             if record is None or (record.fence.generation == 0 and record.message is None):
                 return False  # a delivery or a command may have made the record before the task was claimed
             sweeper.recover(self.id)
-        except StoreError as exc:
+        except ContinuationError as exc:  # the store is unavailable, or the record cannot be read
             self._report_delay("recovered", exc)
             self.reject(requeue=True)
             return True

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from celery_continuations import events, signals
 from celery_continuations.control import revoke
-from celery_continuations.exceptions import InvalidStepError, StoreError, UnserializableValueError
+from celery_continuations.exceptions import StoreError
 from celery_continuations.messages.publishing import Publisher, publisher
 from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
@@ -19,6 +20,7 @@ from celery_continuations.protocol.liveness import Loss, loss_of
 from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord
 from celery_continuations.protocol.recovery import overdue_after, recover, republish_overdue
 from celery_continuations.stores import Command, Fence, Record, Scan, Status, Store
+from celery_continuations.stores.base import LIMIT
 
 __all__ = ["Report", "Sweeper"]
 
@@ -33,7 +35,7 @@ class Report(NamedTuple):
     """What a sweep did with a task, or failed to do.
 
     Attributes:
-        task_id: the task.
+        task_id: the task; ``""`` for an entry of the store that belongs to none.
         action: ``"recovered"``, ``"published_again"`` or ``"recovery_failed"``.
         text: continues the sentence that begins with the task's id.
     """
@@ -43,14 +45,15 @@ class Report(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"Task {self.task_id} {self.text}"
+        what = f"Task {self.task_id}" if self.task_id else "The store cannot be read completely:"
+        return f"{what} {self.text}"
 
 
 def log(report: Report) -> None:
     """Log what a sweep did."""
-    task_id, action, text = report
+    task_id, action, _ = report
     level = logging.ERROR if action == "recovery_failed" else logging.WARNING
-    logger.log(level, "Task %s %s", task_id, text, extra={"action": action, "task_id": task_id})
+    logger.log(level, "%s", report, extra={"action": action, "task_id": task_id})
 
 
 class _Lost(NamedTuple):
@@ -87,11 +90,14 @@ class Sweeper:
         self._store = store
         self._worker = worker
         self._decided: dict[str, Status | None] = {}
-        self._reported: set[str] = set()  # tasks that cannot be recovered
+        self._reported: set[str] = set()  # tasks that cannot be recovered, and entries that cannot be read
         self._idle: set[str] = set()  # owners that had no task in progress at the last scan
 
     def sweep(self, by_lease: Callable[[], bool]) -> Scan:
         """Scan once, and recover what dead workers left.
+
+        A task that cannot be recovered does not affect the others: it is reported once, and left out of the due tasks
+        that are returned.
 
         Args:
             by_lease: called after the scan; see :func:`loss_of`.
@@ -100,7 +106,10 @@ class Sweeper:
             StoreError: when the store is unavailable.
             OSError, kombu.exceptions.OperationalError: when the broker is unavailable.
         """
-        scan = self._store.scan(self._worker)
+        # Records that cannot be read stay due, before all others: without more room they would fill every scan.
+        scan = self._store.scan(self._worker, LIMIT + len(self._reported))
+        for problem in scan.problems:
+            self._report_failure("", "", problem)
         trusts_leases = by_lease()
         lost: list[_Lost] = []
         dead = []
@@ -121,7 +130,7 @@ class Sweeper:
                     self._attempt(self._republish_overdue, task_id, publishing)
         for worker in dead:
             self._store.retire(worker)
-        return scan
+        return scan._replace(due=[task_id for task_id in scan.due if task_id not in self._reported])
 
     def _lost_here(self, scan: Scan) -> list[_Lost]:
         """Return the tasks that this worker owns and no longer runs."""
@@ -176,12 +185,16 @@ class Sweeper:
         """
         self._decided[task_id] = status
         if status is not None:
-            self._attempt(self._settle, task_id)
+            try:
+                self._settle(task_id)
+            except Exception as exc:  # of a driver, or of a record that cannot be read: the next sweep tries again
+                self._report_failure(task_id, "cannot be ended; its record is unchanged: ", exc)
 
     def _settle(self, task_id: str) -> None:
+        status = self._decided.get(task_id)
+        if status is None:
+            return  # another thread has settled it
         record = self._store.read(task_id)
-        status = self._decided[task_id]
-        assert status is not None
         if record is not None and self._is_ours(record.fence):
             owned = OwnedRecord(self._store, task_id, record.fence)
             if status == Status.RUNNING:
@@ -242,11 +255,22 @@ class Sweeper:
         self._report(Report(task_id, action, text))
 
     def _attempt(self, act: Callable[..., None], task_id: str, *args: Any) -> None:
-        """Call ``act``; report a record that cannot be read, so that it does not block the recovery of the others."""
+        """Call ``act``; report its error, so that one task does not block the recovery of the others."""
         try:
             act(task_id, *args)
-            self._reported.discard(task_id)
-        except (StoreError, UnserializableValueError, InvalidStepError) as exc:  # the last: of a later release
+        except OperationalError:
+            raise  # the broker is unavailable, for all of them
+        except Exception as exc:
             if task_id not in self._reported:
-                self._reported.add(task_id)
-                self._report_action(task_id, "recovery_failed", f"cannot be recovered; its record is unchanged: {exc}")
+                self._store.scan(limit=0)  # raises if the store is unavailable, for all of them
+            self._report_failure(task_id, "cannot be recovered; its record is unchanged: ", exc)
+        else:
+            self._reported.discard(task_id)
+
+    def _report_failure(self, task_id: str, text: str, problem: object) -> None:
+        """Report a task, or an entry of the store, that cannot be read; each once."""
+        known = task_id or str(problem)
+        if known not in self._reported:
+            self._reported.add(known)
+            named = f"{type(problem).__name__}: " if isinstance(problem, Exception) else ""
+            self._report_action(task_id, "recovery_failed", f"{text}{named}{problem}")

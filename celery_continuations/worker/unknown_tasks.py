@@ -20,19 +20,23 @@ __all__ = ["requeue_unknown"]
 
 logger = logging.getLogger("celery_continuations")
 
+# How many messages a worker remembers, and for how many seconds more than the grace if they do not come back.
+_MOST = 10_000
+_BACK_WITHIN = 600.0
+
 
 def requeue_unknown(consumer: Any, maintenance: Maintenance) -> None:
     """Make ``consumer`` requeue such messages for ``continuation_change_grace`` before it fails them."""
     fail = consumer.on_unknown_task
     grace = float(conf.seconds(conf.app_setting(consumer.app, "change_grace")))
-    first_seen: dict[str, float] = {}
+    waiting = _Waiting(grace)
 
     def on_unknown_task(body: Any, message: Any, exc: Any) -> Any:
-        task_id = (message.headers or {}).get("id")
-        if not task_id or not message.headers.get(GENERATION):
+        headers = message.headers or {}
+        task_id, generation = headers.get("id"), headers.get(GENERATION)
+        if not task_id or not generation:
             return fail(body, message, exc)
-        now = time.monotonic()
-        if now - first_seen.setdefault(task_id, now) < grace:
+        if waiting.may_wait((task_id, generation)):
             delay = requeue_delay()
             logger.warning(
                 "Task %s[%s] requeued in %s s: this worker does not know the task",
@@ -42,12 +46,43 @@ def requeue_unknown(consumer: Any, maintenance: Maintenance) -> None:
                 extra={"action": "given_back", "task_id": task_id},
             )
             return consumer.timer.call_after(delay, _in_loop(consumer, message.requeue))
-        del first_seen[task_id]
         fail(body, message, exc)
         sweeper = maintenance.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))
         return sweeper.decide(task_id, Status.FAILED) if sweeper else None
 
     consumer.on_unknown_task = on_unknown_task
+
+
+class _Waiting:
+    """The messages that this worker has requeued, and since when.
+
+    Another generation of a task is another message, whose grace begins with it.
+
+    Args:
+        grace: for how many seconds a message is requeued.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._seen: dict[tuple[Any, Any], tuple[float, float]] = {}  # the first time and the last, in order of the last
+
+    def may_wait(self, message: tuple[Any, Any]) -> bool:
+        """Note that a message has come; return False once its grace has passed."""
+        now = time.monotonic()
+        self._forget(now)
+        first, _ = self._seen.pop(message, (now, now))
+        if now - first >= self._grace:
+            return False
+        self._seen[message] = first, now
+        return True
+
+    def _forget(self, now: float) -> None:
+        """Forget messages that another worker has claimed: they have not come back for long."""
+        while self._seen:
+            oldest = next(iter(self._seen))
+            if len(self._seen) < _MOST and now - self._seen[oldest][1] <= self._grace + _BACK_WITHIN:
+                return
+            del self._seen[oldest]
 
 
 def _in_loop(consumer: Any, act: Callable[[], Any]) -> Callable[[], Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from django.contrib import admin
 
@@ -15,6 +17,24 @@ from celery_continuations.result import Progress
 from celery_continuations.stores.base import Fence
 
 __all__ = ["RecordAdmin"]
+
+
+Cell = TypeVar("Cell")
+
+
+def _or_the_error(cell: Callable[[RecordAdmin, RecordRow], Cell]) -> Callable[[RecordAdmin, RecordRow], Cell | str]:
+    """Show what is wrong with a record in its own row: an error would hide the whole list."""
+
+    @wraps(cell)
+    def shown(self: RecordAdmin, row: RecordRow) -> Cell | str:
+        try:
+            return cell(self, row)
+        except ContinuationError as exc:
+            return f"unreadable: {exc}"
+        except Exception as exc:  # values of any type may come up in a damaged record
+            return f"unreadable: {type(exc).__name__}: {exc}"
+
+    return shown
 
 
 @admin.register(RecordRow)
@@ -38,13 +58,12 @@ class RecordAdmin(admin.ModelAdmin):
         """Return False: a task without its record starts over."""
         return False
 
+    @_or_the_error
     def task(self, row: RecordRow) -> str:
         """The task's name, if its message was saved."""
-        try:
-            return str(SavedMessage.loads(row.message).task) if row.message else ""
-        except ContinuationError as exc:
-            return f"unreadable: {exc}"
+        return SavedMessage.loads(row.message).task if row.message else ""
 
+    @_or_the_error
     def status(self, row: RecordRow) -> str:
         """Its status, and the pending command, if there is one."""
         fence = _fence(row)
@@ -52,30 +71,28 @@ class RecordAdmin(admin.ModelAdmin):
             return f"unreadable: {row.fence!r}"
         return f"{fence.status}, to {fence.command}" if fence.command else str(fence.status)
 
+    @_or_the_error
     def generation(self, row: RecordRow) -> int | None:
         """The number of its claims."""
         fence = _fence(row)
         return None if fence is None else fence.generation
 
+    @_or_the_error
     def step(self, row: RecordRow) -> str:
         """The current step."""
-        try:
-            snapshot = _snapshot(row)
-        except ContinuationError as exc:
-            return f"unreadable: {exc}"
-        return snapshot.current[0] if snapshot.current else ""
+        snapshot = _snapshot(row)
+        return str(snapshot.current[0]) if snapshot.current else ""
 
+    @_or_the_error
     def progress(self, row: RecordRow) -> str:
         """The progress of that step."""
-        try:
-            progress = Progress(None, *_snapshot(row).progress)
-        except ContinuationError:
-            return ""
+        progress = Progress(None, *_snapshot(row).progress)
         if progress.percent is not None:
             return f"{progress.percent}%"
         return "" if progress.done is None else f"{progress.done:,} done"
 
     @admin.display(description="due", ordering="due")
+    @_or_the_error
     def due_at(self, row: RecordRow) -> datetime | None:
         """When the next action is due."""
         return None if row.due is None else datetime.fromtimestamp(row.due, timezone.utc)

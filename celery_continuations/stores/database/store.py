@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Due, Fence, Lease, Record, Scan, Store, Update, each
+from celery_continuations.stores.base import LIMIT, Due, Fence, Record, Scan, Store, Update, each
 from celery_continuations.stores.database import statements
 from celery_continuations.stores.database.statements import Statement
 from celery_continuations.stores.database.tables import create_tables, records
-from celery_continuations.stores.sql import PAGE, TEXTS, Cleaning, checked, owner_of, record_of, seconds_left, worker_of
+from celery_continuations.stores.sql import PAGE, TEXTS, Cleaning, checked, record_of, scan_of, seconds_left, worker_of
 
 __all__ = ["DatabaseStore"]
 
@@ -39,6 +39,10 @@ _BUSY = 10.0
 # Drivers over libpq, and how long they wait for a server that cannot be reached or has stopped responding.
 _LIBPQ = frozenset(("psycopg", "psycopg2"))
 _IMPATIENT = {"connect_timeout": 3, "tcp_user_timeout": 3000}
+
+# psycopg 3 prepares what it executes often. PgBouncer before 1.21 in transaction mode gives a prepared statement to
+# other connections.
+_UNPREPARED = {"prepare_threshold": None}
 
 # Options of the engine that only the store sets. It notices a dead connection when it uses it: pool_pre_ping, which
 # Celery sets, would double the round trips.
@@ -166,11 +170,13 @@ class DatabaseStore(Store):
         found: dict[str, list[Any]] = {"lease": [], "owner": [], "due": [], "owned": []}
         for what, *row in rows:
             found[what].append(row)
-        leases = {name: Lease(name, left, note) for name, left, note in found["lease"]}
-        for name, _, _ in found["owner"]:
-            leases.setdefault(name, Lease(name, 0.0))
-        due = [task_id for task_id, _, _ in sorted(found["due"], key=lambda row: row[1])]
-        return Scan(list(leases.values()), due, {task_id: owner_of(fence) for task_id, _, fence in found["owned"]})
+        found["due"].sort(key=lambda row: float(row[1]))
+        return scan_of(
+            found["lease"],
+            [name for name, _, _ in found["owner"]],
+            [task_id for task_id, _, _ in found["due"]],
+            [(task_id, fence) for task_id, _, fence in found["owned"]],
+        )
 
     def _ids_after(self, after: str) -> list[str]:
         values = {"namespace_": self._namespace, "after": after, "limit_": PAGE}
@@ -319,5 +325,6 @@ def _engine_options(dialect: type[Dialect], options: Mapping[str, Any]) -> dict[
     else:
         found["pool_reset_on_return"] = None  # each statement has been committed
         if dialect.driver in _LIBPQ:
-            found["connect_args"] = {**_IMPATIENT, **found.get("connect_args", {})}
+            own = {**_IMPATIENT, **(_UNPREPARED if dialect.driver == "psycopg" else {})}
+            found["connect_args"] = {**own, **found.get("connect_args", {})}
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NoReturn
 
@@ -36,6 +36,10 @@ class Suite:
     def corrupt(self, store: Store, task_id: str) -> None:
         """Corrupt the record, so that it can no longer be read."""
         skip("corrupt")
+
+    def corrupt_lease(self, store: Store, worker: str) -> Iterator[None]:
+        """Corrupt the worker's lease, in another way at each step."""
+        skip("corrupt_lease")
 
     def break_connection(self, store: Store) -> None:
         """Close the store's connections from the other side, like a restarted server."""

@@ -132,6 +132,61 @@ def test_an_unreadable_record_is_a_line_and_an_exit_code(run: Any, rows: Any, pu
     assert {one["id"]: bool(one["error"]) for one in rows(code=1)} == {"good": False, "bad": True}
 
 
+@pytest.fixture
+def damaged(app: Celery) -> list[str]:
+    """Records of many kinds that cannot be read or shown; return their ids."""
+    good = Snapshot(current=("a", 1)).dumps()
+    plain = {"task": "t", "headers": {}, "began": 1.0, "route": {}, "properties": {}, "sending": {}, "content": [],
+             "body": ""}  # fmt: skip
+    snapshots = [
+        {"progress": ["x", "y"]}, {"progress": [5, "y"]}, {"waiting": ["time", "x", None]}, {"current": [5]},
+        {"waiting": ["delivery", 1e999, "a"]}, {"saved": []}, {"version": 99}, {"current": {"a": 1}},
+    ]  # fmt: skip
+    messages = [
+        {"began": "x"}, {"began": 1e999}, {"began": -1e999}, {"headers": []}, {"task": 5},
+        {"z": {"__type__": "decimal", "__value__": "x"}},
+    ]  # fmt: skip
+    records = [
+        *((json.dumps({**json.loads(good), **one}), json.dumps(plain)) for one in snapshots),
+        *((good, json.dumps({**plain, **one})) for one in messages),
+        ("[" * 100_000, json.dumps(plain)),
+        (good, "[" * 100_000),
+    ]
+    store = open_store(app, "memory")
+    for number, (snapshot, message) in enumerate(records):
+        assert store.compare_and_swap(f"bad{number}", None, Update(Fence(1, Status.WAITING), snapshot, message))
+    return [f"bad{number}" for number in range(len(records))]
+
+
+def test_no_record_hides_another(run: Any, run_json: Any, app: Celery, put: Any, damaged: list[str]) -> None:
+    put("good", current=("import", 12), progress=(1, 4))
+    listed = run("list", code=1).stdout
+    assert len(listed.splitlines()) == len(damaged) + 2, "one line for each"
+    assert "good " in listed and "import 25%" in listed
+    assert [one["id"] for one in run_json("list", code=1) if not one["error"]] == ["good"]
+    assert {one["id"] for one in run_json("list", code=1) if one["error"]} == set(damaged)
+    found = run("show", *damaged, "good", code=1)
+    assert "import" in found.stdout
+    assert found.stderr.count("bad") >= len(damaged)
+    seen = next(watching.looks(app, (*damaged, "good"), 0))
+    assert {one["id"] for one in seen if one["error"]} == set(damaged)
+    watching.lines(iter([seen]), lambda line: None, as_json=False)
+    (report,) = [one for one in doctor.examine(app) if one.name == "records"]
+    assert f"{len(damaged)} of {len(damaged) + 1} cannot be read" in report.text
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "{id}"), ("doctor",), ("sweep",)], ids=lambda words: words[0])
+def test_no_stored_text_controls_the_terminal(run: Any, app: Celery, words: tuple[str, ...]) -> None:
+    evil = "\x1b]0;x\x07\x1b[31m\x9b1m\u202e\n"
+    store = open_store(app, "memory")
+    message = json.dumps({"task": f"t{evil}"})
+    store.compare_and_swap(f"bad{evil}", None, Update(Fence(1, Status.QUEUED), "{", message, due_in=-5))
+    found = run(*(word.format(id=f"bad{evil}") for word in words), code=1)
+    text = found.stdout + found.stderr
+    assert "bad?" in text
+    assert not {char for char in text if not char.isprintable()} - {"\n"}
+
+
 def test_nothing_there(run: Any, rows: Any) -> None:
     assert run("list").stdout == "no such tasks\n"
     assert rows() == []
@@ -279,6 +334,18 @@ def test_a_broker_that_is_away_is_one_line(run: Any, put: Any, monkeypatch: Any)
     said = run("resume", "a", code=1).stderr
     assert "a worker will publish it: refused" in said
     assert said.count("\n") == 1
+
+
+def test_a_cancel_of_an_unknown_id_says_so(run: Any, run_json: Any, worker: Any, task: Any, record: Any) -> None:
+    problem = "no such task has begun: its id may be mistyped, or its message still in a queue"
+    assert problem in run("cancel", "typo", code=1).stderr
+    [one] = run_json("cancel", "tipo", code=1)
+    assert problem in one["error"]
+    result = task(waits).delay()
+    run("cancel", result.id, code=1)
+    worker.drain()
+    assert result.state == "REVOKED", "a task whose message is in a queue does not run"
+    assert record(result.id).fence.status == Status.CANCELLED
 
 
 def test_a_terminal_is_asked_before_a_cancel(run: Any, put: Any, record: Any, monkeypatch: Any) -> None:

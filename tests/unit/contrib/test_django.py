@@ -46,3 +46,33 @@ def test_the_admin_lists_tasks_and_changes_nothing(django_database: Path) -> Non
         assert shown in one
         assert "secret" not in one
         assert "Save" not in one
+
+
+def test_no_record_takes_the_list_of_the_admin_away(django_database: Path) -> None:
+    from django.contrib.auth.models import User
+    from django.test import Client
+
+    from celery_continuations.stores.django import DjangoStore
+
+    store = DjangoStore("default", "service")
+    message = '{"task": "t", "headers": [], "route": {}, "properties": {}, "sending": {}, "content": [], "body": ""}'
+    updates = [
+        Update(Fence(1, Status.QUEUED), due_in=1e300),
+        Update(Fence(1, Status.QUEUED), due_in=float("inf")),
+        Update(Fence(1, Status.QUEUED), "[" * 100_000),
+        Update(Fence(1, Status.QUEUED), None, "[" * 100_000),
+        Update(Fence(1, Status.QUEUED), None, message),
+        Update(Fence(1, Status.QUEUED), '{"version": 1, "progress": ["x", "y"]}'),
+        Update(Fence(1, Status.QUEUED), '{"version": 99}'),
+    ]
+    for number, update in enumerate(updates):
+        store.compare_and_swap(f"bad{number}", None, update)
+    store.compare_and_swap("good", None, Update(Fence(1, Status.QUEUED), Snapshot(current=("rows", 5)).dumps()))
+    client = Client()
+    client.force_login(User.objects.create_superuser("eve"))
+    page = client.get("/admin/celery_continuations/recordrow/")
+    assert page.status_code == 200
+    text = page.content.decode()
+    assert all(f"bad{number}" in text for number in range(len(updates)))
+    assert text.count("unreadable: ") >= len(updates)
+    assert "rows" in text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from celery_continuations.process import stop_flag as flags
 
@@ -93,3 +96,47 @@ for flag in made:
 """
     racing = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0].strip() for process in racing] == ["100"] * 4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_file_system_is_named(monkeypatch: Any, tmp_path: Path, number: int) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(number, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(flags, "_SHARED_MEMORY", str(tmp_path))
+    problem = f"{tmp_path} is full, and the worker's stop flag needs 80 bytes in it; free some space, or give"
+    with pytest.raises(OSError, match=problem) as caught:
+        flags.new_flag("full@test")
+    assert caught.value.errno == number
+    assert list(tmp_path.iterdir()) == [], "nothing is left there"
+
+
+def test_a_file_system_that_cannot_reserve_space_is_used(monkeypatch: Any) -> None:
+    def refuses(*args: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuses)
+    flag = flags.new_flag("odd@test")
+    assert flags.StopFlag(flag.path).worker == flag.worker
+    flag.remove()
+
+
+def test_links_pipes_and_files_of_others_are_not_touched(tmp_path: Path, monkeypatch: Any) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"x" * 80)
+    link, pipe, other = (tmp_path / f"celery-continuations-{name}" for name in ("link", "pipe", "other"))
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    other.write_bytes(b"")
+    locked: list[Any] = []
+    monkeypatch.setattr(flags, "_lock", lambda fd: locked.append(fd) or True)
+    user = os.geteuid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: user + 1)
+        flags._remove_abandoned(str(tmp_path))
+    assert not locked
+    flags._remove_abandoned(str(tmp_path))
+    assert [path.is_symlink() or path.exists() for path in (link, pipe, other)] == [True, True, False]
+    with pytest.raises(OSError, match="symbolic links"):
+        flags.StopFlag(str(link))

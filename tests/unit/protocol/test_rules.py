@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import DeliveryError
 from celery_continuations.protocol import claim as claiming
@@ -420,28 +423,28 @@ def after_read(store: MemoryStore, act: Callable[[], Any]) -> None:
 def test_a_pause_that_is_taken_back_while_the_owner_saves_does_not_end_it(store: MemoryStore) -> None:
     owned = running(store)
     fence = owned.fence
-    commands.pause(store, "id", ended=never)
-    after_read(store, lambda: commands.resume(store, "id", ended=never))
+    commands.pause(store, "id", ended=never, kept_for=1000)
+    after_read(store, lambda: commands.resume(store, "id", ended=never, kept_for=1000))
     owned.save(SAVED)
     assert owned.fence == fence
 
 
 def test_a_pause_that_is_taken_back_while_the_owner_leaves_does_not_end_it(store: MemoryStore) -> None:
     owned = running(store)
-    commands.pause(store, "id", ended=never)
-    after_read(store, lambda: commands.resume(store, "id", ended=never))
+    commands.pause(store, "id", ended=never, kept_for=1000)
+    after_read(store, lambda: commands.resume(store, "id", ended=never, kept_for=1000))
     owned.queue(SAVED, 0.0)
     assert owned.fence == record(store).fence == Fence(1, Status.QUEUED)
 
 
 def test_a_task_that_is_resumed_just_when_its_first_message_comes_is_not_lost(store: MemoryStore) -> None:
-    commands.pause(store, "id", ended=never)
+    commands.pause(store, "id", ended=never, kept_for=1000)
     swap = store.compare_and_swap
 
     def resume_first(task_id: str, expected: Fence | None, update: Update) -> bool:
         if expected == Fence(0, Status.PAUSED):
             store.compare_and_swap = swap  # type: ignore[method-assign]
-            assert commands.resume(store, "id", ended=never) is None
+            assert commands.resume(store, "id", ended=never, kept_for=1000) is None
         return swap(task_id, expected, update)
 
     store.compare_and_swap = resume_first  # type: ignore[method-assign]
@@ -449,9 +452,9 @@ def test_a_task_that_is_resumed_just_when_its_first_message_comes_is_not_lost(st
 
 
 def test_a_task_whose_first_message_comes_just_when_it_is_resumed_is_published(store: MemoryStore) -> None:
-    commands.pause(store, "id", ended=never)
+    commands.pause(store, "id", ended=never, kept_for=1000)
     after_read(store, lambda: claim(store, 0))
-    resumed = commands.resume(store, "id", ended=never)
+    resumed = commands.resume(store, "id", ended=never, kept_for=1000)
     assert resumed is not None and resumed.message == "message"
 
 
@@ -463,7 +466,7 @@ def test_a_command_that_comes_while_a_loss_is_counted_costs_no_progress(store: M
         swapped = swap(task_id, expected, update)
         if swapped and update.fence.owner == "w/2/p":
             store.compare_and_swap = swap  # type: ignore[method-assign]
-            commands.pause(store, "id", ended=never)
+            commands.pause(store, "id", ended=never, kept_for=1000)
         return swapped
 
     store.compare_and_swap = swap_and_pause  # type: ignore[method-assign]
@@ -544,3 +547,32 @@ def test_a_fencing_token_has_the_text_that_release_0_1_wrote(text: str, fence: F
 def test_what_is_not_a_fencing_token_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="unknown (status|command)|unpack|invalid literal"):
         Fence.loads(text)
+
+
+def test_what_is_stored_before_its_task_expires_until_the_task_starts(monkeypatch: Any) -> None:
+    """A mistyped id leaves nothing that never expires, whatever callers do to it."""
+    now = 1000.0
+    acts: list[Any] = [
+        lambda store: commands.pause(store, "id", ended=never, kept_for=50),
+        lambda store: commands.resume(store, "id", ended=never, kept_for=50),
+        lambda store: commands.deliver(store, "id", "a", Outcome("done", 1), ended=never, largest=1000, kept_for=50),
+        lambda store: commands.cancel(store, "id", ended=never, kept_for=50),
+    ]
+
+    def clock() -> float:
+        return now
+
+    for length in (1, 2, 3):
+        for chosen in itertools.product(acts, repeat=length):
+            store = MemoryStore(clock)
+            for act in chosen:
+                with suppress(DeliveryError):
+                    act(store)
+            now += 51
+            assert store.read("id") is None
+    paused = MemoryStore(clock)
+    commands.pause(paused, "id", ended=never, kept_for=50)
+    with suppress(Exception):
+        claim(paused, 0)  # its message comes: it is saved
+    now += 51
+    assert paused.read("id").message == "message"  # type: ignore[union-attr]

@@ -17,6 +17,7 @@ from celery_continuations.messages import requeue
 from celery_continuations.messages.headers import CHANGED
 from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.stores import Status, Update, open_store
+from celery_continuations.worker import unknown_tasks
 from celery_continuations.worker.unknown_tasks import requeue_unknown
 
 
@@ -196,6 +197,34 @@ def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monk
     consumer.on_unknown_task(None, message, None)
     assert consumer.failed == ["fresh", "resumed"]
     assert maintenance.decided == [("resumed", Status.FAILED)], "the record is kept, as failed"
+
+
+def test_the_grace_of_a_task_that_is_not_known_here_begins_with_each_message(app: Celery, monkeypatch: Any) -> None:
+    consumer = FakeConsumer(app)
+    requeue_unknown(consumer, FakeMaintenance())  # type: ignore[arg-type]
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for generation in range(1, 50):
+        now += 300  # another worker executes a slice of it meanwhile
+        consumer.on_unknown_task(None, FakeMessage(id="sliced", task="x", continuation_generation=generation), None)
+    assert consumer.failed == []
+    last = FakeMessage(id="sliced", task="x", continuation_generation=49)
+    for _ in range(2):
+        now += 599
+        consumer.on_unknown_task(None, last, None)
+    assert consumer.failed == ["sliced"], "the same message waits for the grace only"
+
+
+def test_messages_that_do_not_come_back_are_forgotten(monkeypatch: Any) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    waiting = unknown_tasks._Waiting(600)
+    for number in range(20_000):
+        assert waiting.may_wait((f"id{number}", 1))
+    assert len(waiting._seen) <= 10_000
+    now += 1201
+    assert waiting.may_wait(("another", 1))
+    assert len(waiting._seen) == 1
 
 
 # -- arguments

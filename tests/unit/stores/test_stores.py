@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,13 +22,14 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
+from sqlalchemy.engine import make_url
 
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.process.identity import new_owner, new_worker
 from celery_continuations.protocol.claim import claim as claim_message
 from celery_continuations.protocol.owned import OwnedRecord
-from celery_continuations.stores import Due, Fence, Record, Scan, Status, Store, Update, factory, open_store
+from celery_continuations.stores import Due, Fence, Record, Scan, Status, Store, Update, factory, files, open_store
 from celery_continuations.stores.database import DatabaseStore, metadata
 from celery_continuations.stores.factory import without_store
 from celery_continuations.stores.filesystem import FilesystemStore
@@ -62,6 +67,12 @@ class TestRedisStore(StoreConformance):
         (key,) = self.client.scan_iter(f"continuation:*:{task_id}")
         self.client.set(key, "nonsense")
 
+    def corrupt_lease(self, store: Store, worker: str) -> Iterator[None]:
+        (key,) = self.client.scan_iter("continuations:*:leases")
+        for text in ("", "soon", "nan stopping", "inf ", "-", b"\xff", b"1e400 \xff"):
+            self.client.hset(key, worker, text)
+            yield
+
     def break_connection(self, store: Store) -> None:
         self.client.client_kill_filter(_type="normal", skipme=True)
 
@@ -81,6 +92,15 @@ class TestFilesystemStore(StoreConformance):
         (path,) = self.path.rglob(f"{task_id}.json")
         path.write_text("{")
 
+    def corrupt_lease(self, store: Store, worker: str) -> Iterator[None]:
+        (path,) = self.path.rglob(f"leases/{worker}")
+        whole = {"worker": worker, "until": time.time() + 1000, "note": ""}
+        wrong = [{"until": "soon"}, {"until": None}, {"until": math.nan}, {"until": math.inf}, {"until": 10**400},
+                 {"note": 5}, {"worker": 5}]  # fmt: skip
+        for text in ("", "{", "[]", "null", "\xff", "[" * 100_000, *(json.dumps({**whole, **one}) for one in wrong)):
+            path.write_text(text, "latin-1")
+            yield
+
     def connections(self, store: Store) -> int:
         return len(os.listdir("/proc/self/fd"))
 
@@ -98,6 +118,13 @@ class TestDatabaseStoreOnSQLite(StoreConformance):
     def corrupt(self, store: Store, task_id: str) -> None:
         with closing(sqlite3.connect(self.path)) as connection, connection:
             connection.execute("UPDATE continuation_record SET fence = 'nonsense' WHERE task_id = ?", (task_id,))
+
+    def corrupt_lease(self, store: Store, worker: str) -> Iterator[None]:
+        for value in ("'soon'", "x'ff'", "9e999"):
+            sqlite_rows(self.path, f"UPDATE continuation_lease SET until = {value} WHERE worker = '{worker}'")
+            yield
+        sqlite_rows(self.path, f"UPDATE continuation_lease SET note = x'ff' WHERE worker = '{worker}'")
+        yield
 
     def connections(self, store: Store) -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -263,6 +290,21 @@ def test_take_without_returning(database: Path) -> None:
     assert store.take("id", RUNNING, fence) == Record(fence, "text", "message", "value")
 
 
+@pytest.mark.parametrize(
+    ("driver", "expected"), [("psycopg", {"prepare_threshold": None}), ("psycopg2", {}), ("psycopg", 5)]
+)
+def test_psycopg_3_prepares_no_statements(driver: str, expected: Any) -> None:
+    """PgBouncer would execute them on other connections; an explicit option is kept."""
+    from celery_continuations.stores.database.store import _engine_options
+
+    dialect = make_url(f"postgresql+{driver}://localhost/x").get_dialect()
+    given = {"connect_args": {"prepare_threshold": expected}} if expected == 5 else {}
+    found = _engine_options(dialect, given)["connect_args"]
+    assert {name: found[name] for name in found if name == "prepare_threshold"} == (
+        {"prepare_threshold": 5} if expected == 5 else expected
+    )
+
+
 @pytest.mark.parametrize("text", ["\ud800", "lone \udfff"])
 def test_values_that_are_not_text_are_refused(database: Path, text: str) -> None:
     store = DatabaseStore(f"sqlite:///{database}", "n")
@@ -343,17 +385,185 @@ def test_options_of_the_engine_are_honoured_that_leave_the_store_its_way(databas
 # -- files
 
 
-def test_files_of_tasks_long_ended_are_removed_when_a_store_opens(tmp_path: Path) -> None:
+def files_of(folder: Path) -> int:
+    return sum(path.is_file() and path.suffix != ".lock" for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("expires_in", [20, 60, 86400, 30 * 86400])
+def test_expired_files_are_removed_while_the_process_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expires_in: float
+) -> None:
+    monkeypatch.setattr("celery_continuations.stores.files._LOOK_AGAIN", 0.0)
     store = FilesystemStore(tmp_path, "n")
-    store.compare_and_swap("ended", None, Update(RUNNING, expires_in=-1))
-    store.compare_and_swap("recent", None, Update(RUNNING, expires_in=-1))
-    store.compare_and_swap("unfinished", None, Update(RUNNING))
-    (tmp_path / "continuations-n" / "strange.json").write_text("?")
-    long_ago = time.time() - 2 * 86400
-    for name in ("ended", "unfinished", "strange"):
-        os.utime(tmp_path / "continuations-n" / f"{name}.json", (long_ago, long_ago))
+    began = time.time()
+    clock = began
+    monkeypatch.setattr(time, "time", lambda: clock)
+    for number in range(1000):
+        clock = began + number * expires_in / 100
+        assert store.compare_and_swap(f"id{number}", None, Update(RUNNING))
+        assert store.compare_and_swap(f"id{number}", RUNNING, Update(Fence(1, Status.DONE), expires_in=expires_in))
+    assert files_of(tmp_path) < 300, "of the last hundred, each with its mark"
+    assert store.read("id999") == Record(Fence(1, Status.DONE))
+    assert len(os.listdir(tmp_path / "continuations-n" / "ending")) < 60
+    assert store.compare_and_swap("kept", None, Update(RUNNING))
+    clock += 2 * expires_in + 2
+    store.renew("w", 10)
+    assert {path.stem for path in tmp_path.rglob("*.json")} == {"kept"}
+    assert files_of(tmp_path) == 4, "the record and its mark, the lease, and the mark that all are marked"
+
+
+def test_a_record_that_is_kept_after_all_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_continuations.stores.files._LOOK_AGAIN", 0.0)
+    store = FilesystemStore(tmp_path, "n")
+    failed = Fence(1, Status.FAILED)
+    for name, change in (("retried", Update(RUNNING)), ("again", Update(failed, expires_in=5000))):
+        store.compare_and_swap(name, None, Update(failed, expires_in=10))
+        store.compare_and_swap(name, failed, change)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
+    store.renew("w", 10)
+    assert {task_id for task_id, _ in store.records()} == {"retried", "again"}
+
+
+def test_a_record_that_cannot_be_removed_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_continuations.stores.files._LOOK_AGAIN", 0.0)
+    store = FilesystemStore(tmp_path, "n")
+    for name in ("a", "b", "c", "d"):
+        store.compare_and_swap(name, None, Update(Fence(1, Status.DONE), expires_in=10))
+    (tmp_path / "continuations-n" / "b.json").write_text("[" * 100_000)
+    (tmp_path / "continuations-n" / "c.json").unlink()
+    (tmp_path / "continuations-n" / "c.json").mkdir()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
+    store.renew("w", 10)
+    assert {path.stem for path in tmp_path.rglob("*.json")} == {"b", "c"}
+
+
+def test_files_of_version_0_1_are_removed_when_they_expire(tmp_path: Path) -> None:
+    folder = tmp_path / "continuations-n"
+    folder.mkdir(0o755)
+    (folder / "leases").mkdir(0o755)
+    done = {"fence": "1 done ", "snapshot": None, "message": None, "value": None, "inbox": None, "due": None}
+    for name, expires in (("ended", time.time() - 5), ("recent", time.time() + 500), ("unfinished", None)):
+        (folder / f"{name}.json").write_text(json.dumps({**done, "task_id": name, "expires": expires}))
+    (folder / "strange.json").write_text("?")
+    left = [folder / "ended.json.77.1", folder / "leases" / "w.77.1", folder / "young.json.77.1"]
+    for path in left:
+        path.write_text("{")
+    for path in left[:2]:
+        os.utime(path, (1, 1))
+    store = FilesystemStore(tmp_path, "n")
+    store.renew("w", 10)
+    assert [path.exists() for path in left] == [False, False, True]
+    assert {path.stem for path in folder.glob("*.json")} == {"recent", "unfinished", "strange"}
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FilesystemStore(tmp_path, "n")
+    script = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from celery_continuations.stores import Fence, Status, Update
+        from celery_continuations.stores.filesystem import FilesystemStore
+        store = FilesystemStore(sys.argv[1], "n")
+        Path.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        store.compare_and_swap("id", None, Update(Fence(1, Status.RUNNING, "me")))
+    """
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    (path,) = (tmp_path / "continuations-n" / "writing").iterdir()
+    store.renew("w", 10)
+    assert path.exists(), "its writer may be slow"
+    os.utime(path, (1, 1))
+    FilesystemStore(tmp_path, "n").renew("w", 10)
+    assert not path.exists()
+    assert store.compare_and_swap("id", None, Update(RUNNING)), "nor does it hold a lock"
+
+
+def test_a_store_of_many_files_opens_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FilesystemStore(tmp_path, "n")
-    assert {path.stem for path in tmp_path.rglob("*.json")} == {"recent", "unfinished", "strange"}
+    seen: list[object] = []
+    monkeypatch.setattr(Path, "glob", lambda *args: seen.append(args) or iter(()))
+    monkeypatch.setattr(os, "listdir", lambda *args: seen.append(args) or [])
+    FilesystemStore(tmp_path, "n")
+    assert seen == []
+
+
+def test_files_are_readable_by_their_user_only(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = FilesystemStore(tmp_path / "a" / "b", "n")
+        store.compare_and_swap("id", None, Update(RUNNING, "private", due_in=5, expires_in=50))
+        store.renew("w", 10)
+    finally:
+        os.umask(before)
+    found = list((tmp_path / "a" / "b").rglob("*"))
+    assert len(found) >= 9
+    assert {oct(path.stat().st_mode & 0o777) for path in found} == {"0o700", "0o600"}
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_folder_that_others_may_have_prepared_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through_a_link: bool
+) -> None:
+    folder = made = tmp_path / "continuations-n"
+    if through_a_link:
+        made = tmp_path / "elsewhere"
+        folder.symlink_to(made)
+    made.mkdir()
+    made.chmod(0o777)
+    with pytest.raises(StoreError, match="other users can write in .*continuations-n: .* run chmod -R go-rwx"):
+        FilesystemStore(tmp_path, "n")
+    made.chmod(0o755)
+    user = os.geteuid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: user + 1)
+        with pytest.raises(StoreError, match=f"belongs to user {user}, this process runs as user {user + 1}: run all"):
+            FilesystemStore(tmp_path, "n")
+    assert FilesystemStore(tmp_path, "n").compare_and_swap("id", None, Update(RUNNING))
+
+
+def test_a_child_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holds, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with files.locked(path):
+            holds.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holds.wait(10)
+    inward, outward = os.pipe()
+    is_ready, ready = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
+        child = os.fork()
+    if not child:
+        os.close(outward)
+        os.write(ready, b".")
+        os.read(inward, 1)
+        os._exit(0)
+    os.close(inward)
+    os.read(is_ready, 1)
+    release.set()
+    thread.join(10)
+    with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError
+    for end in (outward, is_ready, ready):
+        os.close(end)
+    os.waitpid(child, 0)
+
+
+def test_an_id_that_is_the_file_name_of_another_task_is_refused(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path, "n")
+    store.compare_and_swap("Order 7", None, Update(RUNNING))
+    ((name,),) = [[path.stem for path in tmp_path.rglob("*.json")]]
+    for call in (store.read, lambda task_id: store.compare_and_swap(task_id, None, Update(RUNNING))):
+        with pytest.raises(StoreError, match=f"has the record of task 'Order 7', not of '{name}'"):
+            call(name)
+    assert store.read("Order 7") == Record(RUNNING)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"fence": 5}', "null", '{"fence": "1 lost x"}', "\xff"])
@@ -439,6 +649,43 @@ def test_a_key_that_a_scan_returns_twice_is_listed_once(redis_url: str, monkeypa
     answers = iter([(7, [key, key]), (0, [key])])
     monkeypatch.setattr(store._client, "scan", lambda *args: next(answers))
     assert [task_id for task_id, _ in store.records()] == ["id"]
+    store.close()
+
+
+def test_a_tombstone_in_redis_is_one_small_key(redis_url: str) -> None:
+    store = redis_store(redis_url, "tombstone")
+    task_id = "1d1b2b7e-3e4f-4a55-9d6f-1f2e3d4c5b6a"
+    store.compare_and_swap(task_id, None, Update(RUNNING, "{}" * 1000, "message", "value", "inbox", due_in=5))
+    store.compare_and_swap(task_id, RUNNING, Update(Fence(1, Status.DONE), "", "", "", "", expires_in=86400))
+    keys = [key.decode() for key in store.client.scan_iter(f"*{task_id}")]
+    assert keys == [f"{store._prefix}{task_id}"]
+    assert store.client.memory_usage(keys[0]) <= 200
+    assert store.client.ttl(keys[0]) > 86000
+    assert store.read(task_id) == Record(Fence(1, Status.DONE), "")
+    assert store.scan(RUNNING.worker).owned == {}
+    store.client.flushdb()
+    store.close()
+
+
+def test_an_owned_entry_in_redis_without_its_record_is_removed(redis_url: str) -> None:
+    store = redis_store(redis_url, "entries")
+    one, two = Fence(1, Status.RUNNING, "w/1/a"), Fence(1, Status.RUNNING, "other/1/a")
+    for task_id in ("sound", "deleted", "another's", "queued", "spoilt", "hash"):
+        store.compare_and_swap(task_id, None, Update(one))
+    for task_id in ("deleted", "another's", "queued", "hash"):
+        store.client.delete(f"{store._prefix}{task_id}")
+    store.compare_and_swap("another's", None, Update(two))
+    store.compare_and_swap("queued", None, Update(Fence(1, Status.QUEUED)))
+    store.client.set(f"{store._prefix}spoilt", "nonsense")
+    store.client.hset(f"{store._prefix}hash", "a", "b")
+    assert set(store.scan("w").owned) == {"sound", "spoilt", "hash"}, "what cannot be read is not forgotten"
+    assert set(store.scan("other").owned) == {"another's"}
+    for task_id in ("sound", "spoilt", "hash"):
+        store.client.delete(f"{store._prefix}{task_id}")
+    assert store.scan("w").owned == {}
+    store.retire("w")
+    assert [lease.worker for lease in store.scan().leases] == ["other"]
+    store.client.flushdb()
     store.close()
 
 

@@ -9,10 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from amqp.exceptions import ChannelError
 from celery import Celery, states
+from celery.exceptions import QueueNotFound
 from kombu.exceptions import OperationalError
 
 from celery_continuations import signals
@@ -24,8 +27,11 @@ from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.protocol.liveness import Loss, loss_of
 from celery_continuations.protocol.owned import OVERDUE_AFTER
 from celery_continuations.stores import Fence, Status, Update, open_store
+from celery_continuations.stores.base import LIMIT
+from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.worker.maintenance import Maintenance
 from celery_continuations.worker.sweeper import Sweeper
+from tests.support.redis_server import redis_store
 from tests.support.worker import Killed
 
 ELSEWHERE = "another-machine.7.7.abc"
@@ -333,6 +339,135 @@ def test_a_record_that_cannot_be_read_keeps_nothing_else_from_being_recovered(
     assert good.get() == "end"
 
 
+GOOD = {
+    "task": "other", "route": {"exchange": "", "routing_key": "celery"}, "headers": {"id": "x", "task": "other"},
+    "properties": {}, "sending": {}, "content": ["application/json", "utf-8"], "body": "[[], {}, {}]",
+}  # fmt: skip
+
+BAD_MESSAGES = [
+    "", "null", "[]", "[" * 100_000, json.dumps(list(GOOD)),
+    *(json.dumps({**GOOD, "z": {"__type__": kind, "__value__": value}})
+      for kind, value in (("decimal", "x"), ("uuid", {}), ("datetime", 5))),
+    *(json.dumps({**GOOD, name: value}) for name in GOOD for value in (None, 5, [], {"a": 1}, ["a"], "x")
+      if (name, value) not in (("task", "x"), ("body", "x"), ("headers", {"a": 1}), ("properties", {"a": 1}))),
+    json.dumps({**GOOD, "content": ["application/json", "binary"], "body": "abc"}),
+    json.dumps({**GOOD, "sending": {"exchange": "x"}}),
+    json.dumps({**GOOD, "began": "yesterday"}),
+]  # fmt: skip
+
+BAD_SNAPSHOTS = [
+    "[" * 100_000, "null", '{"version": 99}', '{"version": 1, "losses": ["a", "b"]}', '{"version": 1, "saved": []}',
+    '{"version": 1, "executions": ' + "9" * 5000 + "}", '{"version": 1, "waiting": [1, 2, 3, 4, 5]}',
+]  # fmt: skip
+
+
+def put_neighbours(store: Any) -> None:
+    """Put a lost task, and one that has slept long enough, beside the bad record."""
+    message = json.dumps(GOOD)
+    store.compare_and_swap("lost", None, Update(Fence(1, Status.RUNNING, "w2/1.1/b"), None, message))
+    slept = '{"version": 1, "waiting": ["time", 1.0, null]}'
+    store.compare_and_swap("slept", None, Update(Fence(1, Status.WAITING), slept, message, due_in=-5))
+
+
+@pytest.mark.parametrize("fence", [Fence(1, Status.RUNNING, "w1/1.1/a"), Fence(1, Status.QUEUED)], ids=str)
+@pytest.mark.parametrize(
+    ("message", "snapshot"),
+    [*((text, None) for text in BAD_MESSAGES), *((json.dumps(GOOD), text) for text in BAD_SNAPSHOTS)],
+    ids=lambda text: None if text is None else text[:60],
+)
+def test_no_record_keeps_another_from_being_recovered_or_woken(
+    worker: Any, store: Any, app: Celery, fence: Fence, message: str, snapshot: str | None
+) -> None:
+    store.compare_and_swap(" bad", None, Update(fence, snapshot, message, due_in=None if fence.owner else -10))
+    put_neighbours(store)
+    reports: list[Any] = []
+    sweeper = Sweeper(app, store, new_worker(), at_work, report=reports.append)
+    for _ in range(3):
+        sweeper.sweep(always)
+    assert [store.read(name).fence.status for name in ("lost", "slept")] == [Status.QUEUED, Status.QUEUED]
+    assert sum(one.task_id == " bad" for one in reports) <= 1, "it is named once"
+    assert sum(one.action != "recovery_failed" for one in reports if one.task_id != " bad") == 2
+
+
+@pytest.mark.parametrize("error", [ChannelError("refused"), QueueNotFound("x"), ValueError("x"), RecursionError("x")])
+def test_a_message_that_is_refused_keeps_no_other_from_being_published(
+    store: Any, app: Celery, sweeper: Sweeper, monkeypatch: Any, error: Exception, caplog: Any
+) -> None:
+    send = app.amqp.send_task_message
+
+    def refusing(producer: Any, name: str, *args: Any, **options: Any) -> Any:
+        if name == "refused":
+            producer.channel.close()  # as AMQP does
+            raise error
+        return send(producer, name, *args, **options)
+
+    monkeypatch.setattr(app.amqp, "send_task_message", refusing)
+    refused = json.dumps({**GOOD, "task": "refused"})
+    store.compare_and_swap("a", None, Update(Fence(1, Status.RUNNING, "w2/1.1/b"), None, refused))
+    put_neighbours(store)
+    sweeper.sweep(always)
+    assert [caplog.text.count(f"Task {name}") for name in ("lost recovered", "slept published again")] == [1, 1]
+    assert caplog.text.count("Task a cannot be recovered") == 1
+
+
+def test_records_that_cannot_be_read_do_not_fill_every_scan(worker: Any, app: Celery, tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path, "n")
+    for number in range(LIMIT):
+        store.compare_and_swap(f"bad{number}", None, Update(Fence(1, Status.QUEUED), due_in=-10))
+        next(tmp_path.rglob(f"bad{number}.json")).write_text("")
+    put_neighbours(store)
+    reports: list[Any] = []
+    sweeper = Sweeper(app, store, new_worker(), at_work, report=reports.append)
+    assert sweeper.sweep(always).due == [], "a sweep at once would not do more"
+    sweeper.sweep(always)
+    assert [one.task_id for one in reports if one.action != "recovery_failed"] == ["lost", "slept"]
+    assert len(reports) == LIMIT + 2
+
+
+def test_an_entry_that_is_not_text_is_named_once(app: Celery, redis_url: str, worker: Any) -> None:
+    store = redis_store(redis_url, "bytes")
+    put_neighbours(store)
+    index = store._index
+    for key in (store._prefix.encode(), f"{store._kept}".encode()):
+        store.client.set(key + b"\xff", "1 queued ")
+    store.client.zadd(f"{index}due", {b"\xff": 1})
+    store.client.hset(f"{index}leases", b"\xff", "1 ")
+    reports: list[Any] = []
+    sweeper = Sweeper(app, store, new_worker(), at_work, report=reports.append)
+    for _ in range(2):
+        sweeper.sweep(always)
+    assert [one.task_id for one in reports if one.action != "recovery_failed"] == ["lost", "slept"]
+    assert [str(one) for one in reports if one.action == "recovery_failed"] == [
+        f"The store cannot be read completely: {index}{key} has an entry that is not text: b'\\xff'"
+        for key in ("leases", "due")
+    ]
+    assert [task_id for task_id, found in store.records() if isinstance(found, StoreError)] == ["\\xff"]
+    store.client.flushdb()
+    store.close()
+
+
+def test_a_store_that_is_unavailable_ends_the_sweep(
+    app: Celery, store: Any, sweeper: Sweeper, monkeypatch: Any, worker: Any, caplog: Any
+) -> None:
+    put_neighbours(store)
+    scan = store.scan
+
+    def away(*args: Any, **options: Any) -> None:
+        raise StoreError("memory", "away")
+
+    def then_away(*args: Any) -> Any:
+        monkeypatch.setattr(store, "scan", away)
+        return scan(*args)
+
+    monkeypatch.setattr(store, "_owned", lambda name: {"lost": "w2/1.1/b"} if name == "w2" else {})
+    monkeypatch.setattr(store, "read", away)
+    calls = iter([scan, then_away])
+    monkeypatch.setattr(store, "scan", lambda *args: next(calls)(*args))
+    with pytest.raises(StoreError, match="away"):
+        sweeper.sweep(always)
+    assert "cannot be recovered" not in caplog.text, "it is not about one record"
+
+
 def test_what_the_main_process_ends_itself_is_not_recovered(app: Celery, lost: Any, store: Any, worker: Any) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -348,6 +483,26 @@ def test_what_the_main_process_ends_itself_is_not_recovered(app: Celery, lost: A
     sweeper.decide(result.id, Status.CANCELLED)
     assert store.read(result.id).fence.status == Status.CANCELLED
     assert worker.queued() == 0
+
+
+def test_two_threads_may_settle_one_task(app: Celery, lost: Any, store: Any, monkeypatch: Any) -> None:
+    mine = new_worker()
+    sweeper = Sweeper(app, store, mine, at_work)
+    result = lost(of=mine)
+    read = store.read
+
+    def settled_by_another(task_id: str) -> Any:
+        store.read = read
+        sweeper.sweep(lambda: False)  # in the maintenance thread
+        return read(task_id)
+
+    store.read = settled_by_another
+    reports: list[Any] = []
+    sweeper._report = reports.append
+    sweeper.decide(result.id, Status.FAILED)
+    sweeper.sweep(lambda: False)
+    assert store.read(result.id).fence.status == Status.FAILED
+    assert reports == []
 
 
 def test_a_decision_that_cannot_be_written_yet_is_written_later(
@@ -551,6 +706,41 @@ def test_a_worker_that_lost_its_store_judges_no_lease_at_first(maintenance: Any,
     maintenance._renew(maintained)
     maintenance._sweep(maintained)
     assert asked == [False, True, False, False]
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_an_unavailable_store_is_logged_at_once_and_then_each_minute(
+    maintenance: Any, store: Any, monkeypatch: Any, caplog: Any, level: int
+) -> None:
+    flag, _, maintained = maintenance.test
+    maintenance._renew(maintained)
+    flag.raise_to(level)
+
+    def away(*args: Any, **options: Any) -> None:
+        raise StoreError("memory", "away")
+
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for name in ("renew", "scan"):
+        monkeypatch.setattr(store, name, away)
+    for _ in range(4 * 150):
+        now += 0.25
+        maintenance._renew_all()
+        maintenance._sweep_all()
+    for text in ("This worker's lease could not be renewed", "Could not sweep for lost tasks"):
+        assert caplog.text.count(text) == 3, text
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    now += 10
+    maintenance._renew_all()
+    maintenance._sweep_all()
+    assert [lease.note for lease in store.scan().leases] == [Loss.STOP if level else ""]
+    for name in ("renew", "scan"):
+        monkeypatch.setattr(store, name, away)
+    now += 10
+    maintenance._renew_all()
+    maintenance._sweep_all()
+    assert caplog.text.count("away") == 8, "the next outage is logged at once"
 
 
 def test_maintenance_sweeps_when_a_process_of_the_pool_has_ended(maintenance: Any, monkeypatch: Any) -> None:
