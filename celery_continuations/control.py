@@ -10,6 +10,7 @@ back.  What would be refused now is raised immediately; any other error is raise
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, states
@@ -46,14 +47,13 @@ def deliver(
 ) -> None:
     """Deliver ``payload`` to the wait ``name`` of a task: ``self.wait_for(name)`` returns it.
 
-    The payload may be delivered before the wait begins or the task starts.  It is kept until then; if the task never
-    starts, for ``continuation_keep_failed``.  Delivering an equal payload again changes nothing.
+    It may be delivered before the wait begins or the task starts, and is kept until then; if the task never starts, for
+    ``continuation_keep_failed``.  Delivering an equal payload again changes nothing.
 
     Args:
         task_id: the task.
         name: the name of the wait.
-        payload: a value that can be saved: None, bool, int, float, str, and the other types of a cursor; containers
-            up to 64 levels deep.
+        payload: a value that can be saved, as a cursor can; containers up to 64 levels deep.
         app: the task's app; by default the current one.
         store: the task's setting ``continuation_store``; by default the app's.
         started: whether the task has started; then nothing is kept for a task whose record is gone.
@@ -63,8 +63,7 @@ def deliver(
         DeliveryError: when it is too large with all that was delivered to the task before.
         UnserializableValueError: when the payload cannot be saved, is nested too deeply, or is too large alone.
         StoreError: when the store cannot be reached, or keeps nothing.
-        kombu.exceptions.OperationalError: when the broker cannot be reached.  The payload is kept, and a worker
-            publishes the task.
+        kombu.exceptions.OperationalError: when the broker cannot be reached: a worker publishes the task later.
 
     >>> from celery import Celery
     >>> app = Celery("proj", set_as_current=False)
@@ -80,38 +79,22 @@ def deliver(
     app = app_or_default(app)
     largest = conf.app_setting(app, "max_snapshot")
     outcome = Outcome.of_payload(payload, f"the payload for {name!r}", largest)
-    opened, ended = _store(app, store), _ended(app, task_id)
-    kept_for = _kept_before_its_task(app)
-
-    def earlier_names(record: Record) -> list[str]:
-        return _earlier_names(app, record, name)
+    opened = _store(app, store)
+    given: dict[str, Any] = {
+        "ended": _ended(app, task_id),
+        "largest": largest,
+        "started": started,
+        "earlier_names": partial(_earlier_names, app, name=name),
+    }
 
     def act() -> None:
-        record = commands.deliver(
-            opened,
-            task_id,
-            name,
-            outcome,
-            ended=ended,
-            largest=largest,
-            kept_for=kept_for,
-            started=started,
-            earlier_names=earlier_names,
-        )
+        kept_for = _kept_before_its_task(app)
+        record = commands.deliver(opened, task_id, name, outcome, kept_for=kept_for, **given)
         _log(task_id, "delivered", f"{name!r} was delivered")
         _publish(app, record)
 
     if waits_for():
-        commands.check_delivery(
-            opened,
-            task_id,
-            name,
-            outcome,
-            ended=ended,
-            largest=largest,
-            started=started,
-            earlier_names=earlier_names,
-        )
+        commands.check_delivery(opened, task_id, name, outcome, **given)
     after_commit(act)
 
 

@@ -13,10 +13,9 @@ from celery_continuations.stores.base import (
     Status,
     Store,
     Update,
-    each,
-    lease_of,
 )
 from celery_continuations.stores.factory import open_store
+from celery_continuations.stores.reading import each, lease_of
 
 __all__ = [
     "NOT_CLAIMABLE",

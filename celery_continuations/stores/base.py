@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import abc
 import enum
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,8 +30,6 @@ __all__ = [
     "Status",
     "Store",
     "Update",
-    "each",
-    "lease_of",
     "without_command",
 ]
 
@@ -293,31 +290,6 @@ class Scan(NamedTuple):
     due: list[str]
     owned: dict[str, str]
     problems: tuple[str, ...] = ()
-
-
-def lease_of(worker: str, left: object, note: object) -> Lease:
-    """Return the lease that a store has found; one that cannot be read has expired.
-
-    >>> lease_of("w", float("nan"), "stopping")
-    Lease(worker='w', left=0.0, note='')
-    """
-    if isinstance(left, (int, float)) and math.isfinite(left) and isinstance(note, str):
-        return Lease(worker, float(left), note)
-    return Lease(worker, 0.0)
-
-
-def each(task_ids: Iterable[str], read: Callable[[str], Record | None]) -> Iterator[tuple[str, Record | StoreError]]:
-    """Read records one by one, for :meth:`Store.records`."""
-    for task_id in task_ids:
-        found: Record | StoreError | None
-        try:
-            found = read(task_id)
-        except StoreError as exc:
-            found = exc
-        except (RecursionError, ArithmeticError) as exc:
-            found = StoreError("record", f"{task_id} cannot be read: {type(exc).__name__}: {exc}")
-        if found is not None:
-            yield task_id, found
 
 
 class Store(abc.ABC):

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Due, Fence, Record, Scan, Store, Update, each
+from celery_continuations.stores.base import LIMIT, Due, Fence, Record, Scan, Store, Update
+from celery_continuations.stores.reading import each
 from celery_continuations.stores.sql import (
     CLOCK_OF_POSTGRESQL,
     CLOCK_OF_SQLITE,

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Fence, Lease, Record, Scan, Store, Update, lease_of
+from celery_continuations.stores.base import LIMIT, Fence, Lease, Record, Scan, Store, Update
 from celery_continuations.stores.files import Endings, locked, make_private, write
+from celery_continuations.stores.reading import lease_of
 
 __all__ = ["FilesystemStore"]
 

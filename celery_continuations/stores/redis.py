@@ -19,19 +19,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import (
-    LIMIT,
-    Due,
-    Fence,
-    Lease,
-    Record,
-    Scan,
-    Store,
-    Update,
-    each,
-    lease_of,
-    without_command,
-)
+from celery_continuations.stores.base import LIMIT, Due, Fence, Lease, Record, Scan, Store, Update, without_command
+from celery_continuations.stores.reading import each, lease_of
 
 try:
     from redis.backoff import NoBackoff

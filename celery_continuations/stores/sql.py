@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import Fence, Lease, Record, Scan, Update, lease_of, without_command
+from celery_continuations.stores.base import Fence, Lease, Record, Scan, Update, without_command
+from celery_continuations.stores.reading import lease_of
 
 __all__ = [
     "CLOCK_OF_POSTGRESQL",

@@ -15,10 +15,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from celery_continuations.exceptions import StoreError
-from celery_continuations.stores.base import LIMIT, Due, Fence, Record, Scan, Store, Update, each
+from celery_continuations.stores.base import LIMIT, Due, Fence, Record, Scan, Store, Update
 from celery_continuations.stores.database import statements
 from celery_continuations.stores.database.statements import Statement
 from celery_continuations.stores.database.tables import create_tables, records
+from celery_continuations.stores.reading import each
 from celery_continuations.stores.sql import PAGE, TEXTS, Cleaning, checked, record_of, scan_of, seconds_left, worker_of
 
 __all__ = ["DatabaseStore"]

@@ -407,7 +407,8 @@ def test_expired_files_are_removed_while_the_process_lives(
     assert len(os.listdir(tmp_path / "continuations-n" / "ending")) < 60
     assert store.compare_and_swap("kept", None, Update(RUNNING))
     clock += 2 * expires_in + 2
-    store.renew("w", 10)
+    for _ in range(10):  # each removes a number that does not depend on how many there are
+        store.renew("w", 10)
     assert {path.stem for path in tmp_path.rglob("*.json")} == {"kept"}
     assert files_of(tmp_path) == 4, "the record and its mark, the lease, and the mark that all are marked"
 
