@@ -62,7 +62,7 @@ def test_changes_on_lines_and_a_cancel(on_redis: Cluster, shell: Shell) -> None:
     assert len({line["done"] for line in seen}) > 1
     other = on_redis.send("rows", 1000, 0.03).id
     on_redis.trace.await_items(80)
-    assert "will cancel" in shell.piped("cancel", other, "unknown", "--yes")
+    assert "will cancel" in shell.piped("cancel", other, "unknown", "--yes", code=1), "it says that one is unknown"
     await_condition(lambda: "cancelled" in shell.piped("list", "--all"), "the task is cancelled")
 
 
