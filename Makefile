@@ -19,7 +19,7 @@ BROKER ?= redis
 help:
 	@echo "make demo         an import waits for an approval, its worker is stopped, another one finishes it"
 	@echo "make test         all tests; installs the servers that they need if they are missing and it may"
-	@echo "make unit         the tests that need no server: a minute"
+	@echo "make unit         the tests that need no server: two minutes"
 	@echo "make exploration  every crash point of a small task, and each rule of the protocol broken in turn"
 	@echo "make integration  the tests on real workers and brokers, with kills, freezes and a little chaos"
 	@echo "make explore      every crash point of larger tasks: long"
