@@ -190,7 +190,7 @@ class Nested(BaseReader):
             return _kind_in(mark, level), ACCEPTED
         if not isinstance(mark, dict):
             return None, mark if level == len(self._levels) - 1 else None
-        # Of a level whose current item is open there is no mark: the item itself is compared.
+        # A level whose current item is open has no mark: the item itself is compared.
         return _kind_in(mark, level), mark["inner"] if len(mark["outer"]) == level else None
 
     def _open(self, level: int, reader: Any) -> _Open:

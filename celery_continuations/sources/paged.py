@@ -30,7 +30,7 @@ _REMEMBERED = 1000
 
 
 class StartAgain(Exception):
-    """Raise it in the function of :func:`pages` when a token is no longer accepted: the loop continues elsewhere.
+    """Raise it in the function of :func:`pages` when a token has expired: the loop continues elsewhere.
 
     Args:
         token: of the page to continue with; None for the first page.
@@ -182,7 +182,7 @@ class _Pages(BaseReader):
     def _stuck(self, token: Any, again: StartAgain) -> InvalidStepError:
         return InvalidStepError(
             f"the page of token {token!r} asked to start again at {again.token!r}, which leads back to it; raise "
-            "StartAgain for a token that is no longer accepted, with one that is",
+            "StartAgain for a token that has expired, with one that has not",
             found=self.step,
         )
 
