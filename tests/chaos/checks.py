@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-#: Seconds within which a superseded execution notices: a few ticks of its clock, on a busy machine.
-NOTICES = 0.1
+#: Seconds within which a superseded execution notices, once nothing hinders it: a few ticks of its clock, and the rest
+#: after a save that failed.
+NOTICES = 0.2
 
 # Seconds by which a save may be late, on a busy machine.
 _SLACK = 0.2
@@ -89,12 +90,24 @@ class Faults:
         kills: of processes.
         freezes: from when to when, by process group.
         store_away: from when to when.
+        machine_late: from when to when processes did not get the processor in time.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     kills: int = 0
     freezes: dict[int, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     store_away: list[tuple[float, float]] = field(default_factory=list)
+    machine_late: list[tuple[float, float]] = field(default_factory=list)
+
+    def noticed_by(self, moment: float) -> float:
+        """Return when an execution that was superseded by ``moment`` must have noticed it.
+
+        It asks the store, so it can't notice while the store is unavailable.
+        """
+        for began, ended in sorted(self.store_away + self.machine_late):
+            if began <= moment + NOTICES:
+                moment = max(moment, ended)
+        return moment + NOTICES
 
 
 @dataclass
@@ -265,14 +278,15 @@ class Checker:
         for froze, thawed in self._faults.freezes[execution.group]:
             before = [line for line in done if line.at <= froze]
             after = [line for line in done if line.at > froze]
-            if before and after and (len(after) == 1 or after[-1].at <= thawed + NOTICES):
+            if before and after and (len(after) == 1 or after[-1].at <= self._faults.noticed_by(thawed)):
                 return before[-1].at
         return done[-1].at
 
     def _worked_on(self, execution: Execution, over: float) -> Iterator[str]:
         thawed = [at for _, at in self._faults.freezes[execution.group] if at >= over - NOTICES]
         late = [line for line in execution.done if line.at > over]
-        unnoticed = [line for line in late if not any(start <= line.at <= start + NOTICES for start in (over, *thawed))]
+        allowed = [(start, self._faults.noticed_by(start)) for start in (over, *thawed)]
+        unnoticed = [line for line in late if not any(start <= line.at <= end for start, end in allowed)]
         if len(unnoticed) > 1:  # the current item
             yield (
                 f"generation {execution.generation} did {len(unnoticed)} things after the next one had begun, "

@@ -31,6 +31,18 @@ def rows(run: Run) -> list[tuple[str, str]]:
     return found
 
 
+def problems(run: Run) -> list[str]:
+    """Return the problems found, with the trace of the first ten tasks that have one."""
+    found = list(run.problems)
+    traced: set[str] = set()
+    for task, problem in run.verdict.wrong:
+        found.append(f"{task}: {problem}")
+        if task not in traced and len(traced) < 10:
+            traced.add(task)
+            found.append(run.checker.trace_of(task))
+    return found
+
+
 def show(run: Run, holds: bool) -> None:
     """Print a run's table, and the problems found."""
     title = f"chaos on {run.options.broker}, seed {run.options.seed}"
@@ -44,17 +56,10 @@ def show(run: Run, holds: bool) -> None:
         for row in rows(run):
             table.add_row(*row)
         Console().print(table)
-    for problem in run.problems:
-        print(problem)
-    traced: set[str] = set()
-    for task, problem in run.verdict.wrong:
-        print(f"{task}: {problem}")
-        if task not in traced and len(traced) < 10:
-            traced.add(task)
-            print(run.checker.trace_of(task))
-    print(
+    verdict = (
         "All of it holds."
         if holds
         else f"VIOLATED: python -m tests.chaos --broker {run.options.broker} --seconds {run.options.seconds:g} "
         f"--seed {run.options.seed}"
     )
+    print("\n".join([*problems(run), verdict]))

@@ -86,6 +86,7 @@ class Run:
             with Site(options.broker, folder, conf) as site:
                 self._disturb(site)
                 self._await_all(site)
+                self.storm.end()
                 self._check(site)
             holds = not self.problems and not self.verdict.wrong
         finally:

@@ -6,6 +6,7 @@ import heapq
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,9 @@ from tests.support.processes import LocalProcess
 #: Seconds that a worker may take to stop: its tasks reach a checkpoint within a tenth of a second, and now and then
 #: its pool waits 30 s for a result that it has missed (docs/limits.md).
 LEAVES_WITHIN = 45.0
+
+# A thread that asks for the processor this often shows when the machine was too busy to give it in time.
+_TICK = 0.02
 
 
 class Storm:
@@ -41,6 +45,8 @@ class Storm:
         self._up += [site.start_worker() for _ in range(workers - 1)]
         self._leaving: list[tuple[float, str, LocalProcess]] = []
         self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._is_over = threading.Event()
+        threading.Thread(target=self._measure_lateness, daemon=True).start()
         self._kinds: list[Callable[[], None]] = [
             self._stop_term, self._stop_quit, self._stop_group,
             self._kill_main, self._kill_group, self._kill_child, self._kill_child,
@@ -83,6 +89,18 @@ class Storm:
         while self._later or self._leaving:
             self.tick()
             time.sleep(0.05)
+
+    def end(self) -> None:
+        """Stop measuring the machine."""
+        self._is_over.set()
+
+    def _measure_lateness(self) -> None:
+        began = time.monotonic()
+        while not self._is_over.wait(_TICK):
+            now = time.monotonic()
+            if now - began > 2 * _TICK:
+                self.faults.machine_late.append((began, now))
+            began = now
 
     # -- kinds
 

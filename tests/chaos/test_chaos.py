@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.chaos.report import show
+from tests.chaos.report import problems, show
 from tests.chaos.run import Run, arguments
 from tests.chaos.site import BROKERS
 from tests.support import servers
@@ -31,4 +31,4 @@ def test_nothing_is_lost_in_a_storm(broker: str, seed: int | None, capsys: pytes
     with capsys.disabled():
         print(f"\nseed {seed}")
     show(run, holds)
-    assert holds, f"seed {seed}"
+    assert holds, "\n".join([f"seed {seed}", *problems(run)])

@@ -31,7 +31,7 @@ class Proxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, threading.Thread] = {}
         # Bound but not listening: it reserves the port while connections are refused.
         self._place = _bound(0)
         self.port: int = self._place.getsockname()[1]
@@ -44,11 +44,13 @@ class Proxy:
         return self._listener is not None
 
     def cut(self) -> None:
-        """Break all connections; new ones are accepted."""
+        """Break all connections, and return when they are broken; new ones are accepted."""
         with self._lock:
-            broken, self._open = self._open, set()
+            broken, self._open = self._open, {}
         for sock in broken:
             _reset(sock)
+        for thread in broken.values():
+            thread.join(1)  # a socket that a thread is reading is reset only when that thread has woken up
 
     def refuse(self) -> None:
         """Break all connections, and refuse new ones, like a port without a server."""
@@ -57,6 +59,7 @@ class Proxy:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
             listener.close()
+            self._taker.join(5)  # it may be about to add a connection
         self.cut()
 
     def accept(self) -> None:
@@ -64,7 +67,8 @@ class Proxy:
         if self._listener is None:
             self._listener = _bound(self.port)
             self._listener.listen(128)
-            threading.Thread(target=self._take, args=(self._listener,), daemon=True).start()
+            self._taker = threading.Thread(target=self._take, args=(self._listener,), daemon=True)
+            self._taker.start()
 
     def stall(self) -> None:
         """Stop forwarding but keep connections open, like a lost network."""
@@ -92,13 +96,11 @@ class Proxy:
                 _reset(client)
                 continue
             server.settimeout(None)
+            thread = threading.Thread(target=self._serve, args=(client, server), daemon=True)
             with self._lock:
-                self._open |= {client, server}
+                self._open |= {client: thread, server: thread}
                 self.connections += 1
-            if listener is not self._listener:  # refused meanwhile
-                self.cut()
-                return
-            threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
+                thread.start()
 
     def _serve(self, client: socket.socket, server: socket.socket) -> None:
         back = threading.Thread(target=self._pass_on, args=(server, client), daemon=True)
@@ -106,14 +108,16 @@ class Proxy:
         self._pass_on(client, server)
         back.join()
         with self._lock:
-            self._open -= {client, server}
+            self._open.pop(client, None)
+            self._open.pop(server, None)
         client.close()
         server.close()
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         try:
             while data := source.recv(65536):
-                self._flowing.wait()
+                while not self._flowing.wait(0.05):
+                    source.getpeername()  # raises once the connection is cut
                 if self.latency:
                     time.sleep(self.latency)
                 target.sendall(data)
