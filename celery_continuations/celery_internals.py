@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from billiard import common as billiard_common
+from billiard import pool as billiard_pool
 from billiard.process import BaseProcess, current_process
 from celery import _state
 from celery.backends.base import DisabledBackend
@@ -36,11 +38,15 @@ __all__ = [
     "on_every_app",
     "pool_pids",
     "promised_options",
+    "read_all_results",
     "rewrap_autoretry",
     "serializer_of",
     "terminate_signal",
     "when_evaluated",
 ]
+
+# Seconds between two looks at the pipes of a stopping pool.
+_PAUSE = 0.02
 
 
 def around_soft_shutdown(worker: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -120,6 +126,41 @@ def pool_pids(worker: Any) -> list[int]:
     pool = getattr(getattr(worker, "pool", None), "_pool", None)
     processes = [one for one in list(getattr(pool, "_pool", None) or ()) if isinstance(one, BaseProcess)]
     return [process.pid for process in processes if process.pid is not None]
+
+
+def read_all_results(worker: Any) -> None:
+    """Let a stopping prefork worker read the results of its processes until the last of them has exited.
+
+    Why: Celery reads only while it knows of a job.  When its consumer closes, it gives up each job whose acceptance it
+    has not read yet, though a process is running it (celery/concurrency/asynpool.py, flush).  That process then waits
+    for 30 s for its result to be read (billiard/pool.py, _ensure_messages_consumed).
+    """
+    handler: Any = getattr(getattr(worker.pool, "_pool", None), "_result_handler", None)
+    if hasattr(handler, "fileno_to_outq"):  # a prefork pool with an event loop
+        handler.on_stop_not_started = lambda: _read_until_exit(handler)
+
+
+def _read_until_exit(handler: Any) -> None:
+    ended: set[int] = set()
+    while handler._state != billiard_pool.TERMINATE:
+        if handler.check_timeouts is not None:
+            handler.check_timeouts()
+        readable = [fd for fd, process in handler.fileno_to_outq.items() if fd not in ended and _has_result(process)]
+        for fd in readable:
+            handler._flush_outqueue(fd, ended.add, handler.fileno_to_outq, handler.on_state_change)
+        try:
+            handler.join_exited_workers(shutdown=True)
+        except billiard_pool.WorkersJoined:
+            return
+        if not readable:
+            time.sleep(_PAUSE)
+
+
+def _has_result(process: Any) -> bool:
+    try:
+        return bool(process.outq._reader.poll(0))
+    except OSError:  # its pipe is closed: it has exited
+        return False
 
 
 def keeps_results(backend: Any) -> bool:

@@ -53,13 +53,17 @@ class Hearing(bootsteps.StartStopStep):
         signals.task_revoked.connect(self._on_revoked, weak=False)
 
     def start(self, worker: Any) -> None:
-        """Start maintenance and handle SIGHUP: Celery's handlers are in place.  Warn if the app has no store."""
+        """Start maintenance, and handle SIGHUP and the pool's end: Celery's handlers are in place.
+
+        Warn if the app has no store.
+        """
         if conf.app_setting(worker.app, "store") == "auto":
             problem = without_store(worker.app)
             if problem is not None:
                 logger.warning("%s", problem)
         conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a wrong path stops the worker here
         self._hear_hangup()
+        celery_internals.read_all_results(worker)
         self.maintenance = Maintenance(
             worker.app, self.flag, lambda: celery_internals.pool_pids(worker), lambda: _sends_as(worker)
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import chain, chord
 
-from celery_continuations.stores import open_store
+from celery_continuations.stores import Store, open_store
 from tests.chaos.checks import Checker, Sent, Verdict
 from tests.chaos.site import BROKERS, Site
 from tests.chaos.storm import Storm
@@ -192,8 +192,9 @@ class Run:
                 if not lost and not waiting and self.broker_loses:
                     bodies.clear()
             time.sleep(0.2)
-        if waiting or bodies:
-            self.problems.append(f"not done: {', '.join([*waiting, *bodies])}")
+        store = _store_of(site)
+        for task_id in [*waiting, *bodies]:
+            self.problems.append(f"not done: {task_id}, {store.read(task_id)}, leases {store.scan(limit=0).leases}")
 
     @property
     def broker_loses(self) -> bool:
@@ -210,7 +211,7 @@ class Run:
         if not self.broker_loses:
             return []
         # The broker cannot lose a task that has a record.
-        store = open_store(site.client, site.client.conf.get("continuation_store", "auto"))
+        store = _store_of(site)
         return [one for one in waiting.values() if store.read(one.id) is None]
 
     # -- counting
@@ -224,3 +225,7 @@ class Run:
             checker.check(one, meta["status"], meta["result"], callbacks_can_be_lost=self.broker_loses)
         for body, header in self.chords.items():
             checker.check_body(body, header, backend.get_state(body), can_be_lost=self.broker_loses)
+
+
+def _store_of(site: Site) -> Store:
+    return open_store(site.client, site.client.conf.get("continuation_store", "auto"))

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from billiard import current_process
 from celery import Celery
 from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
+from celery.concurrency import asynpool
 from celery.signals import before_task_publish, task_failure, task_postrun
 from kombu import Exchange, Queue
 
@@ -41,6 +43,27 @@ if app.conf.get("test_slow_publish"):
         """A slow broker: a second signal arrives while the message is published."""
         trace("publishing")
         time.sleep(app.conf.test_slow_publish)
+
+
+if app.conf.get("test_late_accept"):
+
+    class LateToAccept(asynpool.Worker):  # type: ignore[misc]
+        """A busy machine: a pool process tells the main process late that it has accepted a task, the second later."""
+
+        def on_loop_start(self, pid: int) -> None:
+            super().on_loop_start(pid)
+            wait_for_job = self.wait_for_job
+
+            def wait_longer() -> Any:
+                request = wait_for_job()
+                if request is not None:
+                    trace("accepting")
+                    time.sleep(app.conf.test_late_accept * (1 + current_process().index))
+                return request
+
+            self.wait_for_job = wait_longer
+
+    asynpool.AsynPool.Worker = LateToAccept
 
 
 def trace(*words: Any) -> None:

@@ -135,3 +135,15 @@ def test_a_cold_stop_does_not_wait_for_a_long_item(on_redis: Any) -> None:
     on_redis.worker("-c", "1")
     assert result.get(timeout=30) == 1
     assert on_redis.trace.items() == [0]
+
+
+def test_a_stop_before_a_task_is_accepted(cluster: Any) -> None:
+    """Celery gives up a job whose acceptance it has not read; the process that runs it must not wait for that."""
+    first = cluster.worker("-c", "2", test_late_accept=0.5)
+    results = [cluster.send("rows", 3), cluster.send("rows", 3)]
+    cluster.trace.await_items(2, "accepting")
+    first.kill("SIGTERM")  # the acceptance of the first wakes the worker up
+    first.await_exit(within=10)
+    cluster.worker("-c", "1")
+    assert [result.get(timeout=30) for result in results] == [3, 3]
+    assert sorted(cluster.trace.items()) == [0, 0, 1, 1, 2, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -29,8 +30,6 @@ def test_seam_around_soft_shutdown() -> None:
     worker.wait_for_soft_shutdown()
     assert order == ["before", "waits", "after"]
     assert callable(WorkController.wait_for_soft_shutdown)
-    import inspect
-
     from celery.apps import worker as celery_worker
 
     source = inspect.getsource(celery_worker.on_cold_shutdown)
@@ -46,6 +45,19 @@ def test_seam_pool_children_and_their_signal() -> None:
     env = {**os.environ, "REMAP_SIGTERM": "SIGQUIT"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert int(done.stdout) == signal.SIGQUIT
+
+
+def test_seam_the_results_of_a_stopping_pool() -> None:
+    """The real stop is in tests/integration/test_stopping.py."""
+    from billiard import pool
+    from celery.concurrency import asynpool
+
+    assert {"check_timeouts", "join_exited_workers"} <= set(inspect.signature(pool.ResultHandler).parameters)
+    assert list(inspect.signature(asynpool.ResultHandler._flush_outqueue).parameters) == [
+        "self", "fd", "remove", "process_index", "on_state_change",
+    ]  # fmt: skip
+    assert "not job._accepted" in inspect.getsource(asynpool.AsynPool.flush)
+    assert "on_ready_counter" in inspect.getsource(pool.Worker._ensure_messages_consumed)
 
 
 def test_seam_predicates() -> None:
