@@ -200,12 +200,12 @@ class Run:
     def broker_loses(self) -> bool:
         """Whether unstarted messages may be lost, given the faults and the broker.
 
-        On files, a worker loses those that it holds.  Redis loses those that it has sent when the
-        connection breaks before they arrive.
+        On files, a worker loses those that it holds.  Redis loses those that it has sent when the connection breaks,
+        or the worker is killed, before the worker has noted them as its own.
         """
         counts = self.storm.faults.counts
         cut = counts["broker cut"] + counts["broker refused"]
-        return self._is_on_files or (self.options.broker == "redis" and cut > 0)
+        return self._is_on_files or (self.options.broker == "redis" and cut + self.storm.faults.kills > 0)
 
     def _lost_by_the_broker(self, site: Site, waiting: dict[str, Sent]) -> list[Sent]:
         if not self.broker_loses:
