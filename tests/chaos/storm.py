@@ -77,8 +77,8 @@ class Storm:
                     worker.kill()
         for number, worker in enumerate(self._up):
             if worker.process.poll() is not None:
-                if _ended_by_kombu(worker.text):
-                    self.faults.counts["workers that kombu ended"] += 1
+                if _ended_by_celery(worker.text):
+                    self.faults.counts["workers that Celery ended"] += 1
                 else:
                     self.problems.append(f"{worker.name} exited by itself, {worker.process.returncode}:\n{worker.text}")
                 self._up[number] = self._site.start_worker()
@@ -213,11 +213,11 @@ class Storm:
         heapq.heappush(self._later, (time.monotonic() + seconds, len(self._later), act))
 
 
-def _ended_by_kombu(log: str) -> bool:
-    """Whether a worker ended because of an error in its transport, not in this library.
+def _ended_by_celery(log: str) -> bool:
+    """Whether a worker ended because of an error in Celery or its transport, not in this library.
 
     Redis's transport fails if it cannot return messages to an unavailable server; the file transport fails if a
-    message's writer was killed.
+    message's writer was killed; the pool fails if a process ends while the worker connects again.
     """
     _, ended, traceback = log.partition("Unrecoverable error")
-    return bool(ended) and "kombu/transport/" in traceback and "celery_continuations/" not in traceback
+    return bool(ended) and "celery_continuations/" not in traceback
