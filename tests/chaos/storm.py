@@ -15,8 +15,9 @@ from tests.chaos.checks import Faults
 from tests.chaos.site import Site, children_of
 from tests.support.processes import LocalProcess
 
-#: Seconds that a worker may take to stop, on a busy machine: its tasks reach a checkpoint within a tenth of a second.
-LEAVES_WITHIN = 20.0
+#: Seconds that a worker may take to stop: its tasks reach a checkpoint within a tenth of a second, and now and then its
+#: pool waits for a process, soon after the connection to the broker was lost (docs/limits.md).
+LEAVES_WITHIN = 45.0
 
 # A thread that asks for the processor this often shows when the machine was too busy to give it in time.
 _TICK = 0.02
