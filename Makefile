@@ -6,7 +6,10 @@ PYTEST := $(BIN)/python -m pytest
 # Processes that run tests; many tests wait more than they compute.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: help demo picture test servers unit exploration integration explore chaos lint lines signatures docs bench clean
+.PHONY: help demo picture test servers unit exhaustive exploration integration explore chaos lint lines signatures docs bench clean
+
+# Tests that need no server load none of the plugins for servers.
+ALONE := -p no:celery -p no:docker_tools
 
 # Of make lines; all of tox.ini if empty.
 LINES ?=
@@ -19,7 +22,8 @@ BROKER ?= redis
 help:
 	@echo "make demo         an import waits for an approval, its worker is stopped, another one finishes it"
 	@echo "make test         all tests; installs the servers that they need if they are missing and it may"
-	@echo "make unit         the tests that need no server: two minutes"
+	@echo "make unit         the tests that need no server: a minute"
+	@echo "make exhaustive   those of them that try hundreds of cases"
 	@echo "make exploration  every crash point of a small task, and each rule of the protocol broken in turn"
 	@echo "make integration  the tests on real workers and brokers, with kills, freezes and a little chaos"
 	@echo "make explore      every crash point of larger tasks: long"
@@ -38,18 +42,21 @@ demo: $(VENV)/.demo
 picture: $(VENV)/.demo
 	$(BIN)/python example_project/picture.py
 
-test: servers unit exploration integration
+test: servers unit exhaustive exploration integration
 
 servers:
 	sh tests/servers.sh
 
 # The core is tested with Celery blocked, and so in a run of its own.
 unit: $(VENV)/.test
-	$(PYTEST) tests/core -p no:celery -p no:docker_tools
-	$(PYTEST) tests/unit celery_continuations --doctest-modules -p no:celery -p no:docker_tools -n $(JOBS)
+	$(PYTEST) tests/core $(ALONE)
+	$(PYTEST) tests/unit celery_continuations --doctest-modules $(ALONE) -n $(JOBS) -m "not exhaustive and not hypothesis"
+
+exhaustive: $(VENV)/.test
+	$(PYTEST) tests/unit $(ALONE) -n $(JOBS) --dist worksteal -m "exhaustive or hypothesis"
 
 exploration: $(VENV)/.test
-	$(PYTEST) tests/model -p no:celery -p no:docker_tools -n $(JOBS) --dist worksteal
+	$(PYTEST) tests/model $(ALONE) -n $(JOBS) --dist worksteal
 
 integration: $(VENV)/.test servers
 	$(PYTEST) tests/integration tests/chaos -n $(JOBS) --dist worksteal

@@ -16,6 +16,8 @@ from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.execution import reporting
 
+pytestmark = pytest.mark.exhaustive
+
 
 def steps(count: int, *, blocks: bool = False, stop_at: int | None = None, worker: Any = None) -> Any:
     def body(self: Any) -> None:

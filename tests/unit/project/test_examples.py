@@ -25,6 +25,8 @@ from celery_continuations import ContinuableTask
 from celery_continuations.testing import assert_resumable, delivered
 from tests.support import web
 
+pytestmark = pytest.mark.exhaustive
+
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 

@@ -73,6 +73,8 @@ from tests.support import changing
 from tests.support.changing import ByKey, Executions, InKeyOrder, Row, Violation, cases, changed
 from tests.support.tables import DjangoTable, SQLAlchemyTable
 
+pytestmark = pytest.mark.exhaustive
+
 
 def author(row: Row) -> Any:
     from tests.support.django_models import Author

@@ -21,6 +21,8 @@ from celery_continuations.sources.sqlalchemy import from_select, select_rows, se
 from tests.support.changing import Host, Killed
 from tests.support.worker import Worker
 
+pytestmark = pytest.mark.exhaustive
+
 OPEN: list[str] = []
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from celery_continuations.sources import batched, csv_rows, json_lines, keys, lines, nested, opening, pages, throttled
 from celery_continuations.testing.sources import SourceConformance
 
+pytestmark = pytest.mark.exhaustive
+
 # -- each source
 
 

@@ -19,6 +19,8 @@ from celery_continuations.sources.django import query_rows
 from tests.support.django_models import HAS_COMPOSITE_KEYS, model
 from tests.support.keyed_properties import saved
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Color(enum.Enum):
     RED = "z"

@@ -20,6 +20,8 @@ from celery_continuations.sources import opener
 from celery_continuations.sources.sqlalchemy import from_select, select_rows
 from tests.support.keyed_properties import saved
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Base(orm.DeclarativeBase):
     pass

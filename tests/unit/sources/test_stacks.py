@@ -22,6 +22,8 @@ from celery_continuations.exceptions import Interrupt, InvalidStepError
 from celery_continuations.sources import NoItem, batched, keyed, nested, opener, pages, throttled
 from tests.support.worker import Killed
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Bucket:
     """A condition that consumes a token, of which there is one in each execution."""

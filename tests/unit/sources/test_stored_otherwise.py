@@ -19,6 +19,8 @@ from celery_continuations.sources.django import query_rows
 from celery_continuations.sources.sqlalchemy import select_rows
 from tests.support.django_models import model
 
+pytestmark = pytest.mark.exhaustive
+
 ROWS = 6
 
 

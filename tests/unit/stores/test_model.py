@@ -19,6 +19,8 @@ from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
 from tests.support.redis_server import redis_store
 
+pytestmark = pytest.mark.exhaustive
+
 IDS = ("a", "A", "a:b")
 WORKERS = ("w", "v")
 FENCES = tuple(

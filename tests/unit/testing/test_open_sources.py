@@ -16,6 +16,8 @@ from celery_continuations.sources import nested, throttled
 from celery_continuations.sources import sqlalchemy as sqlalchemy_sources
 from celery_continuations.testing import assert_resumable
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Base(orm.DeclarativeBase):
     pass

@@ -25,6 +25,8 @@ from celery_continuations import ContinuableTask
 from celery_continuations.sources import csv_rows, keyed, nested, pages, throttled
 from celery_continuations.testing import assert_resumable, delivered
 
+pytestmark = pytest.mark.exhaustive
+
 
 @dataclass
 class World:
