@@ -91,6 +91,24 @@ def snapshot_text(run: Run, limit: int) -> str:
     return text
 
 
+class _NoConnection:
+    """Stands for Django's connections where it has none."""
+
+    in_atomic_block = False
+
+
+class _Connections:
+    """Django's connections, each with the blocks that its TestCase has opened, asked as one connection."""
+
+    def __init__(self, found: tuple[Any, ...]) -> None:
+        self._found = found
+
+    @property
+    def in_atomic_block(self) -> bool:
+        """Whether a connection is in a block of the task."""
+        return any(connection.atomic_blocks != blocks for connection, blocks in self._found)
+
+
 class _DirectRun(Run):
     """A run that notices an open transaction at each checkpoint, so that a misplaced one is found without a worker.
 
@@ -98,17 +116,12 @@ class _DirectRun(Run):
     connection that begins sets it, and a Django connection is asked whether it is in a block.
     """
 
-    __slots__ = ("__weakref__", "_blocks", "_is_set")
+    __slots__ = ("__weakref__", "_connection", "_is_set")
 
     @property
     def attention(self) -> bool:
         """Whether a transaction may be open, or an attention was set."""
-        if self._is_set:
-            return True
-        for connection, blocks in self._blocks:  # noqa: SIM110 - any() takes as long as all the rest
-            if connection.atomic_blocks != blocks:
-                return True
-        return False
+        return self._is_set or self._connection.in_atomic_block
 
     @attention.setter
     def attention(self, value: bool) -> None:
@@ -116,12 +129,19 @@ class _DirectRun(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._blocks: tuple[Any, ...] = ()
+        self._connection: Any = _NoConnection
         transactions.tell(self)
 
     def look(self) -> None:
         """Look which transactions are open, at a checkpoint that none of them forbids."""
-        self._blocks = transactions.blocks_of_tests()
+        found = transactions.blocks_of_tests()
+        # Each item asks, so what is asked is as near as it can be: mostly one connection outside of all blocks.
+        if not found:
+            self._connection = _NoConnection
+        elif len(found) == 1 and not found[0][1]:
+            self._connection = found[0][0]
+        else:
+            self._connection = _Connections(found)
         self._is_set = transactions.session_is_open()
         transactions.tell(self)  # Django or SQLAlchemy may have been imported meanwhile
 
