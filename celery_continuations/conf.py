@@ -144,6 +144,7 @@ SETTINGS: dict[str, Setting] = {
         "a dict of a task's step names, old to new, or to None for a step that is gone; no new name may be an old one, "
         "or appear twice",
     ),
+    "show_cursors": Setting(True, lambda v: isinstance(v, bool), "True or False"),
     "grace_period": Setting(
         None, lambda v: v is None or _number(0, above=True)(v), "a number of seconds above 0, or None"
     ),
