@@ -28,7 +28,7 @@ LOG, EVENTS, RESULT, SPANS = "log", "events", "result", "spans"
 
 
 class Told:
-    """What is told of a task, by where it is told."""
+    """What is reported of a task, by place."""
 
     def __init__(self, app: Celery, worker: Worker, log: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
         self._log = log
