@@ -256,12 +256,20 @@ def _verify(app: Celery, token: str) -> _Callback:
     try:
         if not _TOKEN.fullmatch(token):
             raise BadData("not the characters of a token")
-        task_id, name, expires, *more = serializer.loads(token)
+        fields = serializer.loads(token)
+        if not _are_fields(fields):
+            raise BadData("signed, but not by this release")
     except BadData:
         raise CallbackError(404, "there is nothing at this address") from None
+    task_id, name, expires, *more = fields
     if time() >= expires:
         raise CallbackError(410, "this address has expired")
     return _Callback(task_id, name, *more[:2])
+
+
+def _are_fields(fields: Any) -> bool:
+    kinds = (str, str, int, str, int)
+    return isinstance(fields, list) and len(fields) >= 3 and all(map(isinstance, fields, kinds))
 
 
 def _digest(secret: str, store: str) -> str:

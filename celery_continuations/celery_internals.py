@@ -5,6 +5,7 @@ Each is here with its reason, and has a test that fails when it changes.
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from billiard import common as billiard_common
 from billiard import pool as billiard_pool
 from billiard.process import BaseProcess, current_process
 from celery import _state
+from celery.app import utils as celery_settings
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from celery.exceptions import TaskPredicate, WorkerLostError
@@ -35,6 +37,7 @@ __all__ = [
     "is_lost_process",
     "is_predicate",
     "keeps_results",
+    "mask_in_reports",
     "on_every_app",
     "pool_pids",
     "promised_options",
@@ -192,6 +195,21 @@ def chord_claim_left(backend: Any, group: str) -> float:
     if backend.client.get(key) in (None, b"done", "done"):
         return 0.0
     return max(0, int(backend.client.pttl(key))) / 1000
+
+
+def mask_in_reports(mask: Callable[[str, Any], Any]) -> None:
+    """Show ``mask(name, value)`` of each setting in ``celery report`` and ``inspect conf``.
+
+    Why: Celery finds secrets by the names of settings alone, and masks URLs only in settings of its own
+    (celery/app/utils.py).
+    """
+    original = celery_settings.filter_hidden_settings
+
+    @functools.wraps(original)
+    def filter_hidden_settings(conf: Any) -> dict[str, Any]:
+        return {name: mask(name, value) if isinstance(name, str) else value for name, value in original(conf).items()}
+
+    celery_settings.filter_hidden_settings = filter_hidden_settings
 
 
 def terminate_signal() -> int:

@@ -12,12 +12,17 @@ from weakref import WeakKeyDictionary
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.imports import import_from_cwd
 
+from celery_continuations import celery_internals
+from celery_continuations.masking import NOT_SHOWN, masked_setting
+
 if TYPE_CHECKING:
     from celery import Celery, Task
 
 __all__ = ["SETTINGS", "namespace", "setting", "tombstone_seconds", "validate"]
 
 PREFIX = "continuation_"
+
+celery_internals.mask_in_reports(masked_setting)
 
 
 # The same broker, spelled differently by a worker and a caller.
@@ -139,6 +144,7 @@ SETTINGS: dict[str, Setting] = {
         "a dict of a task's step names, old to new, or to None for a step that is gone; no new name may be an old one, "
         "or appear twice",
     ),
+    "show_cursors": Setting(True, lambda v: isinstance(v, bool), "True or False"),
     "grace_period": Setting(
         None, lambda v: v is None or _number(0, above=True)(v), "a number of seconds above 0, or None"
     ),
@@ -296,8 +302,9 @@ def check_arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _check(full: str, value: Any, one: Setting, where: str) -> None:
     if not one.accepts(value):
-        shown = "(not shown)" if full.endswith("secret") else repr(value)
-        raise ImproperlyConfigured(f"{full} = {shown}{where} is not allowed; it takes {one.allowed}")
+        shown = masked_setting(full, value)
+        text = NOT_SHOWN if shown is NOT_SHOWN else repr(shown)
+        raise ImproperlyConfigured(f"{full} = {text}{where} is not allowed; it takes {one.allowed}")
     if full.endswith("resume_options"):
         for option in value:
             if option not in RESUME_OPTIONS:

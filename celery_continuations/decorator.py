@@ -62,6 +62,7 @@ def continuable(
     version: int = ...,
     renamed_steps: Mapping[str, str | None] = ...,
     keep_failed: float | timedelta = ...,
+    show_cursors: bool = ...,
 ) -> Continuable: ...
 
 

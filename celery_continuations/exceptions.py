@@ -230,8 +230,13 @@ class CrashLoopError(ContinuationError):
         self.cursor = cursor
 
     def __str__(self) -> str:
-        where = "before or between steps" if self.step is None else f"in step {self.step!r} at {self.cursor!r}"
-        return f"the process that ran the task was lost {self.losses} times in a row {where}"
+        where = "before or between steps" if self.step is None else f"in step {self.step!r}"
+        at = "" if self.cursor is None else f" at {self.cursor!r}"
+        return f"the process that ran the task was lost {self.losses} times in a row {where}{at}"
+
+    def hide_cursors(self) -> None:
+        """Forget the cursor, before the error is reported."""
+        self.__init__(self.losses, self.step, None)  # type: ignore[misc]
 
 
 class ErrorBudgetError(ContinuationError):
@@ -240,7 +245,8 @@ class ErrorBudgetError(ContinuationError):
     Attributes:
         step: name of the loop.
         budget: the number of items that may fail.
-        failed: for each failed item its cursor, and its error.
+        failed: for each failed item its cursor, and its error; the cursor is None with
+            ``continuation_show_cursors = False``.
 
     >>> str(ErrorBudgetError("import", 1, [(3, "ValueError: no"), (8, "KeyError: 'id'")]))
     "step 'import': more items failed than on_error=1 allows; the last one, at 8: KeyError: 'id'"
@@ -254,10 +260,12 @@ class ErrorBudgetError(ContinuationError):
 
     def __str__(self) -> str:
         cursor, text = self.failed[-1]
-        return (
-            f"step {self.step!r}: more items failed than on_error={self.budget} allows; "
-            f"the last one, at {cursor!r}: {text}"
-        )
+        at = "" if cursor is None else f", at {cursor!r}"
+        return f"step {self.step!r}: more items failed than on_error={self.budget} allows; the last one{at}: {text}"
+
+    def hide_cursors(self) -> None:
+        """Forget the cursors, before the error is reported."""
+        self.__init__(self.step, self.budget, [(None, text) for _, text in self.failed])  # type: ignore[misc]
 
 
 class SnapshotTooLargeError(ContinuationError):

@@ -60,7 +60,7 @@ def examine(app: Celery) -> list[Finding]:
         return [Finding(PROBLEM, "settings", str(exc))]
     found = [*_store(app), *_tasks(app), *_backend(app), *_broker(app), *_runtime(app), *_worker(app), *_callbacks(app)]
     for store in stores:
-        found += _reach(store)
+        found += [*_keys(store), *_reach(store)]
     if not any(one.name == "reach" and one.level == PROBLEM for one in found):
         found += [*_redis(app, stores), *_records(app, stores)]
     return found
@@ -102,6 +102,14 @@ def _store(app: Celery) -> Iterator[Finding]:
         )
     said = "is" if conf.app_setting(app, "namespace") else "is made of app name and broker:"
     yield Finding(OK, "namespace", f"continuation_namespace {said} {conf.namespace(app)}")
+
+
+def _keys(store: Store) -> Iterator[Finding]:
+    prefixes = getattr(store, "prefixes", ())
+    if prefixes:
+        yield Finding(
+            OK, "keys", f"Keys in Redis, as an ACL must allow them: {' '.join(f'~{one}*' for one in prefixes)}"
+        )
 
 
 def _reach(store: Store) -> Iterator[Finding]:

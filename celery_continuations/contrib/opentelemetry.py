@@ -19,7 +19,7 @@ from typing import Any
 from celery import signals as celery_signals
 from celery.utils.dispatch import Signal
 
-from celery_continuations import signals
+from celery_continuations import conf, signals
 from celery_continuations.task import AppTask
 
 try:
@@ -183,7 +183,8 @@ class _Receivers:
         """End the span of a step that is complete, interrupted or failed."""
         spans = _spans_of(sender)
         if spans is not None and spans.step is not None:
-            _set(spans.step, cursor=step.cursor, advanced=step.advanced)
+            cursor = step.cursor if conf.setting(sender, "show_cursors") else None
+            _set(spans.step, cursor=cursor, advanced=step.advanced)
             if error is not None:
                 _record(spans.step, error)
             spans.end_step()

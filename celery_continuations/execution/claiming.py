@@ -147,6 +147,7 @@ class Claiming:
         checkpoints = self._execution.checkpoints = Checkpoints(message, ownership, snapshot, self._triggers)
         crash_loop = _crash_loop(snapshot, message.setting("max_crashes"))
         if crash_loop is not None:
+            message.reporter.hide_cursors(crash_loop)
             return Running(self._execution, checkpoints, crash_loop)
         checkpoints.triggers.check()
         watcher.add(checkpoints.triggers)

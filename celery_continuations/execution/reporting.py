@@ -6,14 +6,14 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from celery_continuations import events, signals
+from celery_continuations import conf, events, signals
 from celery_continuations.core import codec
 from celery_continuations.core.calls import Wait
 from celery_continuations.core.continuation import Continuation
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import LOST, Snapshot
 from celery_continuations.core.step import Step
-from celery_continuations.exceptions import Interrupted, UnserializableValueError
+from celery_continuations.exceptions import CrashLoopError, ErrorBudgetError, Interrupted, UnserializableValueError
 
 if TYPE_CHECKING:
     from celery import Task
@@ -26,7 +26,7 @@ _STEP_MESSAGES = {
     "step_started": "step %s started",
     "step_completed": "step %s completed",
     "step_skipped": "step %s skipped",
-    "step_interrupted": "step %s interrupted at %r",
+    "step_interrupted": "step %s interrupted",
     "step_failed": "step %s failed",
 }
 
@@ -49,6 +49,15 @@ class Reporter:
         self._sends_as = sends_as
         self._began = self._step_began = time.monotonic()
         self._left: float | None = None
+
+    def shown(self, cursor: Any) -> Any:
+        """Return a cursor, or None if the task's cursors must not be shown."""
+        return cursor if conf.setting(self._task, "show_cursors") else None
+
+    def hide_cursors(self, error: Exception) -> None:
+        """Remove cursors from an error of this package, if they must not be shown."""
+        if isinstance(error, (CrashLoopError, ErrorBudgetError)) and not conf.setting(self._task, "show_cursors"):
+            error.hide_cursors()
 
     # -- once for each task and process
 
@@ -122,9 +131,9 @@ class Reporter:
         self.log(
             logging.WARNING,
             "item_failed",
-            "step %s: the item at %r failed: %s: %s",
+            "step %s: %s failed: %s: %s",
             step.name,
-            step.cursor,
+            "an item" if (cursor := self.shown(step.cursor)) is None else f"the item at {cursor!r}",
             type(error).__name__,
             error,
             exc_info=error,
@@ -185,14 +194,17 @@ class Reporter:
             data: further arguments of the signal: ``error`` or ``reason``.
         """
         level = logging.INFO if event not in ("step_skipped", "step_interrupted") else logging.DEBUG
-        message, args = _STEP_MESSAGES[event], [step.name]
+        message, at = _STEP_MESSAGES[event], ""
         if event == "step_started":
             self._step_began = time.monotonic()
             if step.resumed:
-                message = "step %s resumed" if isinstance(step, Wait) else "step %s resumed from %r"
-        if "%r" in message:
-            args.append(step.cursor)
-        self.log(level, event, message, *args, **(fields := self._step_fields(event, run, step, data)))
+                message, at = "step %s resumed", "" if isinstance(step, Wait) else " from %r"
+        elif event == "step_interrupted":
+            at = " at %r"
+        if not conf.setting(self._task, "show_cursors"):
+            at = ""
+        args = (step.name, step.cursor) if at else (step.name,)
+        self.log(level, event, message + at, *args, **(fields := self._step_fields(event, run, step, data)))
         self._send(event, fields)
         getattr(signals, event).send(sender=self._task, task_id=self._task_id, step=step, **data)
 
@@ -202,7 +214,7 @@ class Reporter:
         done, total = step.progress()
         fields = {
             "step": step.name,
-            "cursor": events.plain(step.cursor),
+            "cursor": events.plain(self.shown(step.cursor)),
             "resumed": step.resumed,
             "resumptions": run.snapshot.resumptions,
             "done": done,
@@ -222,7 +234,7 @@ class Reporter:
         reason = LOST if lost else snapshot.reason
         completed = list(snapshot.completed)
         step, cursor = _current(snapshot)
-        fields = {"reason": reason, **_place(snapshot, step, cursor)}
+        fields = {"reason": reason, **_place(snapshot, step, self.shown(cursor))}
         self.log(
             logging.INFO,
             "resumed",

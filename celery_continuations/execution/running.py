@@ -78,6 +78,7 @@ class Running:
             Final: when its code, or a source, does not fit the snapshot, even if the task caught that error.
         """
         run = self.run
+        self._message.reporter.hide_cursors(error)
         if run.misfit is None and self._is_continued and self._does_not_bind(error):
             run.refusal = misfit(
                 f"its arguments do not fit {self._task.name}{inspect.signature(self._task.run)}: {error}"
@@ -202,12 +203,21 @@ class Running:
         options = dict(self._message.setting("resume_options"))
         if self._error is not None:
             options["countdown"] = self._message.setting("resume_error_countdown")
-        shown = _shown(self.run.current, interrupt.reason)
+        shown = self._shown(self.run.current, interrupt.reason)
         self._leave(interrupt.reason, options, shown)
         countdown: Any = options.get("countdown") or 0
         retry: BaseException = Retry(str(shown), exc=shown, when=countdown)
         retry.__cause__ = self._error  # not the Interrupt, whose traceback is useless
         return retry
+
+    def _shown(self, step: Step | None, reason: str) -> Interrupted:
+        """Return the interruption as users see it."""
+        if step is None:
+            return Interrupted(None, None, reason)
+        if isinstance(step, Wait):
+            return Interrupted(step.name, None, reason)
+        cursor = self._message.reporter.shown(step.cursor)
+        return Interrupted(step.name, cursor, reason, Progress(step.name, *step.progress()).percent)
 
     def _leave(
         self, reason: str, options: dict[str, Any], shown: Interrupted | None, message: str | None = None
@@ -245,12 +255,3 @@ class Running:
         else:
             return
         self._execution.phase = Ended()
-
-
-def _shown(step: Step | None, reason: str) -> Interrupted:
-    """Return the interruption as users see it."""
-    if step is None:
-        return Interrupted(None, None, reason)
-    if isinstance(step, Wait):
-        return Interrupted(step.name, None, reason)
-    return Interrupted(step.name, step.cursor, reason, Progress(step.name, *step.progress()).percent)

@@ -69,6 +69,11 @@ class Body:
         """Return the number of its bytes."""
         return len(self._bytes())
 
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the app accepts its serializer."""
+        return self._app is None or self._content_type in _accepted(self._app)
+
     def decode(self) -> tuple[Any, Any, dict[str, Any]]:
         """Return args, kwargs and the dict of the other parts, as new objects.
 
@@ -78,9 +83,7 @@ class Body:
             kombu.exceptions.EncodeError: when it could not be serialized.
         """
         data = self.data
-        accept: Any = {self._content_type}
-        if self._app is not None:
-            accept = prepare_accept_content(conf.celery_setting(self._app, "accept_content"))
+        accept: Any = {self._content_type} if self._app is None else _accepted(self._app)
         args, kwargs, embed = loads(data, self._content_type, self._encoding, accept=accept)  # type: ignore[arg-type]
         return args, kwargs, dict(embed or {})
 
@@ -117,6 +120,10 @@ class Body:
     def _bytes(self) -> bytes:
         data = self.data
         return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def _accepted(app: Celery) -> Any:
+    return prepare_accept_content(conf.celery_setting(app, "accept_content"))
 
 
 def written(args: Any, kwargs: Any, embed: dict[str, Any], serializer: str) -> Body:

@@ -10,6 +10,7 @@ from kombu.exceptions import OperationalError
 from kombu.pools import producers
 
 from celery_continuations import conf
+from celery_continuations.exceptions import StoreError
 from celery_continuations.messages.headers import GENERATION
 from celery_continuations.messages.routing import destination, queue_names
 from celery_continuations.messages.saved import SavedMessage
@@ -40,7 +41,7 @@ class Publisher:
         """Publish a saved message that continues ``generation``.
 
         Raises:
-            StoreError: when the text is not a message.
+            StoreError: when the text is not a message, or the app does not accept the serializer of its body.
             kombu.exceptions.OperationalError: when the broker cannot be reached.
             Exception: when the broker, or Celery, refuses this message.
         """
@@ -110,10 +111,13 @@ def pooled_producer(app: Celery) -> Any:
 def _send_saved(app: Celery, producer: Any, text: str, generation: int, **options: Any) -> None:
     message = SavedMessage.loads(text)
     content_type, encoding = message.content
+    body = message.body(app)
+    if not body.is_accepted:
+        raise StoreError("record", f"its saved message has the content type {content_type!r}, not in accept_content")
     app.amqp.send_task_message(
         producer,
         message.task,
-        ({**message.headers, GENERATION: generation}, message.properties, message.body(app).data, None),
+        ({**message.headers, GENERATION: generation}, message.properties, body.data, None),
         content_type=content_type,  # so that kombu sends the body unchanged
         content_encoding=encoding,
         **options,

@@ -12,6 +12,7 @@ from celery.app.backends import by_url
 from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import conf
+from celery_continuations.masking import masked
 from celery_continuations.stores.base import Store
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
@@ -88,15 +89,19 @@ def _open(app: Celery, setting: str) -> Store:
         problem = f"; it takes {conf.SETTINGS['store'].allowed}"
         if conf.is_database(_scheme(setting)):
             problem = f": {_IN_MEMORY}"
-        raise ImproperlyConfigured(f"continuation_store = {setting!r} is not allowed{problem}")
-    return factory_of_url()
+        raise ImproperlyConfigured(f"continuation_store = {masked(setting)!r} is not allowed{problem}")
+    try:
+        return factory_of_url()
+    except ValueError:  # its text may have a part of the password in it
+        raise ImproperlyConfigured(f"continuation_store = {masked(setting)!r} cannot be read as a URL") from None
 
 
 def _own(app: Celery, path: str) -> Store:
     store = conf.found_at("store", path)(app, conf.namespace(app))
     if not isinstance(store, Store):
         raise ImproperlyConfigured(
-            f"continuation_store = {path!r} returned {store!r:.80}, which is not a celery_continuations.stores.Store"
+            f"continuation_store = {path!r} returned {masked(repr(store)):.80}, which is not a "
+            "celery_continuations.stores.Store"
         )
     return store
 
@@ -187,4 +192,4 @@ def _backend(app: Celery, url: str) -> Any:
 
 
 def _scheme(url: Any) -> str:
-    return url.partition("://")[0] if isinstance(url, str) else ""
+    return masked(url).partition("://")[0] if isinstance(url, str) else ""

@@ -84,4 +84,7 @@ class MemoryStore(Store):
 
     def _live(self, task_id: str) -> Record | None:
         record, until = self._records.get(task_id, (None, None))
-        return None if until is not None and until <= self._clock() else record
+        if until is not None and until <= self._clock():
+            del self._records[task_id]
+            return None
+        return record

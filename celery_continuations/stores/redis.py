@@ -305,6 +305,11 @@ class RedisStore(Store):
         )
 
     @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What its keys begin with."""
+        return self._prefix, self._kept, self._index
+
+    @property
     def client(self) -> Any:
         """The redis-py client, for checks of the server's configuration."""
         return self._client

@@ -48,11 +48,18 @@ def make_store(postgres_server: LocalProcess) -> Iterator[Callable[..., Database
 
 class TestDatabaseStoreOnPostgreSQL(StoreConformance):
     @pytest.fixture(autouse=True)
-    def server(self, postgres_server: LocalProcess, client: psycopg.Connection[Any]) -> None:
+    def server(
+        self, postgres_server: LocalProcess, client: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.url, self.client = url_of(postgres_server), client
+        monkeypatch.setattr("celery_continuations.stores.sql._CLEAN_EVERY", 0.01)
 
     def make_store(self, namespace: str) -> Store:
         return DatabaseStore(self.url, namespace)
+
+    def entries(self, store: Store) -> int:
+        row = self.client.execute("SELECT count(*) FROM continuation_record").fetchone()
+        return int(row[0]) if row else 0
 
     def corrupt(self, store: Store, task_id: str) -> None:
         self.client.execute("UPDATE continuation_record SET fence = 'nonsense' WHERE task_id = %s", (task_id,))

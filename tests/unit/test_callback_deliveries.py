@@ -251,11 +251,99 @@ def test_a_late_payload_that_is_ignored_is_logged(app: Celery, worker: Worker, c
     assert [(one.levelname, one.action) for one in caplog.records] == [("INFO", "callback_ignored")]
 
 
-# -- nothing of one wait harms another
+# -- only a valid delivery changes anything
+
+
+def in_each_state(app: Celery, worker: Worker) -> dict[str, str]:
+    """Put a task into each state; return the tokens for its wait."""
+    tokens: dict[str, str] = {}
+
+    def ask(task: Any, state: str) -> Any:
+        tokens[state] = task.callback_url("photo").rpartition("/")[2]
+        if state == "failed":
+            raise ValueError("no")
+        return task.wait_for("photo")
+
+    made = app.task(base=ContinuableTask, bind=True, name="in_each_state")(ask)
+    for state in ("waiting", "delivered", "ended", "failed", "cancelled", "paused", "gone"):
+        result = made.delay(state)
+        worker.drain()
+        if state in ("delivered", "ended"):
+            result.deliver("photo", "first")
+        if state == "ended":
+            worker.drain()
+        if state in ("cancelled", "paused"):
+            getattr(result, {"cancelled": "cancel", "paused": "pause"}[state])()
+        if state == "gone":
+            store = open_store(app, "memory")
+            found = store.read(result.id)
+            assert found is not None
+            assert store.compare_and_swap(result.id, found.fence, Update(found.fence, expires_in=0))
+    return tokens
+
 
 depths = st.sampled_from([1, 21, 22, 63, 64, 65, 66, 140, 325, 401, 491, 983, 3000])
 wraps = st.sampled_from([("[", "]"), ('{"a":', "}"), ('{"~":', "}"), ('{"~t":[', "]}"), ('[{"~m":', "}]")])
 deep = st.tuples(depths, wraps).map(lambda pair: pair[1][0] * pair[0] + "1" + pair[1][1] * pair[0])
+signed = st.recursive(
+    st.none() | st.booleans() | st.integers(max_value=10**6) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+edits = st.tuples(st.integers(0, 300), st.integers(0, 5), st.text(max_size=5))
+
+
+@pytest.fixture
+def states(app: Celery, worker: Worker) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the tokens of tasks in each state, and what their store has."""
+    tokens = in_each_state(app, worker)
+    store: Any = open_store(app, "memory")
+    return tokens, dict(store._records)
+
+
+@settings(fuzz, max_examples=60)
+@given(data=st.data())
+def test_only_a_valid_delivery_changes_anything(
+    app: Celery, states: tuple[dict[str, str], dict[str, Any]], data: st.DataObject
+) -> None:
+    tokens, kept = states
+    store: Any = open_store(app, "memory")
+    store._records = dict(kept)
+    web, other = callbacks.wsgi(app), addressed(continuation_callback_secret=f"another {SECRET}")
+    for _ in range(5):
+        state = data.draw(st.sampled_from(sorted(tokens)))
+        token, is_valid = tokens[state], True
+        kind = data.draw(st.sampled_from(["valid", "valid", "edited", "signed", "of another environment"]))
+        if kind == "edited":
+            start, length, text = data.draw(edits)
+            edited = token[:start] + text + token[start + length :]
+            is_valid, token = edited == token, edited
+        elif kind == "signed":
+            fields = data.draw(signed | st.tuples(*[signed] * 5) | st.tuples(st.just("id"), st.just("photo"), signed))
+            is_valid, token = False, str(callbacks._serializer(app).dumps(fields))
+        elif kind == "of another environment":
+            is_valid, token = False, callbacks.callback_url(other, "id", "photo").rpartition("/")[2]
+        body = data.draw(deep | st.text(max_size=20) | st.just('"first"')).encode("utf-8", "surrogatepass")
+        content = data.draw(st.sampled_from(["application/json", "application/json", "text/plain", "text/html"]))
+        environ = {
+            "REQUEST_METHOD": "POST", "PATH_INFO": "/" + token.encode("utf-8", "surrogatepass").decode("latin-1"),
+            "CONTENT_TYPE": content, "CONTENT_LENGTH": str(len(body)), "wsgi.input": BytesIO(body),
+        }  # fmt: skip
+        before, statuses = records(store), []
+        b"".join(web(environ, lambda status, headers, into=statuses: into.append(int(status[:3]))))
+        (status,) = statuses
+        after = records(store)
+        changed = [task_id for task_id in {*before, *after} if before.get(task_id) != after.get(task_id)]
+        assert status in (204, 400, 404, 409, 410, 415)
+        assert is_valid or status == 404 or (kind == "signed" and status == 410)
+        if changed:
+            assert is_valid
+            assert (status, state in ("waiting", "paused"), len(changed)) == (204, True, 1)
+        else:
+            assert status != 204 or state in ("waiting", "paused", "delivered")
+
+
+# -- nothing of one wait harms another
 
 
 @fuzz

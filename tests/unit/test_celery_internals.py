@@ -124,6 +124,18 @@ def test_seam_ignore_result() -> None:
     assert celery_internals.ignore_result_of(Task, Context(ignore_result=False)) is False
 
 
+def test_seam_reports_mask_settings(app: Celery, monkeypatch: Any) -> None:
+    from celery.app import utils
+
+    monkeypatch.setattr(utils, "filter_hidden_settings", utils.filter_hidden_settings)
+    celery_internals.mask_in_reports(lambda name, value: "masked" if name == "ours" else value)
+    app.conf.update(ours="text", other="text", some={"ours": "text"})
+    assert app.conf.table()["ours"] == "masked"
+    assert app.conf.table()["other"] == "text"
+    assert app.conf.table()["some"] == {"ours": "masked"}
+    assert "ours: 'masked'" in app.bugreport()
+
+
 def test_seam_serializers() -> None:
     assert celery_internals.serializer_of("application/json") == "json"
     assert celery_internals.serializer_of("application/x-python-serialize") == "pickle"

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from celery_continuations.exceptions import StoreError
+from celery_continuations.masking import masked
 from celery_continuations.stores.base import LIMIT, Due, Fence, Record, Scan, Store, Update
 from celery_continuations.stores.database import statements
 from celery_continuations.stores.database.statements import Statement
@@ -79,14 +80,17 @@ class DatabaseStore(Store):
         try:
             self._url = make_url(url)
             dialect = self._url.get_dialect()
-        except (SQLAlchemyError, ValueError) as exc:
+        except NoSuchModuleError as exc:
             raise StoreError("database", f"cannot read the URL: {exc}") from exc
+        except (SQLAlchemyError, ValueError):  # their texts may have the password in them
+            raise StoreError("database", f"cannot read the URL {masked(str(url))}") from None
+        shown = masked(self._url.render_as_string())
         if dialect.name not in statements.INSERTS or dialect.is_async:
             raise StoreError(
-                "database", f"{self._url} is not supported; sqlite:/// and postgresql:// are, with drivers that block"
+                "database", f"{shown} is not supported; sqlite:/// and postgresql:// are, with drivers that block"
             )
         if dialect.name == "sqlite" and _in_memory(self._url):
-            raise StoreError("database", f"{self._url} is in memory, where no other process could find it")
+            raise StoreError("database", f"{shown} is in memory, where no other process could find it")
         self._namespace = _checked("a namespace", namespace)
         self._guard: AbstractContextManager[Any] = _in_sqlite if dialect.name == "sqlite" else nullcontext()
         self._options = _engine_options(dialect, options or {})
@@ -211,7 +215,8 @@ class DatabaseStore(Store):
         try:
             return sa.create_engine(self._url, **self._options)
         except (SQLAlchemyError, ImportError, TypeError, ValueError) as exc:
-            raise StoreError("database", f"cannot open {self._url}: {type(exc).__name__}: {exc}") from exc
+            shown = masked(self._url.render_as_string())
+            raise StoreError("database", f"cannot open {shown}: {type(exc).__name__}: {exc}") from exc
 
     def _values(self, task_id: str, expected: Fence | None = None) -> dict[str, Any]:
         values = {"namespace_": self._namespace, "task_id_": _checked("a task id", task_id)}

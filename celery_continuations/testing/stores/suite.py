@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -48,6 +48,17 @@ class Suite:
     def connections(self, store: Store) -> int:
         """Return the number of connections, or files, that the store has open."""
         skip("connections")
+
+    def entries(self, store: Store) -> int:
+        """Return how many rows, keys or files hold records and what belongs to them, expired ones included.
+
+        If the store removes expired ones only at intervals, the subclass makes these short.
+        """
+        skip("entries")
+
+    def keys(self, store: Store) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the prefixes of the store's keys, by which access can be granted, and all keys of all stores."""
+        skip("keys")
 
     # -- setup and teardown
 

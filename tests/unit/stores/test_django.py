@@ -26,6 +26,7 @@ class TestDjangoStoreOnSQLite(StoreConformance):
     def file(self, django_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         threads_close_connections(monkeypatch)
         self.path = django_database
+        monkeypatch.setattr("celery_continuations.stores.sql._CLEAN_EVERY", 0.01)
 
     def make_store(self, namespace: str) -> Store:
         from celery_continuations.stores.django import DjangoStore
@@ -35,6 +36,11 @@ class TestDjangoStoreOnSQLite(StoreConformance):
     def corrupt(self, store: Store, task_id: str) -> None:
         with connections["default"].cursor() as cursor:
             cursor.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = %s", [task_id])
+
+    def entries(self, store: Store) -> int:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM celery_continuations_record")
+            return int(cursor.fetchone()[0])
 
     def connections(self, store: Store) -> int:
         return len(os.listdir("/proc/self/fd"))

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ class TestMemoryStore(StoreConformance):
     def make_store(self, namespace: str) -> Store:
         return MemoryStore()
 
+    def entries(self, store: Any) -> int:
+        return len(store._records)
+
 
 class TestRedisStore(StoreConformance):
     @pytest.fixture(autouse=True)
@@ -79,6 +82,14 @@ class TestRedisStore(StoreConformance):
     def connections(self, store: Store) -> int:
         return len(self.client.client_list()) - 1
 
+    def entries(self, store: Any) -> int:
+        index = store._index
+        owned = sum(self.client.hlen(key) for key in self.client.scan_iter(f"{index}owned:*"))
+        return len(self.client.keys("*")) + self.client.zcard(f"{index}due") + owned
+
+    def keys(self, store: Any) -> tuple[Sequence[str], Sequence[str]]:
+        return store.prefixes, [key.decode() for key in self.client.keys("*")]
+
 
 class TestFilesystemStore(StoreConformance):
     @pytest.fixture(autouse=True)
@@ -104,13 +115,24 @@ class TestFilesystemStore(StoreConformance):
     def connections(self, store: Store) -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    def entries(self, store: Store) -> int:
+        return sum(path.is_file() and path.suffix != ".lock" for path in self.path.rglob("*"))
+
+    def keys(self, store: Any) -> tuple[Sequence[str], Sequence[str]]:
+        return [f"{store._folder}/"], [str(path) for path in self.path.rglob("*") if path.is_file()]
+
 
 class TestDatabaseStoreOnSQLite(StoreConformance):
     many = 300
 
     @pytest.fixture(autouse=True)
-    def file(self, tmp_path: Path) -> None:
+    def file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = tmp_path / "some progress.db"
+        monkeypatch.setattr("celery_continuations.stores.sql._CLEAN_EVERY", 0.01)
+
+    def entries(self, store: Store) -> int:
+        ((count,),) = sqlite_rows(self.path, "SELECT count(*) FROM continuation_record")
+        return int(count)
 
     def make_store(self, namespace: str) -> Store:
         return DatabaseStore(f"sqlite:///{self.path}", namespace)

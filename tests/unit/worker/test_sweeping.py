@@ -799,6 +799,27 @@ def test_the_body_that_is_kept_is_never_read_but_by_a_worker(
     assert result.get() == "end"
 
 
+@pytest.mark.parametrize("content", ["application/x-python-serialize", "application/x-yaml", "unknown", None])
+def test_what_no_worker_accepts_is_not_published_and_keeps_no_other_from_it(
+    app: Celery, store: Any, sweeper: Sweeper, monkeypatch: Any, caplog: Any, content: str | None
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(app.amqp, "send_task_message", lambda producer, name, *args, **options: sent.append(name))
+    assert tuple(app.conf.accept_content) == ("json",)
+    text = json.dumps({**GOOD, "task": "refused", "content": [content, "binary"], "body": "gASVCQAAAAAAAACMBXBvcw=="})
+    store.compare_and_swap("a", None, Update(Fence(1, Status.RUNNING, "w2/1.1/b"), None, text))
+    waited = '{"version": 1, "waiting": ["time", 1.0, null]}'
+    store.compare_and_swap("b", None, Update(Fence(1, Status.WAITING), waited, text, due_in=-10))
+    put_neighbours(store)
+    for _ in range(2):
+        sweeper.sweep(always)
+    assert [caplog.text.count(f"Task {name}") for name in ("lost recovered", "slept published again")] == [1, 1]
+    for name in ("a", "b"):
+        assert caplog.text.count(f"Task {name} cannot be recovered") == 1
+    assert caplog.text.count(f"the content type {content!r}, not in accept_content") == 2
+    assert sent == ["other", "other"]
+
+
 def of_a_later_release(store: Any, task_id: str) -> str:
     """Have a record hold a snapshot that this release cannot read."""
     record = store.read(task_id)
