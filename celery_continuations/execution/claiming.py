@@ -74,8 +74,7 @@ class Claiming:
             self._requeue(0, "this worker is stopping")
         owned = self._owned(flag)
         if owned is None:
-            if message.was_cancelled() and not message.ended(None):
-                message.report_cancelled()  # the process that cancelled it may have died before reporting
+            message.end_cancelled()
             message.reporter.log(
                 logging.INFO, "refused", "refused: this message is stale; the task continued without it"
             )

@@ -29,6 +29,7 @@ __all__ = [
     "Scan",
     "Status",
     "Store",
+    "Tombstone",
     "Update",
     "without_command",
 ]
@@ -61,6 +62,15 @@ class Command(_Text):
     CANCEL = "cancel"
 
 
+class Tombstone(_Text):
+    """What a cancelled task's record says of a message that may still come."""
+
+    #: It is kept longer, until the message has ended at it.
+    AWAITED = "awaited"
+    #: Likewise; the message's worker also has to report the cancellation, for which the caller lacked the arguments.
+    UNREPORTED = "unreported"
+
+
 class Due(enum.Enum):
     """For the ``due_in`` of an :class:`Update`: the record stays due when it was."""
 
@@ -86,6 +96,7 @@ _FOREVER = 100 * 365 * 86400.0
 
 _STATUSES = {status.value: status for status in Status}
 _COMMANDS = {command.value: command for command in Command}
+_TOMBSTONES = {tombstone.value: tombstone for tombstone in Tombstone}
 
 # Written in the owner's place of a paused record whose message was saved after the pause.
 _MESSAGE_SAVED = "kept"
@@ -101,6 +112,7 @@ class Fence(NamedTuple):
         command: the pending command to that execution; it makes the next save fail, which then finds the command.
         republished: how many times the message of a queued record was found overdue.
         message_saved: whether the message of a paused record was saved after the pause.
+        tombstone: that the message of a cancelled record may still come; None once it has ended.
 
     >>> Fence(2, Status.RUNNING, "worker/7/a").dumps()
     '2 running worker/7/a'
@@ -110,6 +122,8 @@ class Fence(NamedTuple):
     '2 running worker/7/a/pause'
     >>> Fence.loads("3 queued 2").republished
     2
+    >>> Fence(3, Status.CANCELLED, tombstone=Tombstone.AWAITED).dumps()
+    '3 cancelled awaited'
     """
 
     generation: int
@@ -118,6 +132,7 @@ class Fence(NamedTuple):
     command: Command | None = None
     republished: int = 0
     message_saved: bool = False
+    tombstone: Tombstone | None = None
 
     def with_command(self, command: Command | None) -> Fence:
         """Return the token with another pending command, or without one."""
@@ -137,6 +152,8 @@ class Fence(NamedTuple):
             place = str(self.republished)
         elif self.message_saved:
             place = _MESSAGE_SAVED
+        elif self.tombstone is not None:
+            place = self.tombstone.value
         return f"{self.generation} {self.status.value} {place}"
 
     @classmethod
@@ -154,6 +171,8 @@ class Fence(NamedTuple):
             return cls(number, status, republished=int(place))
         if status == Status.PAUSED and place == _MESSAGE_SAVED:
             return cls(number, status, message_saved=True)
+        if status == Status.CANCELLED and place in _TOMBSTONES:
+            return cls(number, status, tombstone=_TOMBSTONES[place])
         return cls(number, status, place)
 
 

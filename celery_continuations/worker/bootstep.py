@@ -21,6 +21,7 @@ from celery import bootsteps, signals
 from celery.worker import state
 
 from celery_continuations import celery_internals, conf, events
+from celery_continuations.control import REPORTED
 from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Status
 from celery_continuations.stores.factory import without_store
@@ -106,6 +107,8 @@ class Hearing(bootsteps.StartStopStep):
         self.flag.remove()
 
     def _on_revoked(self, sender: Any = None, request: Any = None, **kwargs: Any) -> None:
+        if getattr(request, REPORTED, False):
+            return  # this library has cancelled the task
         if self.maintenance is not None and hasattr(sender, "claims_at_start"):
             decide(sender, request.id, self.maintenance, Status.CANCELLED)
 
