@@ -170,39 +170,47 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
     opened, ended = _store(app, store), _ended(app, task_id)
 
     def act() -> None:
-        cancelled = commands.cancel(opened, task_id, ended=ended, **cancelling(app))
+        cancelled = cancel_in(opened, task_id, app)
         _log(task_id, "cancelled", "cancelled" if cancelled.is_over else "cancel requested")
-        # again if another caller has cancelled it, who may have died before storing the state
-        if cancelled.is_over and revoke(app, task_id, cancelled.record) and cancelled.is_first:
-            report_record(app, cancelled.record)
+        if cancelled.is_over and not cancelled.is_first:
+            revoke(app, task_id, None)  # the process that cancelled it may have died before storing the state
 
     if waits_for():
         commands.check_open(opened, task_id, ended=ended, cancelled=True)
     after_commit(act)
 
 
-def cancelling(app: Celery) -> dict[str, Any]:
-    """Return what :func:`commands.cancel` needs of an app."""
-    return {
-        "kept_for": conf.tombstone_seconds(app),
-        "awaited_for": _kept_before_its_task(app),
-        "can_report": lambda record: _task_of(app, record) is not None,
-    }
+def cancel_in(store: Store, task_id: str, app: Celery) -> commands.Cancelled:
+    """Cancel a task in an open store, and report it if this call has ended it.  Raises as :func:`cancel`."""
+    cancelled = commands.cancel(
+        store,
+        task_id,
+        ended=_ended(app, task_id),
+        kept_for=conf.tombstone_seconds(app),
+        awaited_for=_kept_before_its_task(app),
+        can_report=lambda record: _task_of(app, record) is not None,
+    )
+    is_ended = cancelled.is_over and cancelled.is_first
+    if is_ended and revoke(app, task_id, cancelled.record, is_first=True):
+        report_record(app, cancelled.record)
+    return cancelled
 
 
-def revoke(app: Celery, task_id: str, record: Record | None) -> bool:
+def revoke(app: Celery, task_id: str, record: Record | None, *, is_first: bool = False) -> bool:
     """Store the state REVOKED for a task that is not running, and notify its chord.
 
     Args:
         app: the task's app.
         task_id: the task.
         record: its record before it was cancelled, or None.
+        is_first: whether it was cancelled just now: then a stored REVOKED is of a worker without this library, which
+            notifies no chord.
 
     Returns:
         Whether REVOKED is its state; otherwise it has ended in another state.
     """
     state = app.backend.get_state(task_id) if celery_internals.keeps_results(app.backend) else states.PENDING
-    if state in states.READY_STATES:
+    if state in states.READY_STATES and not (is_first and state == states.REVOKED):
         return bool(state == states.REVOKED)
     app.backend.mark_as_revoked(task_id, "cancelled", request=_request_of(app, record), store_result=True)
     with app.events.default_dispatcher() as dispatcher:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps, signals
@@ -25,7 +26,7 @@ from celery_continuations.control import REPORTED
 from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Status
 from celery_continuations.stores.factory import without_store
-from celery_continuations.worker.maintenance import Maintenance
+from celery_continuations.worker.maintenance import Maintenance, maintenance_of
 from celery_continuations.worker.requests import decide
 from celery_continuations.worker.unknown_tasks import requeue_unknown
 
@@ -70,6 +71,7 @@ class Hearing(bootsteps.StartStopStep):
         )
         self.maintenance.start()
         requeue_unknown(worker.consumer, self.maintenance)
+        celery_internals.take_over_revoke(_revoke, lambda task: hasattr(task, "claims_at_start"))
 
     def _hear_hangup(self) -> None:
         if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
@@ -111,6 +113,13 @@ class Hearing(bootsteps.StartStopStep):
             return  # this library has cancelled the task
         if self.maintenance is not None and hasattr(sender, "claims_at_start"):
             decide(sender, request.id, self.maintenance, Status.CANCELLED)
+
+
+def _revoke(hostname: str, task_ids: set[str], of_celery: Callable[[set[str]], None]) -> bool:
+    """Handle Celery's ``revoke`` in the worker of that name; return whether it has a store that keeps records."""
+    flag = flags.flag_of(hostname)
+    maintenance = maintenance_of(flag.worker) if flag else None
+    return maintenance is not None and maintenance.revocations.add(task_ids, of_celery)
 
 
 def _sends_as(worker: Any) -> str | None:

@@ -1,6 +1,7 @@
 """The main process's maintenance: renew the worker's lease, detect dead pool children, and sweep.
 
-Two threads, so an unresponsive broker cannot delay lease renewal.
+Three threads, so an unresponsive broker or result backend cannot delay lease renewal: for the lease, for sweeps, and
+for what Celery's ``revoke`` names.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from celery_continuations.protocol.liveness import Loss
 from celery_continuations.stores import Store
 from celery_continuations.stores.base import LIMIT
 from celery_continuations.stores.factory import stores_of
+from celery_continuations.worker.revoking import Revocations
 from celery_continuations.worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -71,22 +73,23 @@ class Maintenance:
             for store in stores_of(app)
             if store.keeps
         ]
+        self.revocations = Revocations(app, [maintained.store for maintained in self._stores])
         self._ending = threading.Event()
         _by_worker[flag.worker] = self
 
     def start(self) -> None:
-        """Take the lease before the first task runs, and start both threads."""
+        """Take the lease before the first task runs, and start the threads."""
         for maintained in self._stores:
             self._renew(maintained)
         if self._stores:
-            for job in (self._renew_all, self._sweep_all):
+            for job in (self._renew_all, self._sweep_all, self.revocations.handle):
                 thread = threading.Thread(
                     target=self._repeat, args=(job,), name="continuations-maintenance", daemon=True
                 )
                 thread.start()
 
     def stop(self) -> None:
-        """Stop both threads and release the lease, once the worker's tasks have ended or handed over."""
+        """Stop the threads and release the lease, once the worker's tasks have ended or handed over."""
         _by_worker.pop(self._flag.worker, None)
         if self._ending.is_set():
             return
