@@ -1,4 +1,4 @@
-"""Operations on a task: deliver, pause, resume, cancel, retry.
+"""Operations on a task: deliver, pause, resume, cancel, retry.  For many tasks: :func:`selecting.cancel_all`.
 
 They work without a running worker: the record is in the store.
 
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from celery import Task, signals, states
 from celery.app import app_or_default
 from celery.app.task import Context
-from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_continuations import celery_internals, conf
 from celery_continuations.commits import after_commit, waits_for
@@ -314,13 +313,13 @@ def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:
 
 def _request_of(app: Celery, record: Record | None) -> Any:
     """Return the request of a record's message, or None if it has none that can be read."""
-    if record is None or not record.message:
+    message = _message_of(record)
+    if message is None:
         return None
-    message = SavedMessage.loads(record.message)
     try:
         return Context(**message.context(app))
-    except (ContentDisallowed, DecodeError) as exc:
-        # Like a worker that does not accept the body: store the state anyway.
+    except Exception as exc:
+        # Like a worker that does not accept the body, or cannot read it: store the state anyway.
         task_id = message.headers.get("id")
         logger.warning(
             "Task %s: its chord cannot be notified, nor its on_cancel called: %s",
@@ -333,10 +332,16 @@ def _request_of(app: Celery, record: Record | None) -> Any:
 
 def _task_of(app: Celery, record: Record | None) -> Any:
     """Return the task of a record, or None if it is not known."""
-    if record is None or not record.message:
-        return None
-    task = app.tasks.get(SavedMessage.loads(record.message).task)
+    message = _message_of(record)
+    task = app.tasks.get(message.task) if message else None
     return task if hasattr(task, "on_cancel") else None
+
+
+def _message_of(record: Record | None) -> SavedMessage | None:
+    try:
+        return SavedMessage.loads(record.message) if record is not None and record.message else None
+    except StoreError:
+        return None  # nothing can be reported, but the task can be cancelled
 
 
 def _ended(app: Celery, task_id: str) -> commands.Ended:
