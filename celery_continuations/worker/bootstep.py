@@ -25,7 +25,7 @@ from celery_continuations import celery_internals, conf, events
 from celery_continuations.control import REPORTED
 from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Status
-from celery_continuations.stores.factory import without_store
+from celery_continuations.stores.factory import check_stores, without_store
 from celery_continuations.worker.maintenance import Maintenance, maintenance_of
 from celery_continuations.worker.requests import decide
 from celery_continuations.worker.unknown_tasks import requeue_unknown
@@ -64,6 +64,7 @@ class Hearing(bootsteps.StartStopStep):
             if problem is not None:
                 logger.warning("%s", problem)
         conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a wrong path stops the worker here
+        check_stores(worker.app)
         self._hear_hangup()
         celery_internals.read_all_results(worker)
         self.maintenance = Maintenance(

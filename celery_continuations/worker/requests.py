@@ -25,6 +25,7 @@ from celery_continuations.messages.body import BODY
 from celery_continuations.messages.headers import DELIVERY, GENERATION
 from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Status, Store, open_store
+from celery_continuations.stores.problems import UnstorableError
 from celery_continuations.worker.maintenance import Maintenance, maintenance_of
 
 __all__ = ["Request", "decide", "strategy"]
@@ -111,6 +112,8 @@ class Request(CeleryRequest):
             if record is None or (record.fence.generation == 0 and record.message is None):
                 return False  # a delivery or a command may have made the record before the task was claimed
             sweeper.recover(self.id)
+        except UnstorableError:
+            return False  # it cannot have been claimed
         except ContinuationError as exc:  # the store is unavailable, or the record cannot be read
             self._report_delay("recovered", exc)
             self.reject(requeue=True)
