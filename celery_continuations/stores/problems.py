@@ -30,7 +30,6 @@ LASTING = {
     "DB index is out of range": "correct the number of the database",
     "CERTIFICATE_VERIFY_FAILED": "correct the TLS settings",
     "WRONG_VERSION_NUMBER": "the server does not use TLS, or not at this port",
-    "No master found": "correct master_name and the addresses of the Sentinels",
     "password authentication failed": "correct user and password",
     "no pg_hba.conf entry": "allow this user and address in pg_hba.conf",
     "no password supplied": "give a password",

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from redis import Redis
 
-from celery_continuations.stores import open_store
+from celery_continuations.stores import Fence, Status, Update, open_store
+from celery_continuations.stores.factory import check_stores
 from tests.support import servers
-from tests.support.processes import await_condition
+from tests.support.processes import LocalProcess, await_condition, free_port
 
 pytestmark = pytest.mark.redis
 
@@ -84,3 +86,21 @@ def test_what_may_pass_is_waited_for_and_logged_when_it_begins_and_ends(
     assert [": WARNING/" in line for line in claims] == [True] + [False] * (len(claims) - 1)
     assert sum("the store failed for" in line for line in lines) == 1
     await_condition(lambda: open_store(on_redis.client, store).read(result.id) is not None, "a record")
+
+
+def test_the_store_of_a_sentinel_broker(of_store: Any, tmp_path: Path) -> None:
+    port = free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"port {port}\nsentinel monitor primary 127.0.0.1 {of_store.port} 1\n")
+    sentinel = LocalProcess(["redis-server", str(config), "--sentinel"], tmp_path, name="sentinel", port=port)
+    sentinel.await_log("+monitor master primary")
+    app = Celery("watched", broker=f"sentinel://127.0.0.1:{port}/0", set_as_current=False)
+    app.conf.broker_transport_options = {"master_name": "primary"}
+    try:
+        check_stores(app)
+        store = open_store(app, "auto")
+        assert store.compare_and_swap("id", None, Update(Fence(1, Status.WAITING)))
+        assert Redis(port=of_store.port).dbsize() > 0
+        store.close()
+    finally:
+        sentinel.end()

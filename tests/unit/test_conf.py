@@ -146,7 +146,9 @@ def test_an_unknown_resume_option_is_refused() -> None:
 def test_message_protocol_1_is_refused() -> None:
     app = make_app(task_protocol=1)
     app.task(base=ContinuableTask, bind=True, name="any")(body)
-    with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: continuable tasks need message protocol 2"):
+    with pytest.raises(
+        ImproperlyConfigured, match="task_protocol = 1: task any has steps, which need message protocol 2"
+    ):
         app.finalize()
 
 

@@ -571,7 +571,7 @@ def test_records_that_cannot_be_read(app: Celery, broken: None) -> None:
 
 
 def test_a_store_that_is_away(app: Celery, monkeypatch: Any) -> None:
-    def refuse(*args: Any) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
         raise StoreError("memory", "away")
 
     monkeypatch.setattr(open_store(app, "memory"), "scan", refuse)

@@ -11,6 +11,7 @@ import redis.exceptions as errors
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
+from celery_continuations.bin import doctor
 from celery_continuations.bin.doctor import examine
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import open_store
@@ -142,6 +143,16 @@ def test_what_never_works_on_redis_is_refused_with_setting_and_cause(served: Any
         check_stores(served(server))
     assert str(caught.value).startswith("continuation_store = 'redis://…' cannot be used: ")
     assert cause in str(caught.value)
+
+
+def test_doctor_names_the_cause() -> None:
+    server = Server(errors.NoPermissionError("this user has no permissions to run the 'evalsha' command"))
+    [finding] = doctor._reach(RedisStore(server, "wrong"))
+    assert (finding.level, finding.name) == ("problem", "reach")
+    assert finding.text.startswith("The store can never work: ")
+    assert finding.text.endswith("EVAL and EVALSHA among them")
+    [finding] = doctor._reach(RedisStore(Server(errors.ConnectionError("refused")), "wrong"))
+    assert finding.text.startswith("The store cannot be reached: ")
 
 
 @pytest.mark.parametrize(
