@@ -33,6 +33,6 @@ class Reminder:
         return True
 
     def reset(self) -> float | None:
-        """Note that there is no outage; return for how many seconds there was one until now, or None."""
+        """Note that the store answers; return for how many seconds an outage has lasted until now, or None."""
         began, self._began, self._next = self._began, None, 0.0
         return None if began is None else time.monotonic() - began

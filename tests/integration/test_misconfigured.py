@@ -52,7 +52,7 @@ def test_a_user_that_may_not_run_scripts_is_refused(on_redis: Any, of_store: Any
 
 
 def test_a_wrong_password_is_refused_when_a_worker_starts(on_redis: Any, of_store: Any) -> None:
-    log = refused(on_redis, f"redis://nobody:{SECRET}@127.0.0.1:{of_store.port}/0")
+    log = refused(on_redis, f"redis://stranger:{SECRET}@127.0.0.1:{of_store.port}/0")
     assert "correct user and password" in log
 
 
