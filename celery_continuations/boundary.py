@@ -185,8 +185,6 @@ class BoundaryTask(GenericTask[P, R_co]):
             celery_signals.task_postrun.connect(tell_parent, dispatch_uid="celery_continuations.parents")
             _prepared.add(app)
         conf.validate(app, cls)
-        if cls.claims_at_start:
-            conf.refuse_protocol(app, str(cls.name))
         return bound
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> ContinuableAsyncResult[R_co]:  # noqa: N802

@@ -69,10 +69,16 @@ def test_an_app_with_message_protocol_1_runs_tasks_without_steps() -> None:
     def with_step(self: Any) -> int:
         return self.step("one", int)  # type: ignore[no-any-return]
 
+    @app.task(base=ContinuableTask, bind=True, name="continuable")
+    def continuable(self: Any) -> int:
+        return 7
+
     with start_worker(app, perform_ping_check=False, pool="solo", concurrency=1, shutdown_timeout=20):
         assert plain.delay(1).get(timeout=10) == 2
         with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: task with a step has steps, which need"):
             with_step.delay().get(timeout=10)
+        with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: task continuable has steps, which need"):
+            continuable.delay().get(timeout=10)
 
 
 def test_an_embedded_worker_that_ends_hands_its_task_over() -> None:
