@@ -363,10 +363,10 @@ def test_a_terminal_is_asked_before_a_cancel(run: Any, put: Any, record: Any, mo
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--all"], ["a", "b", "paused", "waits"]),
-        (["--task", "proj.*"], ["b", "paused", "waits"]),
-        (["--state", "waiting", "--status", "paused"], ["paused", "waits"]),
-        (["--older", "2h"], ["waits"]),
+        (["--all"], ["a", "b", "chosen-paused", "chosen-waits"]),
+        (["--task", "proj.*"], ["b", "chosen-paused", "chosen-waits"]),
+        (["--state", "waiting", "--status", "paused"], ["chosen-paused", "chosen-waits"]),
+        (["--older", "2h"], ["chosen-waits"]),
         (["--older-than", "30s", "--task", "proj.*", "--state", "running"], ["b"]),
         (["--task", "another.*"], []),
     ],
@@ -376,8 +376,8 @@ def test_tasks_are_chosen_for_a_cancel(
 ) -> None:
     put("a", age=10, task="other.x")
     put("b", age=60)
-    put("waits", Status.WAITING, age=8000)
-    put("paused", Status.PAUSED, age=20)
+    put("chosen-waits", Status.WAITING, age=8000)
+    put("chosen-paused", Status.PAUSED, age=20)
     put("done", Status.DONE, age=9000)
     put("failed", Status.FAILED, age=9000)
     assert "only with --yes" in run("cancel", *options, code=2).stderr
@@ -387,7 +387,7 @@ def test_tasks_are_chosen_for_a_cancel(
     assert said[-1] == f"{count} cancelled, those that run at their next checkpoint"
     cancelled = {
         task_id
-        for task_id in ("a", "b", "waits", "paused", "done", "failed")
+        for task_id in ("a", "b", "chosen-waits", "chosen-paused", "done", "failed")
         if record(task_id).fence.status == Status.CANCELLED or record(task_id).fence.command == "cancel"
     }
     assert sorted(cancelled) == expected
