@@ -215,6 +215,18 @@ class BoundaryTask(GenericTask[P, R_co]):
             return signature
         return RetryMessage(execution, signature, *args, **kwargs)
 
+    def on_cancel(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Release what the task holds: it has ended in the state REVOKED.  Override it; by default it does nothing.
+
+        Celery calls neither ``on_failure`` nor ``after_return`` then.  It is called once: in the worker that ran the
+        task, or in the process that cancelled a task that was not running.  Its errors are logged.
+
+        Args:
+            task_id: the task's id.
+            args: the task's positional arguments.
+            kwargs: its keyword arguments.
+        """
+
     def replace(self, sig: Any) -> Any:
         """Replace this task; the new one starts without its progress."""
         execution = execution_of(self.request_stack.top)

@@ -22,6 +22,7 @@ from celery.backends.rpc import RPCBackend
 from celery.exceptions import TaskPredicate, WorkerLostError
 from celery.local import PromiseProxy, Proxy
 from kombu.serialization import registry  # type: ignore[attr-defined]
+from kombu.utils.functional import maybe_list
 
 __all__ = [
     "FinishedTask",
@@ -44,7 +45,9 @@ __all__ = [
     "read_all_results",
     "rewrap_autoretry",
     "serializer_of",
+    "take_over_revoke",
     "terminate_signal",
+    "unflag_revoked",
     "when_evaluated",
 ]
 
@@ -89,6 +92,63 @@ def forget_consumer_cancellation(worker: Any) -> bool:
 
 # The second until Celery 5.5, the first since 5.6.
 _CANCELLATIONS = ("cancel_active_requests", "cancel_all_unacked_requests")
+
+
+#: Called with a worker's hostname, the ids of tasks that were revoked, and what Celery itself does for those that it is
+#: called with; returns whether it will handle them.
+Revoke = Callable[[str, "set[str]", Callable[["set[str]"], None]], bool]
+
+
+def take_over_revoke(handle: Revoke, is_ours: Callable[[Any], bool]) -> None:
+    """Let ``handle`` decide what the remote control command ``revoke`` does, once in each process.
+
+    Celery's own code handles the requests of this worker whose task is not ``is_ours``, and those that it terminates.
+
+    Why: since 5.7 every worker immediately stores REVOKED for a task that it does not run itself, even if the task runs
+    in another worker, or waits without a message.  Workers that start later know nothing of it, and run the task
+    (celery/worker/control.py, _revoke).
+    """
+    from celery.worker import state as worker_state
+    from celery.worker.control import Panel
+
+    original = Panel.data["revoke"]
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **kwargs: Any) -> Any:
+        ids = {str(one) for one in maybe_list(task_id) or ()}
+        own = set()
+        for request in filter(None, map(worker_state.requests.get, ids)):
+            if not is_ours(request.task) or (terminate and request in worker_state.active_requests):
+                own.add(request.id)
+
+        def of_celery(others: set[str]) -> None:
+            state.consumer.call_soon(original, state, others)
+
+        worker_state.revoked.update(ids - own)  # immediately, as Celery does: their messages may come now
+        if ids == own or not handle(state.hostname, ids - own, of_celery):
+            return original(state, ids, terminate=terminate, signal=signal, **kwargs)
+        if own:
+            return original(state, own, terminate=terminate, signal=signal, **kwargs)
+        return {"ok": "terminate: tasks unknown" if terminate else f"tasks {ids} flagged as revoked"}
+
+    @functools.wraps(Panel.data["terminate"])
+    def terminate(state: Any, signal: Any, task_id: Any, **kwargs: Any) -> Any:
+        return revoke(state, task_id, terminate=True, signal=signal)
+
+    Panel.data.update(revoke=revoke, terminate=terminate)
+
+
+def unflag_revoked(task_id: str) -> None:
+    """Let this worker accept messages of a task again.  Why: Celery has no command that takes a ``revoke`` back."""
+    from celery.worker import state as worker_state
+
+    while True:
+        try:
+            return worker_state.revoked.discard(task_id)
+        except RuntimeError:  # the main thread has changed the set meanwhile
+            continue
 
 
 def forget_cached(result: Any) -> None:

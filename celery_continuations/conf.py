@@ -250,9 +250,21 @@ def validate(app: Celery, task: Task[..., object] | type[Task[..., object]] | No
             raise ImproperlyConfigured(
                 f"unknown setting {full}{where}; known are: " + ", ".join(sorted(PREFIX + name for name in known))
             )
+
+
+def refuse_protocol(app: Celery, name: str) -> None:
+    """Refuse message protocol 1 for a task with steps: its messages cannot carry what a continuation needs.
+
+    Args:
+        app: the app.
+        name: the name of the task.
+
+    Raises:
+        ImproperlyConfigured: unless the app uses protocol 2, Celery's default.
+    """
     if app.conf.task_protocol != 2:
         raise ImproperlyConfigured(
-            f"task_protocol = {app.conf.task_protocol!r}: continuable tasks need message protocol 2"
+            f"task_protocol = {app.conf.task_protocol!r}: task {name} has steps, which need message protocol 2"
         )
 
 

@@ -1,4 +1,4 @@
-"""Operations on a task: deliver, pause, resume, cancel, retry.
+"""Operations on a task: deliver, pause, resume, cancel, retry.  For many tasks: :func:`selecting.cancel_all`.
 
 They work without a running worker: the record is in the store.
 
@@ -13,10 +13,9 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery import Task, states
+from celery import Task, signals, states
 from celery.app import app_or_default
 from celery.app.task import Context
-from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_continuations import celery_internals, conf
 from celery_continuations.commits import after_commit, waits_for
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["cancel", "deliver", "pause", "resume", "retry", "wake"]
 
 logger = logging.getLogger("celery_continuations")
+
+#: Attribute of the request of a ``task_revoked`` signal that this library has sent: the record is up to date.
+REPORTED = "continuation_cancel_reported"
 
 
 def deliver(
@@ -151,7 +153,12 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
 def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
     """End a task in the state REVOKED: at its next save, or immediately if it is not running.
 
-    Its record is emptied and callbacks are not called; a chord that contains it fails, as for a revoked task.
+    Its record is emptied and callbacks are not called; a chord that contains it fails, as for a revoked task.  Celery's
+    signal ``task_revoked`` is sent and the task's ``on_cancel`` is called once: by this process if the task is not
+    running and its code and arguments are known here; else by a worker, when the task notices the cancellation, or when
+    its message arrives.  A task that has not started does not run if its message arrives later, for
+    ``continuation_keep_failed`` at least.
+
     Arguments as in :func:`deliver`.
 
     Raises:
@@ -162,36 +169,84 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
     opened, ended = _store(app, store), _ended(app, task_id)
 
     def act() -> None:
-        record = opened.read(task_id)
-        has_ended = commands.cancel(opened, task_id, ended=ended, kept_for=conf.tombstone_seconds(app))
-        _log(task_id, "cancelled", "cancelled" if has_ended else "cancel requested")
-        if has_ended:
-            revoke(app, task_id, record)
+        cancelled = cancel_in(opened, task_id, app)
+        _log(task_id, "cancelled", "cancelled" if cancelled.is_over else "cancel requested")
+        if cancelled.is_over and not cancelled.is_first:
+            revoke(app, task_id, None)  # the process that cancelled it may have died before storing the state
 
     if waits_for():
         commands.check_open(opened, task_id, ended=ended, cancelled=True)
     after_commit(act)
 
 
-def revoke(app: Celery, task_id: str, record: Record | None) -> None:
-    """Store the state REVOKED for a task that is not running, and notify its chord."""
-    if celery_internals.keeps_results(app.backend) and app.backend.get_state(task_id) in states.READY_STATES:
-        return
-    request = None
-    if record is not None and record.message:
-        try:
-            request = Context(**SavedMessage.loads(record.message).context(app))
-        except (ContentDisallowed, DecodeError) as exc:
-            # Like a worker that does not accept the body: store the state anyway.
-            logger.warning(
-                "Task %s: its chord cannot be notified: %s",
-                task_id,
-                exc,
-                extra={"action": "chord_not_told", "task_id": task_id},
-            )
-    app.backend.mark_as_revoked(task_id, "cancelled", request=request, store_result=True)
+def cancel_in(store: Store, task_id: str, app: Celery) -> commands.Cancelled:
+    """Cancel a task in an open store, and report it if this call has ended it.  Raises as :func:`cancel`."""
+    cancelled = commands.cancel(
+        store,
+        task_id,
+        ended=_ended(app, task_id),
+        kept_for=conf.tombstone_seconds(app),
+        awaited_for=_kept_before_its_task(app),
+        can_report=lambda record: _task_of(app, record) is not None,
+    )
+    is_ended = cancelled.is_over and cancelled.is_first
+    if is_ended and revoke(app, task_id, cancelled.record, is_first=True):
+        report_record(app, cancelled.record)
+    return cancelled
+
+
+def revoke(app: Celery, task_id: str, record: Record | None, *, is_first: bool = False) -> bool:
+    """Store the state REVOKED for a task that is not running, and notify its chord.
+
+    Args:
+        app: the task's app.
+        task_id: the task.
+        record: its record before it was cancelled, or None.
+        is_first: whether it was cancelled just now: then a stored REVOKED is of a worker without this library, which
+            notifies no chord.
+
+    Returns:
+        Whether REVOKED is its state; otherwise it has ended in another state.
+    """
+    state = app.backend.get_state(task_id) if celery_internals.keeps_results(app.backend) else states.PENDING
+    if state in states.READY_STATES and not (is_first and state == states.REVOKED):
+        return bool(state == states.REVOKED)
+    app.backend.mark_as_revoked(task_id, "cancelled", request=_request_of(app, record), store_result=True)
     with app.events.default_dispatcher() as dispatcher:
         dispatcher.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
+    return True
+
+
+def report_record(app: Celery, record: Record | None) -> None:
+    """Report that a task was cancelled, by its record before that, if this process knows the task and its arguments."""
+    task, request = _task_of(app, record), _request_of(app, record)
+    if task is not None and request is not None:
+        report_cancelled(task, request)
+
+
+def report_cancelled(task: Any, request: Any) -> None:
+    """Send Celery's signal ``task_revoked``, and call the task's hook.
+
+    Args:
+        task: the task, which has ended in the state REVOKED.
+        request: its request, or a Context with its id and arguments.
+    """
+    setattr(request, REPORTED, True)
+    signals.task_revoked.send(sender=task, request=request, terminated=False, signum=None, expired=False)
+    call_on_cancel(task, request.id, request.args, request.kwargs)
+
+
+def call_on_cancel(task: Any, task_id: str, args: Any, kwargs: Any) -> None:
+    """Call a task's ``on_cancel``, and log its error: the task has ended already."""
+    try:
+        task.on_cancel(task_id, tuple(args or ()), dict(kwargs or {}))
+    except Exception:
+        logger.exception(
+            "Task %s[%s]: its on_cancel has failed",
+            task.name,
+            task_id,
+            extra={"action": "on_cancel_failed", "task_id": task_id, "task_name": task.name},
+        )
 
 
 def retry(
@@ -254,6 +309,39 @@ def _earlier_names(app: Celery, record: Record, name: str) -> list[str]:
     """Return the earlier names of a wait, if this process knows the task."""
     task = app.tasks.get(SavedMessage.loads(record.message).task) if record.message else None
     return old_names(name, conf.setting(task, "renamed_steps")) if isinstance(task, Task) else []
+
+
+def _request_of(app: Celery, record: Record | None) -> Any:
+    """Return the request of a record's message, or None if it has none that can be read."""
+    message = _message_of(record)
+    if message is None:
+        return None
+    try:
+        return Context(**message.context(app))
+    except Exception as exc:
+        # Like a worker that does not accept the body, or cannot read it: store the state anyway.
+        task_id = message.headers.get("id")
+        logger.warning(
+            "Task %s: its chord cannot be notified, nor its on_cancel called: %s",
+            task_id,
+            exc,
+            extra={"action": "chord_not_told", "task_id": task_id},
+        )
+        return None
+
+
+def _task_of(app: Celery, record: Record | None) -> Any:
+    """Return the task of a record, or None if it is not known."""
+    message = _message_of(record)
+    task = app.tasks.get(message.task) if message else None
+    return task if hasattr(task, "on_cancel") else None
+
+
+def _message_of(record: Record | None) -> SavedMessage | None:
+    try:
+        return SavedMessage.loads(record.message) if record is not None and record.message else None
+    except StoreError:
+        return None  # nothing can be reported, but the task can be cancelled
 
 
 def _ended(app: Celery, task_id: str) -> commands.Ended:

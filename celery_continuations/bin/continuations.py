@@ -20,6 +20,7 @@ from celery_continuations.bin import doctor as checks
 from celery_continuations.bin import facts, shown, watching
 from celery_continuations.bin.sweeping import sweep as sweep_once
 from celery_continuations.exceptions import ContinuationError, DeliveryError
+from celery_continuations.selecting import UNFINISHED, select
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -163,12 +164,15 @@ def _each(task_ids: Iterable[str], act: Callable[[str], dict[str, Any]]) -> list
     return found
 
 
-def _steer(ctx: click.Context, task_ids: Iterable[str], as_json: bool, act: Callable[..., None], *args: Any) -> None:
+def _steer(
+    ctx: click.Context, task_ids: Iterable[str], as_json: bool, act: Callable[..., None], done: str = ""
+) -> None:
+    """Call ``act`` for each task, print the outcomes, and how many tasks were ``done``."""
     app: Celery = ctx.obj.app
 
     def one(task_id: str) -> dict[str, Any]:
         setting, _ = facts.find(app, task_id)
-        act(task_id, *args, app=app, store=setting)
+        act(task_id, app=app, store=setting)
         _, record = facts.find(app, task_id)
         return facts.brief(task_id, record) if record else facts.nothing(task_id, None)
 
@@ -177,6 +181,9 @@ def _steer(ctx: click.Context, task_ids: Iterable[str], as_json: bool, act: Call
         if each["error"] and not as_json:
             _complain(f"{each['id']}: {each['error']}")
     _print(found, (_outcome(each) for each in found if not each["error"]), as_json)
+    if done and not as_json:
+        count = sum(not each["error"] for each in found)
+        click.echo(f"{count} task{'' if count == 1 else 's'} {done}")
     ctx.exit(int(any(each["error"] for each in found)))
 
 
@@ -203,14 +210,50 @@ def resume(ctx: click.Context, task_ids: tuple[str, ...], as_json: bool) -> None
 
 
 @_command
-@_ids
+@click.argument("task_ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All tasks that have begun and not ended.")
+@click.option("--task", "pattern", metavar="GLOB", help="All tasks with a matching name, e.g. 'proj.*'.")
+@click.option(
+    "--state",
+    "--status",
+    "states",
+    multiple=True,
+    type=click.Choice([status.value for status in UNFINISHED]),
+    help="All tasks in this state; repeatable.",
+)
+@click.option(
+    "--older", "--older-than", type=shown.Duration(), help="All tasks that began longer ago: 90s, 5m, 2h, 3d."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_as_json
-def cancel(ctx: click.Context, task_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """End tasks in the state REVOKED: at the next checkpoint, or immediately if they are not running."""
-    if not yes and sys.stdin.isatty():
+def cancel(
+    ctx: click.Context,
+    task_ids: tuple[str, ...],
+    everything: bool,
+    pattern: str | None,
+    states: tuple[str, ...],
+    older: float | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """End tasks in the state REVOKED: at the next checkpoint, or immediately if they are not running.
+
+    Give ids; or --all, or options that all must match.
+    """
+    filtered = everything or bool(states) or pattern is not None or older is not None
+    if filtered == bool(task_ids):
+        raise click.UsageError("give ids, or --all or other options that choose tasks, and not both")
+    if filtered and not yes and not sys.stdin.isatty():
+        raise click.UsageError("tasks that are chosen by options are cancelled only with --yes, or on a terminal")
+    if filtered:
+        ctx.obj.app.loader.import_default_modules()
+        found = select(ctx.obj.app, task=pattern, status=states or UNFINISHED, older_than=older)
+        task_ids = tuple(one.task_id for one in found)
+    if task_ids and not yes and sys.stdin.isatty():
         what = "this task" if len(task_ids) == 1 else f"these {len(task_ids)} tasks"
         click.confirm(f"Cancel {what}? Their progress is dropped", abort=True, err=True)
+    if filtered:
+        _steer(ctx, task_ids, as_json, control.cancel, "cancelled, those that run at their next checkpoint")
     _steer(ctx, task_ids, as_json, _cancel)
 
 
@@ -218,7 +261,7 @@ def _cancel(task_id: str, *, app: Celery, store: str) -> None:
     is_known = facts.is_known(app, task_id)
     control.cancel(task_id, app=app, store=store)
     if not is_known:
-        kept = shown.duration(conf.tombstone_seconds(app))
+        kept = shown.duration(conf.seconds(conf.app_setting(app, "keep_failed")))
         raise DeliveryError(
             task_id,
             "no such task has begun: its id may be mistyped, or its message still in a queue. "

@@ -21,6 +21,7 @@ from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import TERMINAL, Record, Store, open_store
 from celery_continuations.stores.factory import stores_of, without_store
 from celery_continuations.stores.memory import MemoryStore
+from celery_continuations.stores.problems import UnusableStoreError, lasting_cause
 from celery_continuations.task import AppTask, ContinuableTask
 
 if TYPE_CHECKING:
@@ -113,11 +114,14 @@ def _keys(store: Store) -> Iterator[Finding]:
 
 
 def _reach(store: Store) -> Iterator[Finding]:
-    began = time.perf_counter()
     try:
+        store.check()
+        began = time.perf_counter()
         problems = store.scan().problems
     except StoreError as exc:
-        yield Finding(PROBLEM, "reach", f"The store cannot be reached: {exc}", 8)
+        cause = exc.problem if isinstance(exc, UnusableStoreError) else lasting_cause(exc)
+        text = f"The store cannot be reached: {exc}" if cause is None else f"The store can never work: {cause}"
+        yield Finding(PROBLEM, "reach", text, 8)
     else:
         for problem in problems:
             yield Finding(PROBLEM, "entries", f"The store has an entry that cannot be read: {problem}.", 8)

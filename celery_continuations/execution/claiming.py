@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -20,16 +21,21 @@ from celery_continuations.execution.triggers import MAX_RUNTIME, Triggers, watch
 from celery_continuations.execution.unfit import Unfit, adapted, refuse_changed_code
 from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.process.identity import new_owner
+from celery_continuations.process.reminder import Reminder
 from celery_continuations.process.stop_flag import StopFlag
 from celery_continuations.protocol.claim import claim
 from celery_continuations.protocol.liveness import loss_of
 from celery_continuations.protocol.owned import OwnedRecord
-from celery_continuations.stores import Status
+from celery_continuations.stores import Status, Store
+from celery_continuations.stores.problems import UnstorableError
 
 __all__ = ["Claiming", "Refused"]
 
 # Seconds until the next attempt to claim a message.
 _CLAIM_COUNTDOWN = 5
+
+# The outages of stores, as the claims of this process meet them.
+_outages: defaultdict[Store, Reminder] = defaultdict(Reminder)
 
 # This many suspected crashes, of several tasks at once, count as one crash of this task alone.
 _SUSPECTED_CRASHES = 10
@@ -74,8 +80,7 @@ class Claiming:
             self._requeue(0, "this worker is stopping")
         owned = self._owned(flag)
         if owned is None:
-            if message.was_cancelled() and not message.ended(None):
-                message.report_cancelled()  # the process that cancelled it may have died before reporting
+            message.end_cancelled()
             message.reporter.log(
                 logging.INFO, "refused", "refused: this message is stale; the task continued without it"
             )
@@ -93,7 +98,7 @@ class Claiming:
     def _owned(self, flag: StopFlag) -> OwnedRecord | None:
         message = self._message
         try:
-            return claim(
+            owned = claim(
                 message.store,
                 message.request.id,
                 message.generation,
@@ -106,12 +111,21 @@ class Claiming:
             )
         except InvalidStepError as exc:  # a lost execution of a later release wrote the record
             self._requeue(requeue_delay(), f"this worker cannot resume its snapshot: {exc}")
+        except UnstorableError:
+            raise  # the task fails: no later attempt can succeed
         except StoreError as exc:
-            self._requeue(_CLAIM_COUNTDOWN, f"the claim failed; trying again in {_CLAIM_COUNTDOWN} s: {exc}")
+            # Each message returns every few seconds: warn of the outage once a minute.
+            level = logging.WARNING if _outages[message.store].is_due() else logging.INFO
+            self._requeue(_CLAIM_COUNTDOWN, f"the claim failed; trying again in {_CLAIM_COUNTDOWN} s: {exc}", level)
+        else:
+            lasted = _outages[message.store].reset()
+            if lasted is not None:
+                message.reporter.log(logging.INFO, "claimed_again", "claimed: the store failed for %.0f s", lasted)
+            return owned
 
-    def _requeue(self, countdown: float, why: str) -> NoReturn:
+    def _requeue(self, countdown: float, why: str, level: int = logging.WARNING) -> NoReturn:
         """Publish the message unchanged, and end without touching anything else."""
-        level = logging.WARNING if countdown else logging.INFO
+        level = level if countdown else logging.INFO
         self._message.reporter.log(level, "given_back", "requeued: %s", why)
         self._message.publish(
             generation=self._message.generation, snapshot=self._message.snapshot, options={"countdown": countdown}

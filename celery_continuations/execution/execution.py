@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals as celery_signals
 
+from celery_continuations import conf
 from celery_continuations.core.run import Run
 from celery_continuations.exceptions import Interrupt
 from celery_continuations.execution.checkpoints import Checkpoints
@@ -72,8 +73,10 @@ class Execution:
 
         Raises:
             Interrupt: when the message is stale, or was requeued.
+            ImproperlyConfigured: when the app uses message protocol 1.
         """
         if isinstance(self.phase, Unclaimed):
+            conf.refuse_protocol(self.message.task.app, self.message.task.name)
             _hear_postrun()
             try:
                 self.phase = Claiming(self, self.message, self._lose).next_phase()

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 
-from celery_continuations import celery_internals, conf
+from celery_continuations import celery_internals, conf, control
 from celery_continuations.exceptions import StoreError
 from celery_continuations.execution.reporting import Reporter
 from celery_continuations.messages.body import Body, received
 from celery_continuations.messages.from_request import republish, saved_message
 from celery_continuations.messages.headers import DELIVERY, GENERATION, OWN_HEADERS, SNAPSHOT
 from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
-from celery_continuations.protocol.endings import ended, needs_chord_count
-from celery_continuations.stores import Record, Status, Store, open_store
+from celery_continuations.protocol import commands
+from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
+from celery_continuations.stores import Fence, Record, Status, Store, open_store
 
 if TYPE_CHECKING:
     from celery import Task
@@ -95,16 +96,35 @@ class Message:
 
     def was_cancelled(self) -> bool:
         """Whether the task was cancelled while no execution was running."""
+        return self._tombstone() is not None
+
+    def end_cancelled(self) -> None:
+        """End at the tombstone of a task that was cancelled before this message came, if there is one."""
+        fence = self._tombstone()
+        if fence is None:
+            return
+        if not self.ended(None):
+            self.report_cancelled()  # the process that cancelled it may have died before reporting
+        seconds = seconds_kept(self.task, Status.CANCELLED)
+        try:
+            unreported = commands.end_tombstone(self.store, self.request.id, fence, self.generation, seconds)
+        except StoreError:
+            return  # it is kept longer than necessary
+        if unreported:
+            control.report_cancelled(self.task, self.request)
+
+    def _tombstone(self) -> Fence | None:
+        """Return the fencing token of a cancelled task's record."""
         if not self.store.keeps:
-            return False
+            return None
         try:
             record = self.store.read(self.request.id)
         except StoreError:
-            return False  # if it was, its record refuses the message
-        return record is not None and record.fence.status == Status.CANCELLED
+            return None  # if it was cancelled, its record refuses the message
+        return record.fence if record is not None and record.fence.status == Status.CANCELLED else None
 
     def report_cancelled(self) -> None:
-        """Store the state REVOKED, and report it."""
+        """Store the state REVOKED, and send its event."""
         task = self.task
         keeps = not celery_internals.ignore_result_of(task, self.request)
         task.backend.mark_as_revoked(self.request.id, CANCELLED, request=self.request, store_result=keeps)

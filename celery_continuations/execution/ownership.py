@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from celery.exceptions import Ignore
 
+from celery_continuations import control
 from celery_continuations.exceptions import StoreError
 from celery_continuations.execution.message import Message
 from celery_continuations.protocol.endings import seconds_kept
@@ -66,12 +67,13 @@ class Ownership:
         self.lose(SUPERSEDED)
         raise Ignore(SUPERSEDED) from None
 
-    def end(self, status: Status, snapshot: str | None) -> None:
-        """Write the final status, once Celery has stored the state."""
+    def end(self, status: Status, snapshot: str | None) -> bool:
+        """Write the final status, once Celery has stored the state; return whether the record was still owned."""
         try:
-            self.record.end(status, snapshot, seconds_kept(self._message.task, status))
+            return self.record.end(status, snapshot, seconds_kept(self._message.task, status))
         except StoreError as exc:
             self._message.reporter.not_saved("that it has ended", exc)
+            return True  # a sweep will find it
 
     def release(self, snapshot: str | None) -> None:
         """Let this execution's message, which is requeued, claim again."""
@@ -83,4 +85,5 @@ class Ownership:
     def cancel(self) -> None:
         """Cancel the task, as the pending command demands."""
         self._message.report_cancelled()
-        self.end(Status.CANCELLED, "")
+        if self.end(Status.CANCELLED, ""):
+            control.report_cancelled(self._message.task, self._message.request)

@@ -88,14 +88,14 @@ class SavedMessage:
         return carried(self.content, self.text, app)
 
     def context(self, app: Celery) -> dict[str, Any]:
-        """Return the request context that is needed to report the task's end to its chord.
+        """Return the request context that is needed to report the task's end, to its chord for instance.
 
         Raises:
             kombu.exceptions.ContentDisallowed: when the app does not accept the body's serializer.
             kombu.exceptions.DecodeError: when the body cannot be read.
         """
-        _, _, embedded = self.body(app).decode()
-        return {**self.headers, **embedded}
+        args, kwargs, embedded = self.body(app).decode()
+        return {**self.headers, **embedded, "args": args, "kwargs": kwargs}
 
 
 def _part(message: dict[str, Any], name: str, kind: type[T]) -> T:

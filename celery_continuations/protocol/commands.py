@@ -6,7 +6,9 @@ delivery does not change the fencing token, and a command only adds to it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from celery_continuations.core.evolution import NO_LOOPS
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
@@ -14,9 +16,21 @@ from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import ACCEPTED, Snapshot
 from celery_continuations.exceptions import DeliveryError, TooLateError
 from celery_continuations.protocol.owned import OVERDUE_AFTER
-from celery_continuations.stores.base import Command, Due, Fence, Record, Status, Store, Update
+from celery_continuations.stores.base import Command, Due, Fence, Record, Status, Store, Tombstone, Update
 
-__all__ = ["cancel", "check_delivery", "check_open", "check_retry", "deliver", "pause", "resume", "retry", "wake"]
+__all__ = [
+    "Cancelled",
+    "cancel",
+    "check_delivery",
+    "check_open",
+    "check_retry",
+    "deliver",
+    "end_tombstone",
+    "pause",
+    "resume",
+    "retry",
+    "wake",
+]
 
 #: Asks the result backend for the state of a task without a record: None if the task may still start.
 Ended = Callable[[], str | None]
@@ -209,7 +223,29 @@ def resume(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> Reco
             return record if may_publish else None
 
 
-def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool:
+class Cancelled(NamedTuple):
+    """What :func:`cancel` did.
+
+    Attributes:
+        is_over: whether the task has ended; otherwise its execution ends it at its next checkpoint.
+        is_first: whether this call did it; only one of several callers reports a cancellation.
+        record: the record before, or None.
+    """
+
+    is_over: bool
+    is_first: bool
+    record: Record | None
+
+
+def cancel(
+    store: Store,
+    task_id: str,
+    *,
+    ended: Ended,
+    kept_for: float,
+    awaited_for: float = 0.0,
+    can_report: Callable[[Record], bool] = lambda _: True,
+) -> Cancelled:
     """Cancel the task, at its next checkpoint.
 
     Args:
@@ -217,9 +253,9 @@ def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool
         task_id: the task.
         ended: see :func:`deliver`.
         kept_for: seconds for which a tombstone is kept.
-
-    Returns:
-        Whether it has ended already; otherwise its execution ends it.
+        awaited_for: seconds for which it is kept at most until the task's message has ended at it.
+        can_report: whether the caller can report that the task of a record with a message was cancelled; otherwise the
+            worker that receives its message does.
 
     Raises:
         DeliveryError: when the task is over.
@@ -227,17 +263,56 @@ def cancel(store: Store, task_id: str, *, ended: Ended, kept_for: float) -> bool
     while True:
         record = store.read(task_id)
         if record is not None and record.fence.status == Status.CANCELLED:
-            return True
+            return Cancelled(True, False, record)
         _refuse_over(task_id, record, ended)
         known = record.fence if record else None
         # Rule 21, as in pause.
         if known is not None and known.owner and known.status == Status.RUNNING:
+            if known.command == Command.CANCEL:
+                return Cancelled(False, False, record)
             if store.compare_and_swap(task_id, known, Update(known.with_command(Command.CANCEL))):
-                return False
+                return Cancelled(False, True, record)
         else:
-            cancelled = Fence(known.generation if known else 0, Status.CANCELLED)
-            if store.compare_and_swap(task_id, known, Update(cancelled, "", "", "", "", expires_in=kept_for)):
-                return True
+            cancelled, expires_in = Fence(known.generation if known else 0, Status.CANCELLED), kept_for
+            if _expects_message(record):
+                # Rule 10: its message may come late, and must end at the tombstone.
+                reported = record is not None and record.message and can_report(record)
+                cancelled = cancelled._replace(tombstone=Tombstone.AWAITED if reported else Tombstone.UNREPORTED)
+                expires_in = max(kept_for, awaited_for, _left(record) + kept_for)
+            if store.compare_and_swap(task_id, known, Update(cancelled, "", "", "", "", expires_in=expires_in)):
+                return Cancelled(True, True, record)
+
+
+def end_tombstone(store: Store, task_id: str, known: Fence, generation: int, kept_for: float) -> bool:
+    """Keep a cancelled task's tombstone no longer than others: the message that it was kept for has come.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        known: the fencing token of the tombstone.
+        generation: the generation that the message continues.
+        kept_for: seconds for which a tombstone is kept.
+
+    Returns:
+        Whether the message's worker has to report the cancellation.
+    """
+    if known.tombstone is None or generation < known.generation:
+        return False
+    ended = Update(known._replace(tombstone=None), expires_in=kept_for)
+    return store.compare_and_swap(task_id, known, ended) and known.tombstone is Tombstone.UNREPORTED
+
+
+def _expects_message(record: Record | None) -> bool:
+    """Whether a message of the task may be under way.  A waiting task has none."""
+    if record is None:
+        return True
+    status = record.fence.status
+    return status in (Status.QUEUED, Status.RUNNING) or (status == Status.PAUSED and not record.fence.message_saved)
+
+
+def _left(record: Record | None) -> float:
+    """Return about how many seconds are left until the message is scheduled to run."""
+    return 0.0 if record is None or record.due is None else max(0.0, record.due - time.time())
 
 
 def check_retry(store: Store, task_id: str, step: str | None, accept_source: bool = False) -> None:

@@ -147,17 +147,20 @@ class OwnedRecord:
         returned = self.fence.with_command(None)._replace(status=Status.RETURNED)
         self._write(Update(returned, snapshot, value=value), heeds_commands=False)
 
-    def end(self, status: Status, snapshot: str | None, expires_in: float) -> None:
+    def end(self, status: Status, snapshot: str | None, expires_in: float) -> bool:
         """Keep a tombstone, or the failed record, for ``expires_in`` seconds: the result is stored.
 
-        No-op if another execution owns the record.
+        No-op, which returns False, if another execution owns the record.
         """
         # Rule 10: the record of an ended task stays, so that a late delivery of its message is refused.
         kept = None if status == Status.FAILED else ""  # a failed task can be retried
         ended = Fence(self.fence.generation, status)
         update = Update(ended, snapshot, message=kept, value="", inbox=kept, expires_in=expires_in)
-        with suppress(Superseded):
+        try:
             self._write(update, heeds_commands=False)
+        except Superseded:
+            return False
+        return True
 
     def remove(self) -> None:
         """Free the task's id for another task."""

@@ -12,6 +12,7 @@ from celery_continuations.stores.base import (
     Scan,
     Status,
     Store,
+    Tombstone,
     Update,
 )
 from celery_continuations.stores.factory import open_store
@@ -29,6 +30,7 @@ __all__ = [
     "Scan",
     "Status",
     "Store",
+    "Tombstone",
     "Update",
     "each",
     "lease_of",

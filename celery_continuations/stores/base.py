@@ -3,8 +3,8 @@
 A store has only a few primitives.  :mod:`celery_continuations.protocol` decides, for all stores, who may write what,
 and when.
 
-Every record has a *fencing token* (:class:`Fence`).  ``compare_and_swap`` writes only if the token in the store is the
-one that the writer knows, so that a superseded execution cannot change the record.
+Every record has a *fencing token*, a ``Fence``.  ``compare_and_swap`` writes only if the token in the store is the one
+that the writer knows, so that a superseded execution cannot change the record.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from celery_continuations.exceptions import StoreError
+from celery_continuations.stores.fence import OWNED, Command, Fence, Status, Tombstone, without_command
 
 __all__ = [
     "NOT_CLAIMABLE",
@@ -29,36 +30,10 @@ __all__ = [
     "Scan",
     "Status",
     "Store",
+    "Tombstone",
     "Update",
     "without_command",
 ]
-
-
-class _Text(str, enum.Enum):
-    """An enum of texts, shown as they are stored."""
-
-    __str__ = str.__str__
-
-
-class Status(_Text):
-    """The status of a record."""
-
-    RUNNING = "running"
-    QUEUED = "queued"
-    WAITING = "waiting"
-    PAUSED = "paused"
-    #: The body has returned, and its value is saved.
-    RETURNED = "finishing"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    DONE = "done"
-
-
-class Command(_Text):
-    """A command to a running execution: stop until the task is resumed, or end."""
-
-    PAUSE = "pause"
-    CANCEL = "cancel"
 
 
 class Due(enum.Enum):
@@ -66,9 +41,6 @@ class Due(enum.Enum):
 
     UNCHANGED = "unchanged"
 
-
-#: An execution owns the record.
-OWNED = frozenset((Status.RUNNING, Status.RETURNED))
 
 #: The task has ended.
 TERMINAL = frozenset((Status.DONE, Status.FAILED, Status.CANCELLED))
@@ -79,97 +51,8 @@ NOT_CLAIMABLE = TERMINAL | {Status.WAITING, Status.PAUSED}
 #: How many due records one sweep handles.
 LIMIT = 100
 
-_PARTS_OF_OWNER = 3
-
 # A hundred years, in seconds. Redis refuses much longer ones.
 _FOREVER = 100 * 365 * 86400.0
-
-_STATUSES = {status.value: status for status in Status}
-_COMMANDS = {command.value: command for command in Command}
-
-# Written in the owner's place of a paused record whose message was saved after the pause.
-_MESSAGE_SAVED = "kept"
-
-
-class Fence(NamedTuple):
-    """The fencing token: what a write must still find in the record.
-
-    Attributes:
-        generation: how many times the task was claimed.
-        status: the status of the record.
-        owner: the execution that runs the task, ``worker/process/execution``; ``""`` if there is none.
-        command: the pending command to that execution; it makes the next save fail, which then finds the command.
-        republished: how many times the message of a queued record was found overdue.
-        message_saved: whether the message of a paused record was saved after the pause.
-
-    >>> Fence(2, Status.RUNNING, "worker/7/a").dumps()
-    '2 running worker/7/a'
-    >>> Fence.loads("2 running worker/7/a").worker
-    'worker'
-    >>> Fence(2, Status.RUNNING, "worker/7/a", Command.PAUSE).dumps()
-    '2 running worker/7/a/pause'
-    >>> Fence.loads("3 queued 2").republished
-    2
-    """
-
-    generation: int
-    status: Status
-    owner: str = ""
-    command: Command | None = None
-    republished: int = 0
-    message_saved: bool = False
-
-    def with_command(self, command: Command | None) -> Fence:
-        """Return the token with another pending command, or without one."""
-        return self._replace(command=command)
-
-    @property
-    def worker(self) -> str:
-        """The worker whose execution owns the record, or ``""``."""
-        return self.owner.partition("/")[0] if self.status in OWNED else ""
-
-    def dumps(self) -> str:
-        """Return the token as one line."""
-        place = self.owner
-        if self.command is not None:
-            place = f"{place}/{self.command}"
-        elif self.republished:
-            place = str(self.republished)
-        elif self.message_saved:
-            place = _MESSAGE_SAVED
-        return f"{self.generation} {self.status.value} {place}"
-
-    @classmethod
-    def loads(cls, text: str) -> Fence:
-        """Read what :meth:`dumps` wrote.  Raises ValueError for anything else."""
-        generation, name, place = text.split(" ", 2)
-        status = _STATUSES.get(name)
-        if status is None:
-            raise ValueError(f"unknown status {name!r}")
-        number = int(generation)
-        if status in OWNED:
-            owner = without_command(place)
-            return cls(number, status, owner, _command(place[len(owner) + 1 :]))
-        if status == Status.QUEUED and place.isdecimal():
-            return cls(number, status, republished=int(place))
-        if status == Status.PAUSED and place == _MESSAGE_SAVED:
-            return cls(number, status, message_saved=True)
-        return cls(number, status, place)
-
-
-def without_command(place: str) -> str:
-    """Return the owner from the text of a fencing token, without a pending command.
-
-    >>> without_command("worker/7/a/pause")
-    'worker/7/a'
-    """
-    return "/".join(place.split("/")[:_PARTS_OF_OWNER])
-
-
-def _command(name: str) -> Command | None:
-    if name and name not in _COMMANDS:
-        raise ValueError(f"unknown command {name!r}")
-    return _COMMANDS.get(name)
 
 
 @dataclass(frozen=True)
@@ -363,6 +246,15 @@ class Store(abc.ABC):
             worker: the worker whose own records are returned as well.
             limit: the maximum number of due records.
         """
+
+    def check(self) -> None:
+        """Check that the store can work as it is configured, when a worker starts; override it if that can be known.
+
+        Raises:
+            UnusableStoreError: when it never will.
+            StoreError: when it cannot be reached now.
+        """
+        self.scan(limit=0)
 
     def within(self, connection: Any) -> Store:
         """Return a store whose ``read`` and ``compare_and_swap`` run on the caller's connection, in its transaction.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -12,15 +13,18 @@ from celery.app.backends import by_url
 from celery.exceptions import ImproperlyConfigured
 
 from celery_continuations import conf
+from celery_continuations.exceptions import StoreError
 from celery_continuations.masking import masked
 from celery_continuations.stores.base import Store
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
+from celery_continuations.stores.of_broker import OfBroker
+from celery_continuations.stores.problems import UnusableStoreError, lasting_cause
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["open_store", "settings_of", "stores_of", "without_store"]
+__all__ = ["check_stores", "open_store", "settings_of", "stores_of", "without_store"]
 
 _REDIS = ("redis", "rediss", "redis+socket", "sentinel")
 _IN_MEMORY = "other processes cannot see a database in memory"
@@ -56,7 +60,24 @@ def open_store(app: Celery, setting: str) -> Store:
     """
     stores = _opened.setdefault(app, {})
     # setdefault, so that two threads that find none use the same one
-    return stores.get(setting) or stores.setdefault(setting, _open(app, setting))
+    return stores.get(setting) or stores.setdefault(setting, _opened_by(app, setting))
+
+
+def check_stores(app: Celery) -> None:
+    """Refuse a store that can never work; called when a worker starts.
+
+    A store that cannot be reached now is accepted.  Later every problem may pass.
+
+    Raises:
+        ImproperlyConfigured: with the setting, the cause, and what to do.
+    """
+    for setting in settings_of(app):
+        try:
+            open_store(app, setting).check()
+        except StoreError as exc:
+            problem = exc.problem if isinstance(exc, UnusableStoreError) else lasting_cause(exc)
+            if problem is not None:
+                raise ImproperlyConfigured(f"{_named(app, setting)}: {problem}") from exc
 
 
 def stores_of(app: Celery) -> list[Store]:
@@ -73,6 +94,34 @@ def settings_of(app: Celery) -> list[str]:
 def without_store(app: Celery) -> str | None:
     """Return why ``"auto"`` finds no store for this app, or None if it finds one."""
     return _auto(app)[1]
+
+
+def _opened_by(app: Celery, setting: str) -> Store:
+    """Open the store.  Raises ImproperlyConfigured, with the setting, for whatever a driver raises."""
+    try:
+        return _open(app, setting)
+    except (ImproperlyConfigured, StoreError):
+        raise
+    except Exception as exc:
+        url = setting if setting != "auto" else _auto_url(app)[1]
+        raise ImproperlyConfigured(f"{_named(app, setting)}: {_without_secrets(exc, url)}") from None
+
+
+def _named(app: Celery, setting: str) -> str:
+    """Name a setting without its value, which may contain a password."""
+    if setting == "auto":
+        return f"continuation_store = 'auto' uses {_auto_url(app)[0] or 'the message'}, which cannot keep records"
+    scheme = _scheme(setting)
+    return f"continuation_store = {f'{scheme}://…' if scheme else setting!r} cannot be used"
+
+
+def _without_secrets(error: Exception, url: str) -> str:
+    """Return an error's text, or advice if the text may quote user or password."""
+    text = " ".join(str(error).split())
+    parts = re.split(r"[:/@?#&=;]", url.partition("://")[2].rpartition("@")[0] or url.partition("://")[2])
+    if any(len(part) > 1 and part in text for part in parts):
+        text = "the URL cannot be parsed"
+    return f"{type(error).__name__}: {text}. Percent-encode special characters in user and password"
 
 
 def _open(app: Celery, setting: str) -> Store:
@@ -109,17 +158,15 @@ def _own(app: Celery, path: str) -> Store:
 def _auto(app: Celery) -> tuple[Callable[[], Store], str | None]:
     """Choose: the result backend if it can compare-and-set, else a Redis broker, else the message."""
     backend = conf.celery_setting(app, "result_backend")
-    broker = conf.celery_setting(app, "broker_read_url") or conf.celery_setting(app, "broker_url")
-    if backend == "django-db" and _has_django_app():
-        return _by_url(app, "django") or MessageStore, None
-    for url in (backend, broker if _scheme(broker) in _REDIS else None):
-        factory = _by_url(app, url) if isinstance(url, str) else None
-        if factory is not None:
-            return factory, None
+    broker = _broker(app)
+    setting, url = _auto_url(app)
+    factory = _by_url(app, url, of_broker=setting != "result_backend") if setting else None
+    if factory is not None:
+        return factory, None
     kind = backend if backend == "django-db" else _scheme(backend)
     kind = f"{kind}, and {_IN_MEMORY}" if conf.is_database(kind) else kind or "none"
     return MessageStore, (
-        f"Neither the result backend ({kind}) nor the broker ({_scheme(broker)}) can keep "
+        f"Neither the result backend ({kind}) nor the broker ({_scheme(broker[0]) if broker else 'none'}) can keep "
         "the progress of continuable tasks, so it travels in their messages only: a worker that is stopped "
         "loses nothing, but one that is killed starts its tasks over, and nothing keeps two deliveries of one "
         "task from running at once. Set continuation_store to a redis://, db+postgresql://, db+sqlite:/// or file:// "
@@ -129,13 +176,44 @@ def _auto(app: Celery) -> tuple[Callable[[], Store], str | None]:
     )
 
 
+def _auto_url(app: Celery) -> tuple[str, str]:
+    """Return the setting from which ``"auto"`` takes its URL, and the URL; ``""`` if there is none.
+
+    Raises:
+        ImproperlyConfigured: when it would be one of several Redis brokers.
+    """
+    backend = conf.celery_setting(app, "result_backend")
+    if backend == "django-db" and _has_django_app():
+        return "result_backend", "django"
+    if isinstance(backend, str) and _by_url(app, backend) is not None:
+        return "result_backend", backend
+    read, both = conf.celery_setting(app, "broker_read_url"), conf.celery_setting(app, "broker_url")
+    name = "broker_url" if read in (None, both) else "broker_read_url"
+    urls = _broker(app)
+    if not urls or _scheme(urls[0]) not in _REDIS:
+        return "", ""
+    if len(urls) > 1 and _scheme(urls[0]) != "sentinel":
+        raise ImproperlyConfigured(
+            f"continuation_store = 'auto' cannot choose one of the {len(urls)} Redis servers in {name}: all workers "
+            "must use the same one. Set continuation_store to its URL"
+        )
+    return name, ";".join(urls)
+
+
+def _broker(app: Celery) -> list[str]:
+    """Return the URLs of the broker, each server's on its own."""
+    found = conf.celery_setting(app, "broker_read_url") or conf.celery_setting(app, "broker_url") or ()
+    urls = [found] if isinstance(found, str) else [str(url) for url in found]
+    return [one for url in urls for one in url.split(";") if one]
+
+
 def _has_django_app() -> bool:
     from django.apps import apps
 
     return bool(apps.is_installed("celery_continuations.contrib.django"))
 
 
-def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
+def _by_url(app: Celery, url: str, *, of_broker: bool = False) -> Callable[[], Store] | None:
     scheme = _scheme(url)
     space = conf.namespace(app)
     if url == "django" or scheme == "django":
@@ -152,7 +230,7 @@ def _by_url(app: Celery, url: str) -> Callable[[], Store] | None:
             from celery_continuations.stores.redis import RedisStore, impatient
 
             # Celery itself reads the URL and its related settings: TLS, Sentinel, credentials.
-            backend = _backend(app, url)
+            backend = _backend(OfBroker(app) if of_broker else app, url)
             backend.connparams.update(impatient(backend.connparams))
             return RedisStore(backend.client, space)
 
@@ -185,9 +263,12 @@ def _in_memory(url: str) -> bool:
     return path in ("", "/") or ":memory:" in path or "mode=memory" in query
 
 
-def _backend(app: Celery, url: str) -> Any:
+def _backend(app: Any, url: str) -> Any:
     found: Any = by_url(url, app.loader)
     backend, url = found
+    if _scheme(url) == "sentinel" and not app.conf.result_backend_transport_options.get("master_name"):
+        options = "broker_transport_options" if isinstance(app, OfBroker) else "result_backend_transport_options"
+        raise ImproperlyConfigured(f"continuation_store: a sentinel:// URL needs master_name in {options}")
     return backend(app=app, url=url)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from celery_continuations.exceptions import StoreError
 from celery_continuations.stores.base import LIMIT, Due, Fence, Lease, Record, Scan, Store, Update, without_command
+from celery_continuations.stores.problems import UnstorableError, UnusableStoreError, is_cluster
 from celery_continuations.stores.reading import each, lease_of
 
 try:
@@ -37,8 +38,7 @@ __all__ = ["TIMEOUT", "RedisStore", "impatient"]
 TIMEOUT = 3.0
 
 # For reading all records: how many keys one SCAN visits, and how many records are read at a time.
-_SCANNED = 1000
-_BATCH = 100
+_SCANNED, _BATCH = 1000, 100
 
 
 class _ScriptMissing(Exception):
@@ -304,6 +304,11 @@ class RedisStore(Store):
             tuple(problems),
         )
 
+    def check(self) -> None:
+        if self._call("INFO", is_cluster, self._client):
+            raise UnusableStoreError("redis", "Redis Cluster is not supported; use a server or Sentinel")
+        super().check()
+
     @property
     def prefixes(self) -> tuple[str, ...]:
         """What its keys begin with."""
@@ -380,6 +385,8 @@ class RedisStore(Store):
             raise StoreError("redis", f"{key}: {type(exc).__name__}: {exc}") from exc
         except UnicodeDecodeError as exc:  # of a client that decodes responses
             raise StoreError("redis", f"{key} contains bytes that are not text: {exc}") from exc
+        except UnicodeEncodeError as exc:
+            raise UnstorableError("redis", f"{key!r} cannot be encoded: {exc}") from exc
 
 
 def _text(value: Any, key: str) -> str:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from celery_continuations.exceptions import StoreError
 from celery_continuations.stores.base import Fence, Lease, Record, Scan, Update, without_command
+from celery_continuations.stores.problems import UnstorableError
 from celery_continuations.stores.reading import lease_of
 
 __all__ = [
@@ -63,9 +63,20 @@ class Cleaning:
 
 
 def checked(store: str, what: str, text: str) -> str:
-    """Return the text; raise StoreError if it is too long.  PostgreSQL would cut it, SQLite accept it."""
+    """Return the text.
+
+    Raises:
+        UnstorableError: when it is too long, which SQLite would accept, or is not a text that PostgreSQL accepts.
+    """
     if len(text) > LONGEST:
-        raise StoreError(store, f"{what} has at most {LONGEST} characters, not {len(text)}: {text}")
+        raise UnstorableError(store, f"{what} has at most {LONGEST} characters, not {len(text)}: {text}")
+    if "\0" in text:
+        raise UnstorableError(store, f"{what} must not contain NUL: {text!r}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise UnstorableError(store, f"{what} cannot be encoded: {text!r}") from exc
     return text
 
 

@@ -15,16 +15,18 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker import state
 
 from celery_continuations import celery_internals, conf, events
+from celery_continuations.control import REPORTED
 from celery_continuations.process import stop_flag as flags
 from celery_continuations.stores import Status
-from celery_continuations.stores.factory import without_store
-from celery_continuations.worker.maintenance import Maintenance
+from celery_continuations.stores.factory import check_stores, without_store
+from celery_continuations.worker.maintenance import Maintenance, maintenance_of
 from celery_continuations.worker.requests import decide
 from celery_continuations.worker.unknown_tasks import requeue_unknown
 
@@ -62,6 +64,7 @@ class Hearing(bootsteps.StartStopStep):
             if problem is not None:
                 logger.warning("%s", problem)
         conf.predicate(conf.app_setting(worker.app, "should_interrupt"))  # a wrong path stops the worker here
+        check_stores(worker.app)
         self._hear_hangup()
         celery_internals.read_all_results(worker)
         self.maintenance = Maintenance(
@@ -69,6 +72,7 @@ class Hearing(bootsteps.StartStopStep):
         )
         self.maintenance.start()
         requeue_unknown(worker.consumer, self.maintenance)
+        celery_internals.take_over_revoke(_revoke, lambda task: hasattr(task, "claims_at_start"))
 
     def _hear_hangup(self) -> None:
         if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
@@ -106,8 +110,17 @@ class Hearing(bootsteps.StartStopStep):
         self.flag.remove()
 
     def _on_revoked(self, sender: Any = None, request: Any = None, **kwargs: Any) -> None:
+        if getattr(request, REPORTED, False):
+            return  # this library has cancelled the task
         if self.maintenance is not None and hasattr(sender, "claims_at_start"):
             decide(sender, request.id, self.maintenance, Status.CANCELLED)
+
+
+def _revoke(hostname: str, task_ids: set[str], of_celery: Callable[[set[str]], None]) -> bool:
+    """Handle Celery's ``revoke`` in the worker of that name; return whether it has a store that keeps records."""
+    flag = flags.flag_of(hostname)
+    maintenance = maintenance_of(flag.worker) if flag else None
+    return maintenance is not None and maintenance.revocations.add(task_ids, of_celery)
 
 
 def _sends_as(worker: Any) -> str | None:

@@ -1,6 +1,7 @@
 """The main process's maintenance: renew the worker's lease, detect dead pool children, and sweep.
 
-Two threads, so an unresponsive broker cannot delay lease renewal.
+Three threads, so an unresponsive broker or result backend cannot delay lease renewal: for the lease, for sweeps, and
+for what Celery's ``revoke`` names.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from kombu.exceptions import OperationalError
 from celery_continuations import conf
 from celery_continuations.exceptions import StoreError
 from celery_continuations.process.identity import is_running
+from celery_continuations.process.reminder import Reminder
 from celery_continuations.process.stop_flag import StopFlag
 from celery_continuations.protocol.liveness import Loss
 from celery_continuations.stores import Store
 from celery_continuations.stores.base import LIMIT
 from celery_continuations.stores.factory import stores_of
+from celery_continuations.worker.revoking import Revocations
 from celery_continuations.worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -40,9 +43,6 @@ _RENEWALS = 4
 
 # Each sweep interval is shortened by up to this fraction, so that workers started together do not sweep together.
 _JITTER = 0.2
-
-# Seconds between two warnings about one outage.
-_REMIND_EVERY = 60.0
 
 _by_worker: dict[str, Maintenance] = {}
 
@@ -71,22 +71,23 @@ class Maintenance:
             for store in stores_of(app)
             if store.keeps
         ]
+        self.revocations = Revocations(app, [maintained.store for maintained in self._stores])
         self._ending = threading.Event()
         _by_worker[flag.worker] = self
 
     def start(self) -> None:
-        """Take the lease before the first task runs, and start both threads."""
+        """Take the lease before the first task runs, and start the threads."""
         for maintained in self._stores:
             self._renew(maintained)
         if self._stores:
-            for job in (self._renew_all, self._sweep_all):
+            for job in (self._renew_all, self._sweep_all, self.revocations.handle):
                 thread = threading.Thread(
                     target=self._repeat, args=(job,), name="continuations-maintenance", daemon=True
                 )
                 thread.start()
 
     def stop(self) -> None:
-        """Stop both threads and release the lease, once the worker's tasks have ended or handed over."""
+        """Stop the threads and release the lease, once the worker's tasks have ended or handed over."""
         _by_worker.pop(self._flag.worker, None)
         if self._ending.is_set():
             return
@@ -141,7 +142,10 @@ class Maintenance:
             if maintained.renewal_reminder.is_due():
                 logger.warning("This worker's lease could not be renewed: %s", exc, extra={"action": "lease_failed"})
             return
-        maintained.renewal_reminder.reset()
+        lasted = maintained.renewal_reminder.reset()
+        if lasted is not None:
+            text = "This worker's lease is renewed again, after %.0f s without its store"
+            logger.info(text, lasted, extra={"action": "lease_renewed"})
         maintained.reported_stopping = stopping
         if maintained.unavailable or self._was_slow(now):
             # Every worker's lease may have expired meanwhile: give each worker the time to renew its own.
@@ -159,10 +163,14 @@ class Maintenance:
         try:
             scan = maintained.sweeper.sweep(trusts_leases)
         except (StoreError, OperationalError, OSError) as exc:
-            if maintained.sweep_reminder.is_due():
+            # the lease reports an outage of the store
+            is_reported = isinstance(exc, StoreError) and maintained.renewal_reminder.is_active
+            if not is_reported and maintained.sweep_reminder.is_due():
                 logger.warning("Could not sweep for lost tasks: %s", exc, extra={"action": "sweep_failed"})
         else:
-            maintained.sweep_reminder.reset()
+            lasted = maintained.sweep_reminder.reset()
+            if lasted is not None:
+                logger.info("Sweeps succeed again, after %.0f s", lasted, extra={"action": "swept_again"})
             maintained.running = len(scan.owned)
             if len(scan.due) >= LIMIT:
                 maintained.sweep_at = now  # there may be more
@@ -185,25 +193,6 @@ def _is_in_progress(task_id: str) -> bool:
             continue
 
 
-class _Reminder:
-    """Limits how often an outage is logged: at once, then each minute."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def is_due(self) -> bool:
-        """Return whether to log it now."""
-        now = time.monotonic()
-        if now < self._next:
-            return False
-        self._next = now + _REMIND_EVERY
-        return True
-
-    def reset(self) -> None:
-        """Log the next outage at once."""
-        self._next = 0.0
-
-
 class _MaintainedStore:
     """The lease and sweeps of one store.  Times are by ``time.monotonic``."""
 
@@ -215,8 +204,8 @@ class _MaintainedStore:
         self.trusts_leases_at = 0.0
         self.held_until = 0.0
         self.unavailable = True  # until the store has been reached
-        self.renewal_reminder = _Reminder()
-        self.sweep_reminder = _Reminder()
+        self.renewal_reminder = Reminder()
+        self.sweep_reminder = Reminder()
         self.reported_stopping = False
         self.running = 0
 

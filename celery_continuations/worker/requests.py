@@ -19,11 +19,13 @@ from celery.worker.request import Request as CeleryRequest
 from kombu.exceptions import OperationalError
 
 from celery_continuations import celery_internals, conf, events
+from celery_continuations.control import call_on_cancel
 from celery_continuations.exceptions import ContinuationError
 from celery_continuations.messages.body import BODY
 from celery_continuations.messages.headers import DELIVERY, GENERATION
 from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Status, Store, open_store
+from celery_continuations.stores.problems import UnstorableError
 from celery_continuations.worker.maintenance import Maintenance, maintenance_of
 
 __all__ = ["Request", "decide", "strategy"]
@@ -55,7 +57,21 @@ class Request(CeleryRequest):
         """Note that this process ends the task: it is revoked while it runs."""
         self._is_being_ended = True
         decide(self.task, self.id, self._maintenance, None)
-        return super().terminate(*args, **kwargs)
+        was_revoked = self._already_revoked  # type: ignore[attr-defined]
+        terminated = super().terminate(*args, **kwargs)
+        self._call_on_cancel(was_revoked)
+        return terminated
+
+    def revoked(self) -> bool:
+        """Return whether the message must not run; call the task's ``on_cancel`` if it was revoked or has expired."""
+        was_revoked = self._already_revoked  # type: ignore[attr-defined]
+        found = bool(super().revoked())
+        self._call_on_cancel(was_revoked)
+        return found
+
+    def _call_on_cancel(self, was_revoked: bool) -> None:
+        if self._already_revoked and not was_revoked:  # type: ignore[attr-defined]
+            call_on_cancel(self.task, self.id, self.args, self.kwargs)
 
     def cancel(self, *args: Any, **kwargs: Any) -> Any:
         """Note that this process ends the task: the broker connection is lost, and the message comes again."""
@@ -96,6 +112,8 @@ class Request(CeleryRequest):
             if record is None or (record.fence.generation == 0 and record.message is None):
                 return False  # a delivery or a command may have made the record before the task was claimed
             sweeper.recover(self.id)
+        except UnstorableError:
+            return False  # it cannot have been claimed
         except ContinuationError as exc:  # the store is unavailable, or the record cannot be read
             self._report_delay("recovered", exc)
             self.reject(requeue=True)

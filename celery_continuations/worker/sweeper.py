@@ -11,7 +11,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celery_continuations import events, signals
-from celery_continuations.control import revoke
+from celery_continuations.control import report_record, revoke
 from celery_continuations.exceptions import StoreError
 from celery_continuations.messages.publishing import Publisher, publisher
 from celery_continuations.messages.saved import SavedMessage
@@ -224,9 +224,10 @@ class Sweeper:
 
     def _cancelled(self, task_id: str, record: Record) -> None:
         """End a task whose execution was lost before it could obey a cancel command."""
-        revoke(self._app, task_id, record)
+        is_revoked = revoke(self._app, task_id, record)
         seconds = seconds_kept(self._app, Status.CANCELLED)
-        OwnedRecord(self._store, task_id, record.fence).end(Status.CANCELLED, "", seconds)
+        if OwnedRecord(self._store, task_id, record.fence).end(Status.CANCELLED, "", seconds) and is_revoked:
+            report_record(self._app, record)
 
     def _ended(self, task_id: str, record: Record | None) -> tuple[Status, float] | None:
         message = SavedMessage.loads(record.message) if record and record.message else None

@@ -457,6 +457,21 @@ def test_a_task_is_revoked_while_it_runs(cluster: Any, number: str) -> None:
     stays_as_it_is(cluster, result, "cancelled")
 
 
+def test_a_revoke_ends_a_running_task_at_its_next_checkpoint_whichever_worker_runs_it(cluster: Any) -> None:
+    """Each of two workers receives the command; one runs the task, and both are replaced afterwards."""
+    first = [cluster.worker("-c", "1", **OFTEN) for _ in range(2)]
+    result = cluster.send("rows", 200, 0.05)
+    cluster.trace.await_items(8)
+    cluster.client.control.revoke(result.id)
+    await_condition(lambda: result.state == "REVOKED", "the state REVOKED")
+    await_condition(lambda: result.status_of_record == "cancelled", "the record's end")
+    for worker in first:
+        worker.kill("SIGTERM")
+        worker.await_exit()
+    cluster.worker("-c", "1", **OFTEN)
+    stays_as_it_is(cluster, result, "cancelled")
+
+
 def test_a_task_is_revoked_while_it_waits_in_its_queue(cluster: Any) -> None:
     options = {"continuation_max_runtime": 0.5, "continuation_resume_options": {"countdown": 3}}
     cluster.worker("-c", "2", **OFTEN, **options)

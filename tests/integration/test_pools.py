@@ -81,7 +81,7 @@ def test_a_task_is_revoked_between_two_executions(cluster: Any) -> None:
     done = len(cluster.trace.items())
     blocker = cluster.worker("-c", "1", "-Q", "another")
     result.revoke()
-    blocker.await_log("Tasks flagged as revoked")
+    blocker.await_log(f"Task {result.id} cancelled")
     cluster.client.control.add_consumer(cluster.conf["task_default_queue"])
     await_condition(lambda: result.state == "REVOKED", "REVOKED")
     assert len(cluster.trace.items()) == done

@@ -286,15 +286,14 @@ def test_a_chord_fails_whose_member_is_cancelled(site: Any, is_waiting: bool) ->
     assert (result.state, site.trace.lines("total")) == ("REVOKED", before)
 
 
-def test_a_waiting_task_that_celery_revokes_ends_when_it_is_woken(site: Any) -> None:
+def test_a_waiting_task_that_celery_revokes_ends_at_once(site: Any) -> None:
     result = site.send("asking_one")
     await_waiting(result)
     site.client.control.revoke(result.id)
-    site.processes[0].await_log(f"Tasks flagged as revoked: {result.id}")
-    assert result.status_of_record == "waiting", "the worker has remembered it, and has nothing to end"
-    result.deliver("approval", "yes")
-    await_condition(lambda: result.state == "REVOKED", "the state REVOKED")
     await_condition(lambda: result.status_of_record == "cancelled", "the record's end")
+    await_condition(lambda: result.state == "REVOKED", "the state REVOKED")
+    with pytest.raises(DeliveryError, match="it was cancelled"):
+        result.deliver("approval", "yes")
     assert traced(site, "after", result.id) == []
 
 

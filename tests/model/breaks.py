@@ -175,7 +175,7 @@ BREAKS: tuple[Break, ...] = (
         cancels_what_has_returned, scenarios.Cancelled, budget=Budget(freezes=1),
     ),
     Break(
-        "a cancellation outlives the state RETRY", message.Message, "was_cancelled", instead(lambda self: False),
+        "a cancellation outlives the state RETRY", message.Message, "_tombstone", instead(lambda self: None),
         scenarios.Cancelled,
     ),
     Break(

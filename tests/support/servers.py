@@ -53,11 +53,12 @@ def missing() -> dict[str, str]:
     return {name: packages[name] for name, where in found.items() if not where}
 
 
-def start_redis(folder: Path, *, durable: bool = False) -> LocalProcess:
+def start_redis(folder: Path, *options: str, durable: bool = False) -> LocalProcess:
     """A Redis server; with ``durable``, acknowledged writes are on disk."""
     port = free_port()
     argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
     argv += ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
+    argv += options
     server = LocalProcess(argv, folder, name="redis", port=port)
     server.await_log("Ready to accept connections")
     return server

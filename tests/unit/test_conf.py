@@ -143,11 +143,12 @@ def test_an_unknown_resume_option_is_refused() -> None:
         app.finalize()
 
 
-def test_message_protocol_1_is_refused() -> None:
+def test_message_protocol_1_is_refused_for_a_task_with_steps() -> None:
     app = make_app(task_protocol=1)
     app.task(base=ContinuableTask, bind=True, name="any")(body)
-    with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: continuable tasks need message protocol 2"):
-        app.finalize()
+    app.finalize()
+    with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: task any has steps, which need"):
+        conf.refuse_protocol(app, "any")
 
 
 def test_django_like_namespaces() -> None:

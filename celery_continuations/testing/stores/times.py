@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 
-from celery_continuations.stores.base import Due, Fence, Record, Status, Update
+from celery_continuations.stores.base import Due, Fence, Record, Status, Tombstone, Update
 from celery_continuations.testing.stores.suite import (
     RUNNING,
     SOON,
@@ -100,6 +101,24 @@ class Times(Suite):
         self._await(lambda: self.store.read("expires") is None, "a record expires")
         for task_id in ("swapped", "saved", "taken"):
             assert self.store.read(task_id) is not None, task_id
+
+    def test_a_tombstone_that_waits_for_its_message_is_kept_until_it_has_come(self) -> None:
+        """A cancelled task's tombstone refuses claims, and expires once its message has ended at it."""
+        for tombstone in Tombstone:
+            task_id, waits = f"id {tombstone}", Fence(3, Status.CANCELLED, tombstone=tombstone)
+            texts = ("text", "text", "text", "text")
+            self.store.compare_and_swap(task_id, None, Update(Fence(3, Status.QUEUED), *texts, due_in=1000))
+            cancelled = Update(waits, "", "", "", "", expires_in=SOON)
+            assert self.store.compare_and_swap(task_id, Fence(3, Status.QUEUED), replace(cancelled, expires_in=1000))
+            assert not self.store.compare_and_swap(task_id, Fence(3, Status.CANCELLED), cancelled)
+            assert not self.store.compare_and_swap(task_id, None, Update(RUNNING))
+            found = self.store.read(task_id)
+            assert found is not None
+            assert (found.fence, found.due) == (waits, None)
+            assert self.store.compare_and_swap(task_id, waits, Update(Fence(3, Status.CANCELLED), expires_in=SOON)), (
+                "the message has ended"
+            )
+            self._await(partial(self._is_gone, task_id), "the tombstone expires")
 
     def test_due_can_be_left_as_it_was(self) -> None:
         """``Due.UNCHANGED`` keeps the due time in every write."""

@@ -360,6 +360,55 @@ def test_a_terminal_is_asked_before_a_cancel(run: Any, put: Any, record: Any, mo
     assert record("a").fence.command == "cancel"
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--all"], ["a", "b", "chosen-paused", "chosen-waits"]),
+        (["--task", "proj.*"], ["b", "chosen-paused", "chosen-waits"]),
+        (["--state", "waiting", "--status", "paused"], ["chosen-paused", "chosen-waits"]),
+        (["--older", "2h"], ["chosen-waits"]),
+        (["--older-than", "30s", "--task", "proj.*", "--state", "running"], ["b"]),
+        (["--task", "another.*"], []),
+    ],
+)
+def test_tasks_are_chosen_for_a_cancel(
+    run: Any, run_json: Any, put: Any, record: Any, options: list[str], expected: list[str]
+) -> None:
+    put("a", age=10, task="other.x")
+    put("b", age=60)
+    put("chosen-waits", Status.WAITING, age=8000)
+    put("chosen-paused", Status.PAUSED, age=20)
+    put("done", Status.DONE, age=9000)
+    put("failed", Status.FAILED, age=9000)
+    assert "only with --yes" in run("cancel", *options, code=2).stderr
+    said = run("cancel", *options, "--yes").stdout.splitlines()
+    assert sorted(line.partition(":")[0] for line in said[:-1]) == expected
+    count = f"{len(expected)} task{'' if len(expected) == 1 else 's'}"
+    assert said[-1] == f"{count} cancelled, those that run at their next checkpoint"
+    cancelled = {
+        task_id
+        for task_id in ("a", "b", "chosen-waits", "chosen-paused", "done", "failed")
+        if record(task_id).fence.status == Status.CANCELLED or record(task_id).fence.command == "cancel"
+    }
+    assert sorted(cancelled) == expected
+
+
+def test_a_cancel_takes_ids_or_a_choice(run: Any, put: Any) -> None:
+    assert "not both" in run("cancel", "a", "--all", "--yes", code=2).stderr
+    assert "give ids" in run("cancel", "--yes", code=2).stderr
+
+
+def test_a_terminal_is_asked_how_many_to_cancel(run: Any, put: Any, record: Any, monkeypatch: Any) -> None:
+    put("a")
+    put("b", Status.WAITING)
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(
+        "celery_continuations.bin.continuations.sys", SimpleNamespace(stdin=terminal, stdout=sys.stdout)
+    )
+    assert "Cancel these 2 tasks?" in run("cancel", "--all", input="n\n", code=1).output
+    assert record("b").fence.status == Status.WAITING
+
+
 def test_a_task_is_found_in_the_store_of_its_own(
     run: Any, run_json: Any, app: Celery, task: Any, tmp_path: Path
 ) -> None:
@@ -522,7 +571,7 @@ def test_records_that_cannot_be_read(app: Celery, broken: None) -> None:
 
 
 def test_a_store_that_is_away(app: Celery, monkeypatch: Any) -> None:
-    def refuse(*args: Any) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
         raise StoreError("memory", "away")
 
     monkeypatch.setattr(open_store(app, "memory"), "scan", refuse)

@@ -358,6 +358,7 @@ PROOFS: dict[tuple[str, str], Example] = {
 UNPROVEN: dict[tuple[str, str], str] = {
     ("docs/writing-tasks.md", "import_wrongly"): "it shows what loses rows: the test below",
     ("docs/sources.md", "import_set"): "it shows what is refused",
+    ("docs/steering.md", "run"): "it shows what is called at a cancellation",
     ("docs/sources.md", "send"): "it fails on purpose, and its page shows how",
     ("docs/transactions.md", "rename_all_at_once"): "it shows what is refused: a checkpoint in an open transaction",
     ("docs/howto/deploys.md", "import_users_before"): "the page proves it, by test_the_upgrade",

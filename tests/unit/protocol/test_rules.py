@@ -19,7 +19,7 @@ from celery_continuations.protocol.liveness import Loss
 from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord, Superseded
 from celery_continuations.protocol.recovery import recover as recover_record
 from celery_continuations.protocol.recovery import republish_overdue
-from celery_continuations.stores.base import NOT_CLAIMABLE, Command, Fence, Record, Status, Update
+from celery_continuations.stores.base import NOT_CLAIMABLE, Command, Fence, Record, Status, Tombstone, Update
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
 
@@ -493,7 +493,7 @@ def test_a_check_for_the_message_while_a_loss_is_counted_costs_no_count(store: M
 
 def test_a_superseding_execution_inherits_the_command(store: MemoryStore) -> None:
     running(store)
-    assert not commands.cancel(store, "id", ended=never, kept_for=9.0)
+    assert not commands.cancel(store, "id", ended=never, kept_for=9.0).is_over
     assert claim(store, 1, "w/2/p", SAVED).fence == Fence(2, Status.RUNNING, "w/2/p", Command.CANCEL)
 
 
@@ -535,6 +535,8 @@ def test_a_claim_that_is_succeeded_before_it_has_counted_a_loss_is_none(store: M
         ("3 queued ", Fence(3, Status.QUEUED)),
         ("3 queued 12", Fence(3, Status.QUEUED, republished=12)),
         ("0 paused kept", Fence(0, Status.PAUSED, message_saved=True)),
+        ("2 cancelled awaited", Fence(2, Status.CANCELLED, tombstone=Tombstone.AWAITED)),
+        ("0 cancelled unreported", Fence(0, Status.CANCELLED, tombstone=Tombstone.UNREPORTED)),
         ("4 done ", Fence(4, Status.DONE)),
     ],
 )

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from celery.contrib.testing.worker import start_worker
+from celery.exceptions import ImproperlyConfigured
 from kombu import Connection
 
-from celery_continuations import ContinuableTask
+from celery_continuations import AppTask, ContinuableTask
 from celery_continuations.worker import maintenance
 from tests.support.watched import await_
 from tests.support.worker import make_app
@@ -52,6 +53,32 @@ def test_several_workers_in_one_process() -> None:
     for pool in ("threads", "solo", "threads"):
         with start_worker(app, perform_ping_check=False, pool=pool, concurrency=1, shutdown_timeout=20):
             assert embedded.delay().get(timeout=10) == 1
+
+
+def test_an_app_with_message_protocol_1_runs_tasks_without_steps() -> None:
+    """A task is refused where it uses a step."""
+    app = make_app(
+        task_protocol=1, worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01}
+    )
+
+    @app.task(base=AppTask, name="without steps")
+    def plain(number: int) -> int:
+        return number + 1
+
+    @app.task(base=AppTask, bind=True, name="with a step")
+    def with_step(self: Any) -> int:
+        return self.step("one", int)  # type: ignore[no-any-return]
+
+    @app.task(base=ContinuableTask, bind=True, name="continuable")
+    def continuable(self: Any) -> int:
+        return 7
+
+    with start_worker(app, perform_ping_check=False, pool="solo", concurrency=1, shutdown_timeout=20):
+        assert plain.delay(1).get(timeout=10) == 2
+        with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: task with a step has steps, which need"):
+            with_step.delay().get(timeout=10)
+        with pytest.raises(ImproperlyConfigured, match="task_protocol = 1: task continuable has steps, which need"):
+            continuable.delay().get(timeout=10)
 
 
 def test_an_embedded_worker_that_ends_hands_its_task_over() -> None:
