@@ -7,8 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from celery.exceptions import Ignore
-
+from celery_continuations.ends import NotEnded
 from celery_continuations.exceptions import StoreError
 from celery_continuations.execution.message import Message
 from celery_continuations.protocol.endings import seconds_kept
@@ -64,7 +63,7 @@ class Ownership:
         """Another execution owns the record.  Raises as :meth:`writing`."""
         self._message.reporter.log(logging.WARNING, "refused", "stopped: superseded by another execution")
         self.lose(SUPERSEDED)
-        raise Ignore(SUPERSEDED) from None
+        raise NotEnded(SUPERSEDED) from None
 
     def end(self, status: Status, snapshot: str | None) -> None:
         """Write the final status, once Celery has stored the state."""
