@@ -210,14 +210,12 @@ class _Children:
         known = {name: self._app.tasks[name] for name in sorted(tasks) if name in self._app.tasks}
         plain = [name for name, task in known.items() if not getattr(task, "claims_at_start", False)]
         if plain:
-            logger.info(
-                "Task %s[%s] waits for tasks that are not continuable: %s. After a kill of their worker they start "
-                "again when the broker delivers them again, on Redis after the visibility timeout; with acks_late off, "
-                "never",
-                self._parent.name,
-                self._parent.request.id,
-                ", ".join(plain[:_NAMED]) + (", …" if len(plain) > _NAMED else ""),
-                extra={"action": "plain_children", "task_id": self._parent.request.id, "task_name": self._parent.name},
+            names = ", ".join(plain[:_NAMED]) + (", …" if len(plain) > _NAMED else "")
+            self._log(
+                logging.INFO,
+                "plain_children",
+                f"waits for tasks that are not continuable: {names}. After a kill of their worker they start again "
+                "when the broker delivers them again, on Redis after the visibility timeout; with acks_late off, never",
             )
 
     # -- their ends
@@ -305,19 +303,16 @@ class _Children:
         is_unavailable = problem is not None
         if begun.is_unavailable == is_unavailable:
             return begun
-        logger.log(
-            logging.WARNING if is_unavailable else logging.INFO,
-            "Task %s[%s] waits for results: %s",
-            self._parent.name,
-            self._parent.request.id,
-            problem or "the result backend answers again",
-            extra={
-                "action": "results_unavailable" if is_unavailable else "results_available",
-                "task_id": self._parent.request.id,
-                "task_name": self._parent.name,
-            },
-        )
+        if is_unavailable:
+            self._log(logging.WARNING, "results_unavailable", f"cannot read the results that it waits for: {problem}")
+        else:
+            self._log(logging.INFO, "results_available", "can read the results that it waits for again")
         return replace(begun, is_unavailable=is_unavailable)
+
+    def _log(self, level: int, action: str, text: str) -> None:
+        parent, task_id = self._parent.name, self._parent.request.id
+        extra = {"action": action, "task_id": task_id, "task_name": parent}
+        logger.log(level, "Task %s[%s] %s", parent, task_id, text, extra=extra)
 
 
 def _without_id(one: Signature[Any]) -> Signature[Any]:

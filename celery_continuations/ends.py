@@ -48,7 +48,7 @@ class End(NamedTuple):
 
     Attributes:
         value: what the task has returned.
-        error: what it has raised, or why there is no value; None if there is one.
+        error: what it has raised, or why its value is missing; None if it has one.
     """
 
     value: Any = None
