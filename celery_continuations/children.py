@@ -30,21 +30,16 @@ from celery_continuations.ends import (
     without_result,
 )
 from celery_continuations.exceptions import ChildError, InvalidStepError, StoreError, WaitTimeout
+from celery_continuations.messages.headers import AWAITED, PARENT
 from celery_continuations.parts import parts_of, with_options
 from celery_continuations.waits import Waiter, seconds_of
 
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["AWAITED", "PARENT", "tell_parent", "wait_for_results"]
+__all__ = ["tell_parent", "wait_for_results"]
 
 logger = logging.getLogger("celery_continuations")
-
-#: A child's header with the id and the name of the task that waits for it.
-PARENT = "continuation_parent"
-
-#: The header of a part of a chain or chord with the id of the result that the parent waits for.
-AWAITED = "continuation_awaited"
 
 # Seconds between two checks of children, whose ends are not reported if their worker was killed or lacks this package.
 _CHECK_AGAIN = 60.0
@@ -186,14 +181,14 @@ class _Children:
             self._report_plain()
         with self._app.producer_or_acquire() as producer:
             for number in range(begun.started, begun.count):
-                self._send(self._signatures[number], begun.id_of(number), producer)
+                self._start_child(self._signatures[number], begun.id_of(number), producer)
                 begun = replace(begun, started=number + 1)
                 step.cursor = begun.cursor()
                 if begun.started < begun.count:
                     step.checkpoint()
         return begun
 
-    def _send(self, one: Signature[Any], task_id: str, producer: Any) -> None:
+    def _start_child(self, one: Signature[Any], task_id: str, producer: Any) -> None:
         headers: dict[str, Any] = {PARENT: [self._parent.request.id, self._parent.name]}
         # Its result is needed, even if its task ignores results.
         options: dict[str, Any] = {"ignore_result": False}

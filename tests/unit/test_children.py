@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 
 from celery_continuations import ChildError, InvalidStepError, WaitTimeout, children, control, ends
 from celery_continuations.core.snapshot import Snapshot, Waiting
+from celery_continuations.messages.headers import AWAITED, PARENT
 from celery_continuations.stores import Fence, Status, Update
 
 
@@ -331,11 +332,11 @@ def test_a_part_wakes_nobody_while_its_chain_continues(worker: Any, double: Any,
 
 def test_the_parts_of_a_chord_carry_what_tells_the_parent(worker: Any, double: Any, waits_for: Any) -> None:
     body = double.s()
-    waits_for(chord(group(double.s(1), double.s(2)), body))
+    result = waits_for(chord(group(double.s(1), double.s(2)), body))
     worker.deliver()
     sent = [worker.deliver_nothing() for _ in range(2)]
-    assert all(one.headers["headers" if "headers" in one.headers else children.PARENT] for one in sent)
-    assert len({one.headers[children.AWAITED] for one in sent}) == 1
+    assert {tuple(one.headers[PARENT]) for one in sent} == {(result.id, worker.deliveries[0].headers["task"])}
+    assert len({one.headers[AWAITED] for one in sent}) == 1
     assert "headers" not in body.options
 
 
@@ -599,7 +600,7 @@ def test_a_stop_while_children_are_started_continues_with_the_next(
     worker: Any, app: Celery, task: Any, store: Any, monkeypatch: Any
 ) -> None:
     child = app.task(name="child")(echo)
-    send = children._Children._send
+    send = children._Children._start_child
     sent: list[str] = []
 
     def stopping(self: Any, one: Any, task_id: str, producer: Any) -> None:
@@ -608,7 +609,7 @@ def test_a_stop_while_children_are_started_continues_with_the_next(
         if len(sent) == 3:
             worker.stop()
 
-    monkeypatch.setattr(children._Children, "_send", stopping)
+    monkeypatch.setattr(children._Children, "_start_child", stopping)
 
     def body(self: Any) -> Any:
         return self.wait_for_results("children", [child.si(number) for number in range(6)])
