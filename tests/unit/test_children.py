@@ -167,7 +167,7 @@ def test_a_worker_that_ignores_the_header_has_the_result_stored_all_the_same(
     monkeypatch.setattr("celery.app.trace.get_actual_ignore_result", lambda task, request: task.ignore_result)
     result = waits_for(child.s(), ignore_result=False)
     worker.drain()
-    assert result.get() == "fine"
+    check(result, "fine")
 
 
 @pytest.mark.parametrize("ignore_result", [False, True])
@@ -232,6 +232,7 @@ def test_a_lost_child_ends_the_wait_by_its_timeout(
     assert result.state == states.RETRY
     later(30)
     worker.drain()
+    assert result.ready()
     with pytest.raises(WaitTimeout, match=f"1 of 2 tasks of 'children' have not ended in time: double.{child_id}"):
         result.get()
 
