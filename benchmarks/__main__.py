@@ -11,6 +11,7 @@ import click
 
 from benchmarks import (
     amplification,
+    children,
     claim,
     delivery,
     items,
@@ -39,6 +40,7 @@ FIGURES = {
     "size": size.measure,
     "sweep": sweep.measure,
     "waiting": waiting.measure,
+    "children": children.measure,
     "delivery": delivery.measure,
     "stop": stop.measure,
     "restart": restart.measure,

@@ -208,6 +208,13 @@ def answering(self: Any) -> float:
     return time.time()
 
 
+@steps.task(name="children", base=ContinuableTask, bind=True, shared=False)
+def children(self: Any, count: int) -> tuple[int, int]:
+    """Wait for that many empty tasks; return how many results there are, and the number of executions."""
+    found = self.wait_for_results("children", [steps.signature("nothing") for _ in range(count)])
+    return len(found), self.continuation.resumptions + 1
+
+
 @steps.task(name="long", base=ContinuableTask, bind=True, shared=False)
 def long(self: Any) -> None:
     """Work for a minute, ten milliseconds at a time."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from celery_continuations.exceptions import (
         CallbackError,
         CheckpointError,
+        ChildError,
         ContinuationError,
         CrashLoopError,
         DeliveryError,
@@ -37,6 +38,7 @@ __all__ = [
     "AppTask",
     "CallbackError",
     "CheckpointError",
+    "ChildError",
     "ContinuableAsyncResult",
     "ContinuableTask",
     "ContinuationError",

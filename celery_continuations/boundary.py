@@ -26,7 +26,8 @@ from weakref import WeakSet
 from celery import Celery, Task
 from celery import signals as celery_signals
 
-from celery_continuations import conf, refusals
+from celery_continuations import conf, refusals, saved_results
+from celery_continuations.children import tell_parent
 from celery_continuations.core import codec
 from celery_continuations.core.typevars import P, R_co
 from celery_continuations.execution.direct import (
@@ -39,7 +40,6 @@ from celery_continuations.execution.direct import (
 from celery_continuations.execution.execution import Execution
 from celery_continuations.generic import GenericTask
 from celery_continuations.result import ContinuableAsyncResult
-from celery_continuations.waits import tell_parent
 from celery_continuations.worker.bootstep import Hearing
 
 __all__ = ["BoundaryTask", "RetryMessage"]
@@ -181,6 +181,7 @@ class BoundaryTask(GenericTask[P, R_co]):
         bound: Celery = super().bind(app)
         if app not in _prepared:
             conf.validate(app)
+            saved_results.allow()
             app.steps["worker"].add(Hearing)
             celery_signals.task_postrun.connect(tell_parent, dispatch_uid="celery_continuations.parents")
             _prepared.add(app)

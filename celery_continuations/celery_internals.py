@@ -19,7 +19,7 @@ from celery import _state
 from celery.app import utils as celery_settings
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
-from celery.exceptions import TaskPredicate, WorkerLostError
+from celery.exceptions import Ignore, TaskPredicate, WorkerLostError
 from celery.local import PromiseProxy, Proxy
 from kombu.serialization import registry  # type: ignore[attr-defined]
 from kombu.utils.functional import maybe_list
@@ -37,6 +37,7 @@ __all__ = [
     "in_pool_child",
     "is_lost_process",
     "is_predicate",
+    "is_replacement",
     "keeps_results",
     "mask_in_reports",
     "on_every_app",
@@ -291,6 +292,11 @@ def is_lost_process(error: BaseException) -> bool:
 def is_predicate(error: BaseException) -> bool:
     """Whether ``error`` is Celery's Retry, Ignore or Reject.  Why: their base has no public name."""
     return isinstance(error, TaskPredicate)
+
+
+def is_replacement(error: Any) -> bool:
+    """Whether ``error`` ends a task that another one replaces.  Why: ``Task.replace`` raises an ordinary Ignore."""
+    return isinstance(error, Ignore) and error.args == ("Replaced by new task",)
 
 
 def ignore_result_of(task: Any, request: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "CallbackError",
     "CheckpointError",
+    "ChildError",
     "ContinuationError",
     "CrashLoopError",
     "DeliveryError",
@@ -319,8 +320,7 @@ class SourceChangedError(ContinuationError):
     def __init__(self, step: str, task_id: str, problem: str, advice: str) -> None:
         super().__init__(step, task_id, problem, advice)
         self.step = step
-        self.task_id = task_id
-        self.problem = problem
+        self.task_id, self.problem = task_id, problem
         self.advice = advice
 
     def __str__(self) -> str:
@@ -336,6 +336,22 @@ class WaitTimeout(ContinuationError):
     """The timeout of a wait expired."""
 
 
+class ChildError(ContinuationError):
+    """A task that another one waits for has ended without a result, or with one that cannot be read.
+
+    Attributes:
+        task_id: of the task that has ended.
+        problem: the rest of the sentence.
+    """
+
+    def __init__(self, task_id: str, problem: str) -> None:
+        super().__init__(task_id, problem)
+        self.task_id, self.problem = task_id, problem
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} {self.problem}"
+
+
 class DeliveryError(ContinuationError):
     """A delivery or a command was refused.
 
@@ -346,8 +362,7 @@ class DeliveryError(ContinuationError):
 
     def __init__(self, task_id: str, problem: str) -> None:
         super().__init__(task_id, problem)
-        self.task_id = task_id
-        self.problem = problem
+        self.task_id, self.problem = task_id, problem
 
     def __str__(self) -> str:
         return f"task {self.task_id}: {self.problem}"
@@ -370,8 +385,7 @@ class CallbackError(ContinuationError):
 
     def __init__(self, status: int, problem: str) -> None:
         super().__init__(status, problem)
-        self.status = status
-        self.problem = problem
+        self.status, self.problem = status, problem
 
     def __str__(self) -> str:
         return f"{self.status}: {self.problem}"
@@ -387,8 +401,7 @@ class StoreError(ContinuationError):
 
     def __init__(self, store: str, problem: str) -> None:
         super().__init__(store, problem)
-        self.store = store
-        self.problem = problem
+        self.store, self.problem = store, problem
 
     def __str__(self) -> str:
         return f"store {self.store}: {self.problem}"

@@ -7,7 +7,7 @@ from datetime import timedelta
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from celery_continuations import celery_internals, conf, refusals, waits
+from celery_continuations import celery_internals, children, conf, refusals
 from celery_continuations.boundary import BoundaryTask
 from celery_continuations.core.continuation import Continuation
 from celery_continuations.core.iteration import Iteration
@@ -220,26 +220,31 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
         return run.declare(Iteration(run, name, opened, start, isolated, on_error, unit))
 
     @overload
-    def wait_for_results(self, name: str, signatures: group) -> list[Any]: ...
+    def wait_for_results(self, name: str, signatures: group, timeout: float | timedelta | None = None) -> list[Any]: ...
     @overload
-    def wait_for_results(self, name: str, signatures: Signature[V]) -> V: ...
+    def wait_for_results(self, name: str, signatures: Signature[V], timeout: float | timedelta | None = None) -> V: ...
     @overload
-    def wait_for_results(self, name: str, signatures: Iterable[Signature[V]]) -> list[V]: ...
-    def wait_for_results(self, name: str, signatures: Any) -> Any:
+    def wait_for_results(
+        self, name: str, signatures: Iterable[Signature[V]], timeout: float | timedelta | None = None
+    ) -> list[V]: ...
+    def wait_for_results(self, name: str, signatures: Any, timeout: float | timedelta | None = None) -> Any:
         """Start other tasks, free the worker, and continue when all of them have ended.
 
-        They are started at least once: their ids are saved first, so that a task killed at this moment starts the same
-        ones again.  They need a result backend.
+        They are started at least once, and always under the same ids.  They need a result backend, where they store
+        their results even if their task ignores them.
 
         Args:
             name: the name of the step.
             signatures: a signature, a group, or a list of signatures; the same ones in each execution.
+            timeout: seconds or a timedelta, from the first call; None to wait forever.
 
         Returns:
             The result of the signature; of a group or a list, the results in order.
 
         Raises:
-            Exception: the error of a child.
+            Exception: the error of a child; of several, that of the first in order.
+            ChildError: when a child has ended without a result.
+            WaitTimeout: on timeout; the children that have not ended continue.
             StoreError: see :meth:`wait_for`.
 
         >>> from celery import Celery
@@ -254,7 +259,7 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
         12
         """
         run, waiter = self._waits(name)
-        return waits.wait_for_results(run, waiter, name, signatures, self)
+        return children.wait_for_results(run, waiter, name, signatures, self, timeout)
 
     def checkpoint(self) -> None:
         """Make a checkpoint: the task may stop here, outside or inside a step."""

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from celery import group, states
-from celery.canvas import Signature
-from celery.result import AsyncResult, allow_join_result
-from kombu.exceptions import OperationalError
-
-from celery_continuations import conf, control
+from celery_continuations import conf
 from celery_continuations.core.inbox import TIMED_OUT
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Waiting
 from celery_continuations.core.step import Step
-from celery_continuations.exceptions import InvalidStepError, StoreError, WaitTimeout
+from celery_continuations.exceptions import InvalidStepError, WaitTimeout
 
 if TYPE_CHECKING:
-    from celery import Celery, Task
+    from celery import Celery
 
-__all__ = ["PARENT", "RAISE", "Waiter", "Waits", "resume_in", "sleep", "wait_for", "wait_for_results", "wait_until"]
+__all__ = ["RAISE", "Waiter", "Waits", "resume_in", "seconds_of", "sleep", "wait_for", "wait_until"]
 
 V = TypeVar("V")
-
-logger = logging.getLogger("celery_continuations")
 
 #: The default of a wait that raises on timeout.
 RAISE: Any = object()
 
-#: A child's header with the id and the name of the task that waits for it.
-PARENT = "continuation_parent"
-
 # Seconds: times that are longer may not be dates that can be shown, and are mistakes.
 _LONGEST = 100 * 366 * 86_400
-
-# Seconds between two checks of a child, whose end is not reported if its worker was killed or lacks this package.
-_LOOK_AGAIN = 60.0
-
-# The same for a chain or a chord, of which only the ends of the parts are reported.
-_LOOK_AGAIN_AT_PARTS = 5.0
 
 
 class Waiter(Protocol):
@@ -51,9 +34,11 @@ class Waiter(Protocol):
 
     Attributes:
         is_direct: whether the task runs without a worker.
+        applied: the results of the children that were applied in place, by id; only without a worker.
     """
 
     is_direct: bool
+    applied: dict[str, Any]
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch."""
@@ -63,6 +48,9 @@ class Waiter(Protocol):
 
     def delivery(self, name: str, close: bool) -> Outcome | None:
         """Return what was delivered under that name; ``close`` ends the wait, so that there is always an outcome."""
+
+    def fits(self, size: int) -> bool:
+        """Whether an outcome of that many characters may be kept in the snapshot."""
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
         """Free the worker.  Raises InvalidStepError if there is none."""
@@ -170,7 +158,7 @@ class Waits:
 
 def wait_for(run: Run, waiter: Waiter, name: str, timeout: float | timedelta | None, default: Any) -> Any:
     """See :meth:`AppTask.wait_for`."""
-    seconds = None if timeout is None else _seconds(timeout, "timeout")
+    seconds = None if timeout is None else seconds_of(timeout, "timeout")
 
     def look(step: Step) -> Outcome | Exception:
         until = _fixed(step, lambda: None if seconds is None else waiter.now() + seconds)
@@ -210,8 +198,8 @@ def wait_until(
     """See :meth:`AppTask.wait_until`."""
     if not callable(predicate):
         raise InvalidStepError(f"wait_until {name!r} was given {predicate!r}, which is not callable", found=name)
-    pause = _seconds(every, "every")
-    seconds = None if timeout is None else _seconds(timeout, "timeout")
+    pause = seconds_of(every, "every")
+    seconds = None if timeout is None else seconds_of(timeout, "timeout")
 
     def look(step: Step) -> Outcome | Exception:
         until = _fixed(step, lambda: None if seconds is None else waiter.now() + seconds)
@@ -235,112 +223,6 @@ def resume_in(run: Run, waiter: Waiter, delay: float | timedelta | datetime, app
     waiter.leave(Waiting("time", moment), f"resuming in {max(0.0, round(moment - now, 3)):g} s")
 
 
-def wait_for_results(run: Run, waiter: Waiter, name: str, signatures: Any, parent: Task[..., object]) -> Any:
-    """See :meth:`AppTask.wait_for_results`."""
-    children = _Children(name, signatures, parent)
-
-    def look(step: Step) -> Outcome | Exception:
-        if not step.resumed or step.cursor is None:
-            step.cursor = [children.name_them(), False]
-            waiter.keep()
-        ids, are_started = step.cursor
-        children.check(ids)
-        if not are_started:
-            children.start(ids, directly=waiter.is_direct)
-            step.cursor = [ids, True]
-        pending, again = children.pending(ids)
-        if pending is not None:
-            # The last one that is still running: when it ends, the others have often ended too.
-            waiter.leave(Waiting("result", waiter.now() + again, pending), f"waiting for the results of {name!r}")
-        return children.collect(ids)
-
-    return run.wait(name, "wait_for_results", look)
-
-
-class _Children:
-    """The tasks that another one waits for."""
-
-    def __init__(self, name: str, signatures: Any, parent: Task[..., object]) -> None:
-        self._name = name
-        self._parent = parent
-        self._app = parent.app
-        self._applied: dict[str, Any] = {}
-        self._is_one = isinstance(signatures, Signature) and not isinstance(signatures, group)
-        if isinstance(signatures, group):
-            signatures = signatures.tasks
-        self._signatures = [signatures] if self._is_one else list(signatures)
-        for one in self._signatures:
-            if not isinstance(one, Signature) or isinstance(one, group):
-                raise InvalidStepError(
-                    f"wait_for_results {name!r} was given {one!r}; it takes a signature, a group, or a list of "
-                    "signatures, e.g. task.s(...)",
-                    found=name,
-                )
-
-    def name_them(self) -> list[str]:
-        return [str(one.clone().freeze().id) for one in self._signatures]
-
-    def check(self, ids: list[str]) -> None:
-        """Refuse signatures that differ from those in an earlier execution."""
-        if len(ids) != len(self._signatures):
-            raise InvalidStepError(
-                f"wait_for_results {self._name!r} was given {len(self._signatures)} tasks, an earlier execution "
-                f"{len(ids)}; they may depend on the arguments and on remembered values only",
-                found=self._name,
-            )
-
-    def start(self, ids: list[str], *, directly: bool) -> None:
-        headers = {PARENT: [self._parent.request.id, self._parent.name]}
-        for one, task_id in zip(self._signatures, ids, strict=True):
-            signature = one.clone()
-            signature.options.pop("task_id", None)
-            if directly:
-                self._applied[task_id] = signature.apply(task_id=task_id)
-            else:
-                signature.apply_async(task_id=task_id, headers={**(one.options.get("headers") or {}), **headers})
-
-    def pending(self, ids: list[str]) -> tuple[str | None, float]:
-        """Return the last child that has not ended, and the seconds until the next check of it."""
-        for one, task_id in reversed(list(zip(self._signatures, ids, strict=False))):
-            if self._result(task_id).state not in states.READY_STATES:
-                return task_id, _LOOK_AGAIN_AT_PARTS if one.get("subtask_type") else _LOOK_AGAIN
-        return None, 0.0
-
-    def collect(self, ids: list[str]) -> Outcome | Exception:
-        values = []
-        for task_id in ids:
-            try:
-                with allow_join_result():
-                    values.append(self._result(task_id).get())
-            except Exception as exc:  # whatever a child has raised
-                return exc
-        return Outcome.of_value(values[0] if self._is_one else values, f"the results of {self._name!r}")
-
-    def _result(self, task_id: str) -> Any:
-        return self._applied.get(task_id) or AsyncResult(task_id, app=self._app)
-
-
-def tell_parent(sender: Any = None, task_id: str = "", state: str | None = None, **kwargs: Any) -> None:
-    """Wake the task that waits for this one, which has ended."""
-    request = getattr(sender, "request", None)
-    parent = (getattr(request, "headers", None) or {}).get(PARENT)
-    if not parent or state not in states.READY_STATES:
-        return
-    parent_id, parent_name = parent
-    task = sender.app.tasks.get(parent_name)
-    try:
-        control.wake(parent_id, task_id, app=sender.app, store=conf.setting(task, "store") if task else None)
-    except (StoreError, OperationalError) as exc:
-        # The parent checks again itself.
-        logger.warning(
-            "Task %s could not be notified that %s has ended: %s",
-            parent_id,
-            task_id,
-            exc,
-            extra={"action": "parent_not_told", "task_id": parent_id},
-        )
-
-
 def _fixed(step: Step, moment: Callable[[], float | None]) -> float | None:
     """Return the moment that the first execution has fixed."""
     if not step.resumed or step.cursor is None:
@@ -352,7 +234,7 @@ def _fixed(step: Step, moment: Callable[[], float | None]) -> float | None:
 def _moment(now: float, value: Any, what: str, app: Any) -> float:
     """Return the moment, in seconds since the epoch, that a datetime or a time from now names."""
     if not isinstance(value, datetime):
-        return now + _seconds(value, what, " or a datetime")
+        return now + seconds_of(value, what, " or a datetime")
     try:
         moment = (value if value.tzinfo else value.replace(tzinfo=app.timezone)).timestamp()
     except OverflowError:  # the first and the last day, in some timezones
@@ -362,7 +244,8 @@ def _moment(now: float, value: Any, what: str, app: Any) -> float:
     return moment
 
 
-def _seconds(value: Any, what: str, or_else: str = "") -> float:
+def seconds_of(value: Any, what: str, or_else: str = "") -> float:
+    """Return the seconds that a number or a timedelta names.  Raises InvalidStepError."""
     seconds = conf.seconds(value)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST:
         raise InvalidStepError(

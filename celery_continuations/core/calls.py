@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery_continuations.core.outcome import Outcome
-from celery_continuations.core.step import Step
+from celery_continuations.core.outcome import ELSEWHERE, Outcome
+from celery_continuations.core.step import Begun, Step
 from celery_continuations.exceptions import UnserializableValueError
 
 if TYPE_CHECKING:
@@ -50,13 +50,24 @@ class Wait(Step):
 
     __slots__ = ()
 
-    def perform(self, run: Run, find: Callable[[Step], Outcome | Exception]) -> Any:
-        """Return, or raise, the outcome that ``find`` or an earlier execution has found."""
-        if not run.enter(self):
-            return self.outcome.replay(self.name)
-        found = find(self)
-        self.outcome = found if isinstance(found, Outcome) else Outcome.of_error(found)
-        run.complete(self)
-        if isinstance(found, Exception):
-            raise found
-        return found.replay(self.name)
+    def perform(
+        self, run: Run, find: Callable[[Step], Outcome | Exception], read: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """Return, or raise, the outcome that ``find`` or an earlier execution has found.
+
+        ``read`` returns the value of an outcome that is not in the snapshot, by the data of the outcome.
+        """
+        if run.enter(self):
+            found = find(self)
+            self.outcome = found if isinstance(found, Outcome) else Outcome.of_error(found)
+            run.complete(self)
+            if isinstance(found, Exception):
+                raise found
+        if self.outcome.kind == ELSEWHERE and read is not None:
+            return read(self.outcome.data)
+        return self.outcome.replay(self.name)
+
+    def to_resume(self) -> Begun:
+        """Return what the next execution must know; before 0.2 no cursor of a wait was a dict."""
+        begun = super().to_resume()
+        return begun._replace(uses=2) if isinstance(self.cursor, dict) else begun

@@ -18,9 +18,16 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from celery_continuations.core.hints import hint
 from celery_continuations.exceptions import UnserializableValueError
 
-__all__ = ["IMMUTABLE", "copy", "decode", "depth", "dumps", "encode", "equal", "loads", "real_type"]
+__all__ = [
+    "IMMUTABLE", "NEWER", "copy", "decode", "depth", "dumps", "encode", "equal", "extend", "has_newer", "loads",
+    "real_type",
+]  # fmt: skip
+
+#: How the tags begin that came with version 2 of the snapshot's format.
+NEWER = "~2"
 
 
 def real_type(kind: Any) -> Any:
@@ -110,6 +117,17 @@ def copy(value: Any, what: str = "value") -> Any:
     return decode(encode(value, what), what)
 
 
+def extend(kind: type, tag: str, encoder: Callable[[Any], Any], decoder: Callable[[Any], Any]) -> None:
+    """Allow values of ``kind`` and its subclasses: ``encoder`` makes a JSON tree of one, ``decoder`` reads it."""
+    _BASES[kind] = lambda value: {f"{NEWER}{tag}": encoder(value)}
+    _DECODERS[f"{NEWER}{tag}"] = decoder
+
+
+def has_newer(text: str) -> bool:
+    """Whether JSON text may have something in it that came with version 2 of the snapshot's format."""
+    return f'"{NEWER}' in text
+
+
 def depth(tree: Any) -> int:
     """Return how many containers of ``tree`` are within each other; of any tree, however deep.
 
@@ -162,7 +180,9 @@ def _encode(value: Any) -> Any:
     if encoder is None:
         encoder = _ENCODERS.get(real_type(kind))
     if encoder is None:
-        raise _Refused(f"{_type_name(kind)} is not one of {ALLOWED}")
+        encoder = next((encode for base, encode in _BASES.items() if isinstance(value, base)), None)
+    if encoder is None:
+        raise _Refused(f"{_type_name(kind)} is not one of {ALLOWED}{hint(value)}")
     return encoder(value)
 
 
@@ -259,6 +279,9 @@ def _decode_time(data: Any) -> time:
     text, fold, zone = data
     return time.fromisoformat(text).replace(fold=fold, tzinfo=_decode_zone(zone))
 
+
+# Encoders of types with subclasses, see extend().
+_BASES: dict[type, Callable[[Any], Any]] = {}
 
 _ENCODERS: dict[type, Callable[[Any], Any]] = {
     float: _encode_float,

@@ -10,7 +10,10 @@ from typing import Any
 from celery_continuations.core import codec
 from celery_continuations.exceptions import RememberedError, UnserializableValueError
 
-__all__ = ["DEEPEST_PAYLOAD", "Outcome"]
+__all__ = ["DEEPEST_PAYLOAD", "ELSEWHERE", "Outcome"]
+
+#: The kind of an outcome whose value is not in the snapshot: its data say where it is.
+ELSEWHERE = f"{codec.NEWER}elsewhere"
 
 #: Containers within each other in a payload, as it is stored.  Every process that reads it must be able to, however
 #: deep in calls it is then.
@@ -22,9 +25,9 @@ class Outcome:
     """The outcome of a completed step: failed items, a value, an error, or a value that cannot be saved.
 
     Attributes:
-        kind: ``"done"``, ``"value"``, ``"error"``, ``"lost"`` or ``"timeout"``.
-        data: as ``Snapshot.failed_items``, or None; the encoded value; ``[type, args or None, text]``; or the problem
-            with the value.
+        kind: ``"done"``, ``"value"``, ``"error"``, ``"lost"``, ``"timeout"`` or :data:`ELSEWHERE`.
+        data: as ``Snapshot.failed_items``, or None; the encoded value; ``[type, args or None, text]``; the problem
+            with the value; or what only the step can read.
     """
 
     kind: str = "done"
@@ -53,11 +56,16 @@ class Outcome:
                 f"cannot be saved: it is nested {levels} levels deep, at most {DEEPEST_PAYLOAD} are allowed; "
                 "a dict with a key that begins with ~, or that is not a str, counts as three",
             )
-        size = len(json.dumps(outcome.data, separators=(",", ":")))
+        size = outcome.size
         if size > largest:
             problem = f"it is {size:,} bytes, continuation_max_snapshot allows {largest:,}; deliver a reference instead"
             raise UnserializableValueError(what, f"is too large: {problem}")
         return outcome
+
+    @property
+    def size(self) -> int:
+        """The number of characters of its data in a snapshot."""
+        return len(json.dumps(self.data, separators=(",", ":")))
 
     def equals(self, other: Outcome) -> bool:
         """Whether the other one has an equal value; 1 equals 1.0, but not True."""

@@ -91,9 +91,15 @@ class Run:
         """Run a step that calls ``func`` once; return its value or raise its error."""
         return self.declare(Call(self, name, kind="call")).perform(self, func, args, kwargs)
 
-    def wait(self, name: str, kind: str, find: Callable[[Step], Outcome | Exception]) -> Any:
+    def wait(
+        self,
+        name: str,
+        kind: str,
+        find: Callable[[Step], Outcome | Exception],
+        read: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """Run a step of the method ``kind`` whose outcome ``find`` returns, or an error, or which it interrupts."""
-        return self.declare(Wait(self, name, kind=kind)).perform(self, find)
+        return self.declare(Wait(self, name, kind=kind)).perform(self, find, read)
 
     def checkpoint(self) -> None:
         """Make a checkpoint: the task may stop here."""

@@ -220,11 +220,13 @@ class Snapshot:
                 data[name] = getattr(self, name)
         # Default values are left out: many a snapshot is only a step and a cursor.
         kept = {name: value for name, value in data.items() if value != _NEW[name]}
-        version = max(self.uses, VERSION if self.task_version > 1 else _FIRST_VERSION)
-        rest = json.dumps({"version": version, **kept}, separators=(",", ":"))
+        rest = json.dumps(kept, separators=(",", ":"))[1:-1]
         # A save must not take longer with each step that is complete.
         steps = f'"completed":[{self._completed_text.of(self.completed)}],' if self.completed else ""
-        return f'{rest[:-1]},{steps}"kinds":{{{self._kinds_text.of(self.kinds)}}}}}'
+        is_newer = self.task_version > 1 or codec.has_newer(rest) or codec.has_newer(steps)
+        version = max(self.uses, VERSION if is_newer else _FIRST_VERSION)
+        kinds = self._kinds_text.of(self.kinds)
+        return f'{{"version":{version},{rest}{"," if rest else ""}{steps}"kinds":{{{kinds}}}}}'
 
     @classmethod
     def loads(cls, text: str) -> Snapshot:

@@ -178,6 +178,7 @@ class DirectExecution:
         self.task = task
         self.in_body = False
         self.called_with: tuple[Any, Any] = ((), {})
+        self.applied: dict[str, Any] = {}
         snapshot = Snapshot(executions=1, task_version=conf.setting(task, "version"))
         self.run = _DirectRun(request.id or str(uuid.uuid4()), snapshot, self, interruptible=False)
         setattr(request, ATTRIBUTE, self)
@@ -230,6 +231,11 @@ class DirectExecution:
         """Return what the test has delivered, or a timeout."""
         payloads = delivered.get()
         return Outcome.of_value(payloads[name], f"the payload of {name!r}") if name in payloads else TIMED_OUT
+
+    def fits(self, size: int) -> bool:
+        """Return whether a worker's snapshot would have room for an outcome of that many characters."""
+        limit: int = conf.setting(self.task, "max_snapshot")
+        return len(snapshot_text(self.run, limit)) + size <= limit // 2
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
         """Refuse: a direct call has no worker to free, and no other worker could continue it.

@@ -9,12 +9,12 @@ from typing import Any
 
 from celery import Celery, states
 from celery.exceptions import Ignore
-from celery.result import AsyncResult
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Waiting
+from celery_continuations.ends import BackendUnavailable, NotEnded, ends_of
 from celery_continuations.exceptions import Interrupted, StoreError
 from celery_continuations.execution.message import CANCELLED, Message
 from celery_continuations.execution.ownership import Ownership
@@ -92,7 +92,7 @@ class Leaving(Passive):
             if self._ownership.record.fence.command == Command.CANCEL:
                 self._ownership.cancel()
                 self._execution.phase = Ended()
-                raise Ignore(CANCELLED)
+                raise NotEnded(CANCELLED)
 
     def _queue(self) -> None:
         given = self._hand_over
@@ -166,7 +166,10 @@ class Leaving(Passive):
         """Whether the child ended before the record showed that the task waits for it."""
         if waiting.kind != "result":
             return False
-        return AsyncResult(str(waiting.key), app=self._message.task.app).state in states.READY_STATES
+        try:
+            return bool(ends_of(self._message.task.app.backend, [str(waiting.key)]))
+        except BackendUnavailable:
+            return False  # the task checks again itself
 
     def _wakes(self, key: str) -> bool:
         """End the task's own wait for a result; return whether this execution did so."""

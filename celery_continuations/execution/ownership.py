@@ -7,9 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from celery.exceptions import Ignore
-
 from celery_continuations import control
+from celery_continuations.ends import NotEnded
 from celery_continuations.exceptions import StoreError
 from celery_continuations.execution.message import Message
 from celery_continuations.protocol.endings import seconds_kept
@@ -65,7 +64,7 @@ class Ownership:
         """Another execution owns the record.  Raises as :meth:`writing`."""
         self._message.reporter.log(logging.WARNING, "refused", "stopped: superseded by another execution")
         self.lose(SUPERSEDED)
-        raise Ignore(SUPERSEDED) from None
+        raise NotEnded(SUPERSEDED) from None
 
     def end(self, status: Status, snapshot: str | None) -> bool:
         """Write the final status, once Celery has stored the state; return whether the record was still owned."""

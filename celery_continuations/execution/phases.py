@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from celery.exceptions import Ignore
-
 from celery_continuations.core.run import Run
+from celery_continuations.ends import NotEnded
 from celery_continuations.exceptions import Interrupt
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ class Over(Passive):
         """Raise Ignore: the execution that owns the task now stores its outcome."""
         if self._run is not None:
             self._run.abandon()
-        raise Ignore(self._why)
+        raise NotEnded(self._why)
 
 
 class Ended(Passive):

@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from celery import states
-from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Retry, SoftTimeLimitExceeded
 
 from celery_continuations import celery_internals
 from celery_continuations.core import codec
@@ -17,6 +17,7 @@ from celery_continuations.core.evolution import misfit
 from celery_continuations.core.progress import Progress
 from celery_continuations.core.run import Run
 from celery_continuations.core.step import Step
+from celery_continuations.ends import NotEnded
 from celery_continuations.exceptions import (
     CheckpointError,
     ContinuationError,
@@ -193,7 +194,7 @@ class Running:
         if self.ownership.record.fence.command == Command.CANCEL:
             self.ownership.cancel()
             self._execution.phase = Ended()
-            raise Ignore(CANCELLED)
+            raise NotEnded(CANCELLED)
         snapshot = self.run.take_snapshot()
         if self._error is not None or interrupt.reason is self.checkpoints.triggers.answer:
             limit = self._message.setting("max_resumptions")

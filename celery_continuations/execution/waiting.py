@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from celery_continuations.core.evolution import old_names
 from celery_continuations.core.inbox import TIMED_OUT
@@ -25,6 +25,7 @@ class Waiter:
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
         self._message = checkpoints.message
+        self.applied: dict[str, Any] = {}
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch."""
@@ -50,6 +51,10 @@ class Waiter:
         except StoreError as exc:
             self._message.reporter.not_saved(f"the end of wait {name!r}", exc)
             self._leave_for_store()
+
+    def fits(self, size: int) -> bool:
+        """Whether an outcome of that many characters may be kept: half of the snapshot stays free."""
+        return len(self._checkpoints.text()) + size <= self._checkpoints.largest // 2
 
     def leave(self, waiting: Waiting, reason: str) -> NoReturn:
         """Free the worker; see :meth:`Checkpoints.leave`."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["CHANGED", "DELIVERY", "GENERATION", "OWN_HEADERS", "SNAPSHOT"]
+__all__ = ["AWAITED", "CHANGED", "DELIVERY", "GENERATION", "OWN_HEADERS", "PARENT", "SNAPSHOT"]
 
 #: The header that carries the generation a message continues.
 GENERATION = "continuation_generation"
 
 #: The header with the time, in seconds since the epoch, at which a task began to wait for code that can resume it.
 CHANGED = "continuation_changed"
+
+#: A child's header with the id and the name of the task that waits for it.
+PARENT = "continuation_parent"
+
+#: The header of a part of a chain or chord with the id of the result that the parent waits for.
+AWAITED = "continuation_awaited"
 
 #: The key of the message's body that carries the snapshot: RabbitMQ closes the connection on a large header.
 SNAPSHOT = "continuation"

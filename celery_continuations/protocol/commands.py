@@ -6,6 +6,7 @@ delivery does not change the fencing token, and a command only adds to it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -164,7 +165,8 @@ def _with_delivery(task_id: str, record: Record | None, name: str, outcome: Outc
 def wake(store: Store, task_id: str, key: str) -> Record | None:
     """End the wait for a result; return the record whose message must be published, if it waited for that."""
     record = store.read(task_id)
-    if record is None or not _waits_for(record, key):
+    # The first test is a quick one: a task may wait for thousands, and each of them asks.
+    if record is None or json.dumps(key) not in (record.snapshot or "") or not _waits_for(record, key):
         return None
     queued = Update(Fence(record.fence.generation, Status.QUEUED), due_in=OVERDUE_AFTER)
     return record if store.compare_and_swap(task_id, record.fence, queued) else None

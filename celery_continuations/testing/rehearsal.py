@@ -77,6 +77,7 @@ class Rehearsal:
         self.sent = sent
         self._message = sent  # the latest one: a retry may redefine the arguments
         self._options: dict[str, Any] = {}
+        self.applied: dict[str, Any] = {}  # results of children, by id
 
     # -- for a test to read
 

@@ -64,7 +64,7 @@ class RehearsedExecution(Execution):
     @property
     def waiter(self) -> Waiter:
         assert self.checkpoints is not None
-        return _Waiter(self.checkpoints)
+        return _Waiter(self.checkpoints, self._rehearsal.applied)
 
     def write(self, run: Run) -> None:
         """Save without consulting the fault plan."""
@@ -201,6 +201,10 @@ class _Waiter(Waiter):
     """Apply children in place."""
 
     is_direct = True
+
+    def __init__(self, checkpoints: Checkpoints, applied: dict[str, Any]) -> None:
+        super().__init__(checkpoints)
+        self.applied = applied
 
 
 class _Checkpoints(Checkpoints):

@@ -13,7 +13,9 @@ from billiard import current_process
 from celery import Celery
 from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
+from celery.canvas import maybe_signature
 from celery.concurrency import asynpool
+from celery.exceptions import Ignore, Reject
 from celery.signals import before_task_publish, task_failure, task_postrun
 from kombu import Exchange, Queue
 
@@ -295,6 +297,21 @@ def gathering(self: Any, children: list[Any]) -> Any:
     """Wait for the results of other tasks, given as name and arguments."""
     trace_run(self)
     return self.wait_for_results("children", [app.signature(f"project.{name}", args) for name, *args in children])
+
+
+@app.task(base=ContinuableTask, bind=True, name="project.gathering_canvas")
+def gathering_canvas(self: Any, canvas: Any) -> Any:
+    """Wait for the result of a chain or chord."""
+    trace_run(self)
+    return self.wait_for_results("canvas", maybe_signature(canvas, app=app))
+
+
+@app.task(name="project.ignoring", ignore_result=True)
+def ignoring(how: str) -> str:
+    """End in a way that stores no result."""
+    if how == "returns":
+        return how
+    raise {"ignores": Ignore, "rejects": Reject}[how]()
 
 
 @app.task(name="project.failing")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import chord
+from celery import chain, chord, group
 from redis import Redis
 
 from celery_continuations import ContinuableAsyncResult, DeliveryError, WaitTimeout
@@ -227,6 +227,36 @@ def test_a_child_that_fails_fails_its_parent(site: Any) -> None:
     result = site.send("gathering", [("plain", 1), ("failing", "no luck"), ("quick", 2)])
     with pytest.raises(Exception, match="no luck"):
         result.get(timeout=30)
+
+
+def test_a_child_that_stores_no_result_ends_the_wait(site: Any) -> None:
+    assert site.send("gathering", [("ignoring", "returns")]).get(timeout=30) == ["returns"]
+    for how, name in (("ignores", "Ignore"), ("rejects", "Reject")):
+        result = site.send("gathering", [("ignoring", how)])
+        with pytest.raises(Exception, match=f"raised {name}, without a result"):
+            result.get(timeout=30)
+
+
+@pytest.mark.parametrize("site", ["redis"], indirect=True)
+def test_the_last_part_of_a_canvas_wakes_the_parent(site: Any) -> None:
+    """Without it the parent would look after a minute."""
+    sig, app = site.sig, site.client
+    totals = [
+        (chain(sig("plain", 1), sig("plain", 2, immutable=True), app=app), 2),
+        (chord([sig("plain", 1), sig("plain", 2)], sig("total"), app=app), 3),
+        (chain(group(sig("plain", 1), sig("plain", 2), app=app), sig("total"), app=app), 3),
+    ]
+    sent = [(site.send("gathering_canvas", dict(canvas)), expected) for canvas, expected in totals]
+    for result, expected in sent:
+        assert result.get(timeout=40) == expected
+    failing = [
+        chain(sig("failing", "no luck"), sig("plain"), sig("plain"), app=app),
+        chord([sig("failing", "no luck"), sig("plain", 2)], sig("total"), app=app),
+        chord([sig("plain", 2), sig("plain", 1)], chain(sig("total"), sig("failing"), app=app), app=app),
+    ]
+    for result in [site.send("gathering_canvas", dict(canvas)) for canvas in failing]:
+        with pytest.raises(Exception, match=r"no luck|3"):
+            result.get(timeout=40)
 
 
 # -- steering

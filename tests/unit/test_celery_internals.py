@@ -67,6 +67,27 @@ def test_seam_predicates() -> None:
     assert not celery_internals.is_predicate(ValueError())
 
 
+def test_seam_replacements(app: Celery, worker: Any) -> None:
+    from celery.exceptions import Ignore
+
+    ends: list[BaseException] = []
+
+    @app.task(bind=True, name="replaced")
+    def replaced(self: Any) -> None:
+        try:
+            self.replace(app.signature("other"))
+        except BaseException as exc:
+            ends.append(exc)
+            raise
+
+    replaced.delay()
+    worker.deliver()
+    (end,) = ends
+    assert celery_internals.is_replacement(end)
+    assert not celery_internals.is_replacement(Ignore("something else"))
+    assert not celery_internals.is_replacement(None)
+
+
 def test_seam_pool_pids(app: Celery) -> None:
     from celery.concurrency.prefork import TaskPool as Prefork
     from celery.concurrency.solo import TaskPool as Solo

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group, states
+from celery import Celery, chord, group, states
 
 from celery_continuations import (
     DeliveryError,
@@ -16,7 +16,7 @@ from celery_continuations import (
     StoreError,
     UnserializableValueError,
     WaitTimeout,
-    waits,
+    children,
 )
 from celery_continuations import deliver as deliver_to
 from celery_continuations.core.snapshot import Snapshot, Waiting
@@ -530,8 +530,8 @@ def test_children_may_be_continuable(worker: Any, app: Celery, task: Any, approv
 
     result = task(body).apply_async()
     worker.drain()
-    ids = Snapshot.loads(result.record().snapshot).current[1]
-    first, second = (approval.AsyncResult(one) for one in ids[0])
+    cursor = Snapshot.loads(result.record().snapshot).current[1]
+    first, second = (approval.AsyncResult(children._Begun.of(cursor).id_of(number)) for number in range(2))
     second.deliver("approval", 2)
     worker.drain()
     assert result.state == states.RETRY
@@ -543,39 +543,26 @@ def test_children_may_be_continuable(worker: Any, app: Celery, task: Any, approv
 def test_a_parent_that_is_killed_starts_the_same_children_again(
     worker: Any, parent: Any, double: Any, monkeypatch: Any, store: Any
 ) -> None:
-    start = waits._Children.start
+    start = children._Children.start
 
-    def killed(self: Any, ids: Any, **options: Any) -> None:
-        start(self, ids, **options)
+    def killed(self: Any, begun: Any, step: Any) -> None:
+        start(self, begun, step)
         raise Killed
 
-    monkeypatch.setattr(waits._Children, "start", killed)
+    monkeypatch.setattr(children._Children, "start", killed)
     result = parent.apply_async(([1, 2],))
     worker.deliver_killed()
     monkeypatch.undo()
-    name, (ids, are_started) = Snapshot.loads(store.read(result.id).snapshot).current
-    assert (name, are_started) == ("doubles", False), "their ids are saved first"
+    name, cursor = Snapshot.loads(store.read(result.id).snapshot).current
+    begun = children._Begun.of(cursor)
+    assert (name, begun.started) == ("doubles", 0), "what their ids are derived from is saved first"
+    ids = [begun.id_of(number) for number in range(2)]
     lose(store, result.id)
     Sweeper(worker.app, store, new_worker(), lambda task_id: True).sweep(lambda: True)
     worker.drain()
     assert result.get() == [2, 4]
     assert [worker.app.AsyncResult(one).get() for one in ids] == [2, 4]
     assert sorted(double.calls) == [1, 1, 2, 2], "a plain task has no record that would keep it from running twice"
-
-
-def test_a_child_that_is_a_chain_is_looked_at_every_five_seconds(
-    worker: Any, task: Any, double: Any, later: Any
-) -> None:
-    def body(self: Any) -> Any:
-        return self.wait_for_results("chain", chain(double.s(1), double.s()))
-
-    result = task(body).apply_async()
-    worker.deliver()
-    assert result.waiting.until == pytest.approx(time.time() + 5, abs=1)
-    worker.drain()
-    later(6)
-    worker.drain()
-    assert result.get() == 4
 
 
 def test_a_child_that_has_not_told_of_its_end_is_looked_at_after_a_minute(
@@ -585,7 +572,7 @@ def test_a_child_that_has_not_told_of_its_end_is_looked_at_after_a_minute(
     worker.deliver()
     assert result.waiting.until == pytest.approx(time.time() + 60, abs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(waits.control, "wake", lambda *args, **kwargs: None)
+        patch.setattr(children.control, "wake", lambda *args, **kwargs: None)
         worker.drain()
     assert result.waiting is not None
     later(61)
