@@ -18,8 +18,10 @@ from amqp.exceptions import ChannelError
 from celery import Celery, states
 from celery.exceptions import QueueNotFound
 from kombu.exceptions import OperationalError
+from redis import Redis
 
 from celery_continuations import signals
+from celery_continuations.bin import facts
 from celery_continuations.core.snapshot import VERSION, Snapshot
 from celery_continuations.exceptions import CrashLoopError, StoreError
 from celery_continuations.process import identity
@@ -34,6 +36,7 @@ from celery_continuations.worker.maintenance import Maintenance
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.redis_server import redis_store
 from tests.support.worker import Killed
+from tests.unit.stores import test_stores as conformance
 
 ELSEWHERE = "another-machine.7.7.abc"
 
@@ -884,3 +887,61 @@ def test_a_second_delivery_of_such_a_task_is_given_back(
     assert f"snapshot version {VERSION + 1} is newer" in caplog.text
     assert store.read(result.id).snapshot == later
     assert result.state == states.PENDING
+
+
+# -- one entry of each kind that cannot be read, in each store
+
+
+def suite_of(kind: str, path: Path, request: pytest.FixtureRequest) -> Any:
+    """Return the conformance suite of a store, whose hooks damage it."""
+    if kind == "redis":
+        suite = conformance.TestRedisStore()
+        suite.url = request.getfixturevalue("redis_url")
+        suite.client = Redis.from_url(suite.url)
+        request.addfinalizer(suite.client.flushdb)
+        return suite
+    files: Any = conformance.TestFilesystemStore() if kind == "files" else conformance.TestDatabaseStoreOnSQLite()
+    files.path = path / "progress.db" if kind == "sqlite" else path
+    return files
+
+
+DEEP = "[" * 100_000
+TEXTS = {"snapshot": Update(Fence(1, Status.RUNNING, "w1/1.1/a"), DEEP, json.dumps(GOOD)),
+         "message": Update(Fence(1, Status.RUNNING, "w1/1.1/a"), None, DEEP),
+         "inbox": Update(Fence(1, Status.RUNNING, "w1/1.1/a"), None, json.dumps(GOOD), inbox=DEEP)}  # fmt: skip
+
+
+@pytest.mark.parametrize("of", ["files", "redis", "sqlite"])
+@pytest.mark.parametrize("kind", ["record", "lease", *TEXTS])
+def test_no_entry_of_any_kind_in_any_store_harms_another_task(
+    app: Celery, worker: Any, tmp_path: Path, request: pytest.FixtureRequest, of: str, kind: str
+) -> None:
+    suite = suite_of(of, tmp_path, request)
+    store = suite.make_store("n")
+    put_neighbours(store)
+    store.compare_and_swap("bad", None, TEXTS.get(kind, TEXTS["inbox"]))
+    if kind == "record":
+        suite.corrupt(store, "bad")
+    if kind == "lease":
+        store.renew("w3", 1000)
+        next(suite.corrupt_lease(store, "w3"))
+    reports: list[Any] = []
+    sweeper = Sweeper(app, store, new_worker(), at_work, report=reports.append)
+    for _ in range(3):
+        sweeper.sweep(always)
+    assert [store.read(name).fence.status for name in ("lost", "slept")] == [Status.QUEUED, Status.QUEUED]
+    failed = [one.task_id for one in reports if one.action == "recovery_failed"]
+    assert failed == (["bad"] if kind in ("record", "snapshot", "message") else failed[:1]), "it is named once"
+    assert {task_id for task_id, _ in store.records()} == {"lost", "slept", "bad"}
+    app.conf.continuation_store = f"{__name__}.opened"
+    opened_here[:] = [store]
+    shown = {one["id"]: bool(one["error"]) for one in facts.listed(app)}
+    assert shown == {"lost": False, "slept": False, "bad": kind in ("record", "snapshot", "message")}
+    store.close()
+
+
+opened_here: list[Any] = []
+
+
+def opened(app: Celery, namespace: str) -> Any:
+    return opened_here[0]
