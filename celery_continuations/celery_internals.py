@@ -30,6 +30,7 @@ __all__ = [
     "around_soft_shutdown",
     "chord_claim_left",
     "counts_in_chords_once",
+    "error_in",
     "forget_cached",
     "forget_consumer_cancellation",
     "heard_late",
@@ -375,6 +376,16 @@ def when_evaluated(task: Any, func: Callable[[Any], None]) -> None:
         on_every_app(on_finalize, lambda app: func(app.tasks[task.name]))
     else:
         func(task)
+
+
+def error_in(result: object) -> BaseException | None:
+    """Return the error in what Celery passes on for a task that has failed, or None.
+
+    Why: it is wrapped twice, so that it can be pickled with its traceback (billiard/einfo.py).
+    """
+    error = getattr(result, "exception", result)
+    error = getattr(error, "exc", error)
+    return error if isinstance(error, BaseException) else None
 
 
 def rewrap_autoretry(task: Any) -> None:

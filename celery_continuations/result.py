@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import states
 from celery.result import AsyncResult
 
 from celery_continuations import celery_internals, conf, control
+from celery_continuations.core.errors import text_of
+from celery_continuations.core.notes import error_in
 from celery_continuations.core.progress import Progress
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.core.typevars import R_co
@@ -33,7 +35,27 @@ else:
             return cls
 
 
-__all__ = ["ContinuableAsyncResult", "Progress"]
+__all__ = ["ContinuableAsyncResult", "Progress", "TaskError"]
+
+
+class TaskError(NamedTuple):
+    """The error that has ended a task.
+
+    Attributes:
+        type: the name of its class.
+        message: its text; a long one is cut.
+        step: the step in which it was raised, or None.
+
+    >>> str(TaskError("ValueError", "no", "import"))
+    'ValueError: no'
+    """
+
+    type: str
+    message: str
+    step: str | None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}".removesuffix(": ")
 
 
 class ContinuableAsyncResult(GenericResult[R_co]):
@@ -152,6 +174,22 @@ class ContinuableAsyncResult(GenericResult[R_co]):
         if record is None or record.fence.status != Status.WAITING:
             return None
         return Snapshot.loads(record.snapshot).waiting if record.snapshot else None
+
+    @property
+    def error(self) -> TaskError | None:
+        """The error that has ended the task, or None if it has not failed.
+
+        The record keeps it for ``continuation_keep_failed``, also for a task that ignores its result.
+        """
+        record = self.record()
+        if record is not None and record.fence.status != Status.FAILED:
+            return None
+        kept = error_in(record.snapshot) if record else None
+        if kept is not None:
+            return TaskError(kept["type"], kept["message"], kept["step"])
+        if self.state != states.FAILURE or not isinstance(self.result, BaseException):
+            return None
+        return TaskError(type(self.result).__name__, text_of(self.result), None)
 
     @property
     def progress(self) -> Progress | None:

@@ -263,7 +263,7 @@ class AppTask(Waits, BoundaryTask[P, R_co]):
 
     def checkpoint(self) -> None:
         """Make a checkpoint: the task may stop here, outside or inside a step."""
-        self._run("checkpoint").checkpoint()
+        self._run("checkpoint").own_checkpoint()
 
     @property
     def saved(self) -> Saved:

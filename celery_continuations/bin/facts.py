@@ -127,6 +127,7 @@ def _brief(task_id: str, record: Record) -> dict[str, Any]:
         "began": message.began if message else None,
         "version": snapshot.task_version,
         "misfit": snapshot.misfit,
+        "failure": snapshot.error if record.fence.status == Status.FAILED else None,
         "error": None,
     }
 
@@ -176,6 +177,7 @@ def nothing(task_id: str, state: str | None) -> dict[str, Any]:
         "began",
         "version",
         "misfit",
+        "failure",
         "error",
     )
     return {"id": task_id, **dict.fromkeys(names), "state": state, "completed": 0}

@@ -106,7 +106,13 @@ def place(facts: dict[str, Any]) -> str:
         words.append(f"{facts['step']} {_progress(facts)}".strip())
     elif facts["completed"]:
         words.append(f"{facts['completed']} steps done" if facts["completed"] > 1 else "1 step done")
+    if facts["failure"]:
+        words.append(_failure(facts["failure"]))
     return ", ".join(words) or "-"
+
+
+def _failure(failure: dict[str, Any]) -> str:
+    return f"{failure['type']}: {failure['message']}".removesuffix(": ")
 
 
 def _progress(facts: dict[str, Any]) -> str:
@@ -184,7 +190,7 @@ def whole(facts: dict[str, Any]) -> Iterator[str]:
         return
     for name, text in _pairs(facts):
         line = cut(f"  {name:<11} {plain(text)}", total or sys.maxsize)
-        colour = COLOURS.get(facts["state"]) if name == "state" else "red" if name == "error" else None
+        colour = COLOURS.get(facts["state"]) if name == "state" else "red" if name in ("error", "failed with") else None
         yield click.style(line[:13], dim=True) + (click.style(line[13:], fg=colour) if colour else line[13:])
 
 
@@ -220,6 +226,8 @@ def _pairs(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "delivered", f"{one['name']}: {one['kind']}"
     for name, value in facts["saved"].items():
         yield "saved", f"{name} = {cursor(value)}"
+    if facts["failure"]:
+        yield "failed with", _failure(facts["failure"])
     for one in facts["errors"]:
         at = "" if one["step"] is None else f" (in {one['step']} at {cursor(one['cursor'])})"
         yield "error", f"{one['type']}: {one['message']}{at}"

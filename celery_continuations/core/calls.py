@@ -23,7 +23,7 @@ class Call(Step):
     def perform(self, run: Run, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, unless an earlier execution has done so; return its value or raise its error."""
         if not run.enter(self):
-            return self.outcome.replay(self.name)
+            return run.replay(self)
         try:
             value = func(*args, **kwargs)
             run.guard()
@@ -37,6 +37,7 @@ class Call(Step):
         except UnserializableValueError as exc:
             self.outcome = Outcome("lost", exc.problem)
             run.complete(self)
+            run.remember_raised(self, exc)
             raise
         run.complete(self)
         return value
@@ -62,10 +63,9 @@ class Wait(Step):
             self.outcome = found if isinstance(found, Outcome) else Outcome.of_error(found)
             run.complete(self)
             if isinstance(found, Exception):
+                run.remember_raised(self, found)
                 raise found
-        if self.outcome.kind == ELSEWHERE and read is not None:
-            return read(self.outcome.data)
-        return self.outcome.replay(self.name)
+        return run.replay(self, read if self.outcome.kind == ELSEWHERE else None)
 
     def to_resume(self) -> Begun:
         """Return what the next execution must know; before 0.2 no cursor of a wait was a dict."""

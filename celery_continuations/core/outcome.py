@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_continuations.core import codec
+from celery_continuations.core.errors import LONGEST_TEXT, cut_values, text_of
 from celery_continuations.exceptions import RememberedError, UnserializableValueError
 
 __all__ = ["DEEPEST_PAYLOAD", "ELSEWHERE", "Outcome"]
@@ -73,13 +74,13 @@ class Outcome:
 
     @classmethod
     def of_error(cls, error: Exception) -> Outcome:
-        """Remember ``error`` by type and arguments."""
+        """Remember ``error`` by type and arguments, with long texts cut."""
         kind = type(error)
         try:
-            args = codec.encode(list(error.args))
+            args = cut_values(codec.encode(list(error.args)))
         except UnserializableValueError:
             args = None
-        return cls("error", [f"{kind.__module__}:{kind.__qualname__}", args, str(error)])
+        return cls("error", [f"{kind.__module__}:{kind.__qualname__}", args, text_of(error)])
 
     def replay(self, name: str) -> Any:
         """Return the remembered value, or raise the remembered error."""
@@ -101,7 +102,7 @@ def _rebuild_error(name: str, args: Any, text: str) -> Exception:
     if args is not None and isinstance(found, type) and issubclass(found, Exception):
         try:
             error: Exception = found(*codec.decode(args))
-            if str(error) == text:
+            if text_of(error) == text or len(text) > LONGEST_TEXT:
                 return error
         except Exception:  # a constructor that does not accept its own args may raise anything
             pass

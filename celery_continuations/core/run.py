@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from celery_continuations.core.calls import Call, Wait
+from celery_continuations.core.errors import causes
 from celery_continuations.core.evolution import NO_LOOPS, misfit_of_step
 from celery_continuations.core.host import Host
 from celery_continuations.core.order import Order, check_name, nested_steps
@@ -60,6 +61,9 @@ class Run:
     _completed_here: int = field(default=0, init=False)
     # Calls whose error was caught, each with the error being handled when the task continued.
     _handled: list[tuple[Step, BaseException | None]] = field(default_factory=list, init=False)
+    _raised: list[tuple[str, Exception]] = field(default_factory=list, init=False)  # by completed steps
+    _asked: bool = field(default=False, init=False)  # whether the task has made a checkpoint of its own
+    _saved_moved: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._order = Order(self.snapshot.steps)
@@ -101,6 +105,11 @@ class Run:
         """Run a step of the method ``kind`` whose outcome ``find`` returns, or an error, or which it interrupts."""
         return self.declare(Wait(self, name, kind=kind)).perform(self, find, read)
 
+    def own_checkpoint(self) -> None:
+        """Make a checkpoint that the task has asked for: what it keeps in ``saved`` is progress."""
+        self._asked = True
+        self.checkpoint()
+
     def checkpoint(self) -> None:
         """Make a checkpoint: the task may stop here."""
         if self.interrupted is not None:
@@ -109,6 +118,8 @@ class Run:
         if not self.attention:
             return
         self.guard()
+        if self._asked:
+            self._note_saved()
         self.attention = False  # first, so that what is set meanwhile counts
         reason = self._host.attend(self)
         # A continuation that stopped again without making progress could be resumed endlessly.
@@ -148,8 +159,16 @@ class Run:
 
     @property
     def progressed(self) -> bool:
-        """Whether this execution has completed a step or moved a cursor."""
-        return self._completed_here > 0 or (self.current is not None and self.current.advanced)
+        """Whether this execution has completed a step, moved a cursor, or changed ``saved`` before a checkpoint."""
+        if self._completed_here > 0 or (self.current is not None and self.current.advanced):
+            return True
+        if self._asked:
+            self._note_saved()
+        return self._saved_moved
+
+    def _note_saved(self) -> None:
+        self._asked = False
+        self._saved_moved = self.snapshot.note_saved() or self._saved_moved
 
     @property
     def misfit(self) -> InvalidStepError | None:
@@ -181,6 +200,8 @@ class Run:
             if handled is error and call.name in self.snapshot.completed:
                 self.snapshot.return_to(call.name)
                 self.current = None
+        of = {id(one): name for name, one in self._raised if name in self.snapshot.completed}
+        self.snapshot.raised_by = next((of[id(one)] for one in causes(error) if id(one) in of), None)
 
     def interrupt(self, reason: str) -> NoReturn:
         """Interrupt the task at this place.
@@ -210,6 +231,18 @@ class Run:
         return step.key
 
     # -- what steps call
+
+    def replay(self, step: Step, read: Callable[[Any], Any] | None = None) -> Any:
+        """Return, or raise, the remembered outcome of a completed step; ``read`` its value if that is elsewhere."""
+        try:
+            return step.outcome.replay(step.name) if read is None else read(step.outcome.data)
+        except Exception as exc:
+            self.remember_raised(step, exc)
+            raise
+
+    def remember_raised(self, step: Step, error: Exception) -> None:
+        """Note that a completed step raises ``error``: if it ends the task, a retry repeats that step."""
+        self._raised.append((step.name, error))
 
     def enter(self, step: Step) -> bool:
         """Begin ``step``, which was declared last; return False if it is complete already."""

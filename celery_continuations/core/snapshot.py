@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from celery_continuations.core import codec
+from celery_continuations.core.errors import cut, described
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.written import Written
 from celery_continuations.exceptions import InvalidStepError, UnserializableValueError
@@ -27,6 +28,9 @@ LOST = "lost"
 
 # Errors are kept for the operator, not for the task: a few are enough.
 _ERRORS_KEPT = 20
+
+# An error that comes fewer items than this after the one before it is close to it.
+_CLOSE = 10
 
 
 class Saved(dict[str, Any]):
@@ -111,6 +115,12 @@ class Snapshot:
         task_version: the ``continuation_version`` that the task began with.
         misfit: why a worker's code could not resume this snapshot, the last time this happened.
         uses: the format version that the current step needs.
+        moves_of_saved: how many checkpoints of the task's own have found ``saved`` changed: that is progress, too.
+        retried_at: the place at which ``self.retry()`` was last called, or None.
+        resumed_errors: how many errors the task was resumed from.
+        close_errors: how many of them in a row were close to the one before, and where the last one was.
+        error: the error that has ended the task: type, message, step, cursor; None before.
+        raised_by: the completed step whose remembered outcome is that error, or None.
     """
 
     completed: dict[str, Outcome] = field(default_factory=dict)
@@ -136,6 +146,13 @@ class Snapshot:
     task_version: int = 1
     misfit: str | None = None
     uses: int = _FIRST_VERSION
+    moves_of_saved: int = 0
+    retried_at: Any = None
+    resumed_errors: int = 0
+    close_errors: tuple[int, Any] = (0, None)
+    error: dict[str, Any] | None = None
+    raised_by: str | None = None
+    _found_saved: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _completed_text: Written = field(
         default_factory=lambda: Written(_write_completed), init=False, repr=False, compare=False
     )
@@ -146,18 +163,43 @@ class Snapshot:
         """Names of all steps recorded, the current one last."""
         return [*self.completed, *([self.current[0]] if self.current else [])]
 
+    @property
+    def place(self) -> list[Any]:
+        """How far the task is: equal for two snapshots without progress between them."""
+        place = [len(self.completed), list(self.current) if self.current else None]
+        return [*place, self.moves_of_saved] if self.moves_of_saved else place
+
+    def note_saved(self) -> bool:
+        """Note at a checkpoint of the task's own whether ``saved`` has changed since the last one."""
+        try:
+            found = {key: codec.encode(value) for key, value in self.saved.items()}
+        except UnserializableValueError:  # the next save reports it
+            return False
+        if found == self._found_saved:
+            return False
+        self._found_saved = found
+        self.moves_of_saved += 1
+        return True
+
     def remember_error(self, error: BaseException) -> None:
         """Keep ``error``, from which the task is resumed."""
-        name, cursor = self.current or (None, None)
-        entry = {"type": type(error).__name__, "message": str(error), "step": name, "cursor": cursor}
-        self.errors = [*self.errors[1 - _ERRORS_KEPT :], entry]
+        self.errors = [*self.errors[1 - _ERRORS_KEPT :], described(error, self.current)]
+        self.resumed_errors += 1
+        in_a_row, before = self.close_errors
+        now = [len(self.completed), self.progress[0]]
+        self.close_errors = (in_a_row + 1 if _is_close(before, now) else 0, now)
+
+    def forget_errors(self) -> bool:
+        """Forget the errors but for the last one, which matter less than progress; return whether there were any."""
+        kept, self.errors = self.errors, self.errors[-1:]
+        return len(kept) > 1
 
     def lose(self, *, alone: bool = False, shared: bool = False) -> None:
         """Note a lost execution at this place; it counts if it was lost ``alone``, or ``shared`` with others."""
         self.reason = LOST
         if not (alone or shared):
             return
-        place = [len(self.completed), list(self.current) if self.current else None]
+        place = self.place
         if self.lost_at != place:
             self.losses = (0, 0)
         self.losses = (self.losses[0] + alone, self.losses[1] + shared)
@@ -256,31 +298,21 @@ class Snapshot:
             saved = Saved()
             for key, value in data["saved"].items():
                 saved[key] = codec.decode(value, f"saved[{key!r}]")
-            return cls(
+            found = cls(
                 completed={name: Outcome(kind, value) for name, kind, value in data["completed"]},
                 current=None if data["current"] is None else (data["current"][0], data["current"][1]),
                 saved=saved,
-                executions=data["executions"],
-                resumptions=data["resumptions"],
-                counted=data["counted"],
-                run_time=data["run_time"],
-                reason=data["reason"],
-                left_at=data["left_at"],
-                errors=list(data["errors"]),
                 progress=(data["progress"][0], data["progress"][1]),
                 losses=(data["losses"][0], data["losses"][1]),
-                lost_at=data["lost_at"],
                 waiting=None if data["waiting"] is None else Waiting(*data["waiting"]),
-                gap=data["gap"],
                 failed_items=list(data["aside"]),
-                kind=data["kind"],
-                mark=data["mark"],
                 kinds=_kinds(data),
-                begun_as=data["begun_as"],
-                task_version=data["task_version"],
-                misfit=data["misfit"],
-                uses=data["uses"],
+                close_errors=(data["close_errors"][0], data["close_errors"][1]),
+                errors=list(data["errors"]),
+                **{name: data[name] for name in _UNCHANGED},
             )
+            found._found_saved = data["saved"]
+            return found
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as exc:
             raise UnserializableValueError("the snapshot", f"cannot be read: {type(exc).__name__}: {exc}") from exc
 
@@ -299,7 +331,11 @@ _PLAIN = (
     "current", "executions", "resumptions", "counted", "run_time", "reason",
     "left_at", "errors", "progress", "losses", "lost_at", "waiting", "gap",
     "kind", "mark", "kinds", "begun_as", "task_version", "misfit", "uses",
+    "moves_of_saved", "retried_at", "resumed_errors", "close_errors", "error", "raised_by",
 )  # fmt: skip
+
+# Those of them that are read as they were written.
+_UNCHANGED = set(_PLAIN) - {"current", "errors", "progress", "losses", "waiting", "kinds", "close_errors"}
 
 _NEW: dict[str, Any] = {
     "completed": [],
@@ -322,4 +358,11 @@ def with_misfit(text: str, problem: str) -> str:
     >>> Snapshot.loads(with_misfit(Snapshot(executions=3).dumps(), "step 'a' is unknown")).misfit
     "step 'a' is unknown"
     """
-    return json.dumps({**json.loads(text), "misfit": problem}, separators=(",", ":"))
+    return json.dumps({**json.loads(text), "misfit": cut(problem)}, separators=(",", ":"))
+
+
+def _is_close(before: Any, now: list[Any]) -> bool:
+    """Whether little was done between two errors, each with the number of completed steps and of items done."""
+    if before is None or before[0] != now[0]:
+        return False
+    return None in (before[1], now[1]) or 0 <= now[1] - before[1] < _CLOSE

@@ -61,8 +61,8 @@ class StepsRun(Protocol):
     attention: bool
     id: str
 
-    def checkpoint(self) -> None:
-        """Make a checkpoint: the task may stop here."""
+    def own_checkpoint(self) -> None:
+        """Make a checkpoint that the task has asked for."""
 
     def moved(self) -> None:
         """Make a checkpoint after the cursor was moved."""
@@ -107,11 +107,11 @@ class Over:
         self.attention = True
         self._name = name
 
-    def checkpoint(self) -> None:
+    def own_checkpoint(self) -> None:
         """Refuse to continue a completed step."""
         raise InvalidStepError(f"step {self._name!r} is complete; its cursor was moved after its block", self._name)
 
-    moved = checkpoint
+    moved = own_checkpoint
 
     def passed(self, has_moved: bool) -> bool:
         """Refuse to continue a completed loop."""
@@ -306,7 +306,7 @@ class Step(Generic[Cursor]):
 
     def checkpoint(self) -> None:
         """Make a checkpoint: the task may stop here, at the current cursor."""
-        self.run.checkpoint()
+        self.run.own_checkpoint()
 
     def __iter__(self) -> Iterator[Step[Cursor]]:
         if not self.run.enter(self):

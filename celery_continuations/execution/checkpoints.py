@@ -16,6 +16,7 @@ from celery_continuations.exceptions import Interrupt, StoreError
 from celery_continuations.execution.direct import is_of_item, snapshot_text, warn_of_many_steps
 from celery_continuations.execution.message import CANCELLED, Message, pauses
 from celery_continuations.execution.ownership import Ownership
+from celery_continuations.execution.retries import Retries
 from celery_continuations.execution.triggers import STOPPING, Triggers
 from celery_continuations.process.stop_flag import COLD
 from celery_continuations.protocol.owned import OwnedRecord
@@ -41,6 +42,7 @@ class Checkpoints:
     Attributes:
         run: the run.
         triggers: what makes its checkpoints do something.
+        retries: the retries of the task.
         saved_text: the text of the last saved snapshot.
     """
 
@@ -54,6 +56,9 @@ class Checkpoints:
         self.run = self.run_type(message.request.id, snapshot, self)
         self.triggers = triggers_of(self.run)
         self.saved_text = ownership.record.snapshot
+        self.retries = Retries(message, snapshot)
+        if self.retries.pending:
+            self.run.attention = True
         self.largest: int = message.setting("max_snapshot")
         self._began = time.monotonic()
         self._ran_before = snapshot.run_time
@@ -71,6 +76,7 @@ class Checkpoints:
         if reason is None and run.unit is None and self.triggers.is_save_due():
             self.save(run)
         self.triggers.attended(reason is not None)
+        self._count_retries(run)
         return reason
 
     def is_due(self, run: Run) -> bool:
@@ -84,6 +90,7 @@ class Checkpoints:
             Interrupt: when another execution has superseded this one, or a pause or cancel command is pending.
         """
         self._measure_gap(run)  # while the step is still known
+        self._count_retries(run)
         text = self.text()
         if run.unit is not None:
             self._commit(run, run.unit, text)
@@ -229,6 +236,11 @@ class Checkpoints:
                 self.message.reporter.not_saved("its progress; it is unknown whether the commit took effect", exc)
             time.sleep(pause)
         raise AssertionError("unreachable")
+
+    def _count_retries(self, run: Run) -> None:
+        """Count retries from 0 once the task has made progress; until then each checkpoint looks for it."""
+        self.retries.reset_after_progress(run)
+        run.attention = run.attention or self.retries.pending
 
     def _measure_gap(self, run: Run) -> None:
         """Record how long the task went without a checkpoint while one was due."""

@@ -19,7 +19,7 @@ from celery_continuations.execution.running import Running
 from celery_continuations.execution.sigterm import defer_terminate
 from celery_continuations.execution.triggers import MAX_RUNTIME, Triggers, watcher
 from celery_continuations.execution.unfit import Unfit, adapted, refuse_changed_code
-from celery_continuations.messages.requeue import requeue_delay
+from celery_continuations.messages.requeue import CLAIM_COUNTDOWN, requeue_delay
 from celery_continuations.process.identity import new_owner
 from celery_continuations.process.reminder import Reminder
 from celery_continuations.process.stop_flag import StopFlag
@@ -30,9 +30,6 @@ from celery_continuations.stores import Status, Store
 from celery_continuations.stores.problems import UnstorableError
 
 __all__ = ["Claiming", "Refused"]
-
-# Seconds until the next attempt to claim a message.
-_CLAIM_COUNTDOWN = 5
 
 # The outages of stores, as the claims of this process meet them.
 _outages: defaultdict[Store, Reminder] = defaultdict(Reminder)
@@ -116,7 +113,7 @@ class Claiming:
         except StoreError as exc:
             # Each message returns every few seconds: warn of the outage once a minute.
             level = logging.WARNING if _outages[message.store].is_due() else logging.INFO
-            self._requeue(_CLAIM_COUNTDOWN, f"the claim failed; trying again in {_CLAIM_COUNTDOWN} s: {exc}", level)
+            self._requeue(CLAIM_COUNTDOWN, f"the claim failed; trying again in {CLAIM_COUNTDOWN} s: {exc}", level)
         else:
             lasted = _outages[message.store].reset()
             if lasted is not None:
@@ -157,7 +154,7 @@ class Claiming:
     def _running(self, ownership: Ownership, snapshot: Snapshot, flag: StopFlag) -> Running:
         message = self._message
         snapshot.executions += 1
-        snapshot.waiting = snapshot.misfit = None
+        snapshot.waiting = snapshot.misfit = snapshot.error = snapshot.raised_by = None
         checkpoints = self._execution.checkpoints = Checkpoints(message, ownership, snapshot, self._triggers)
         crash_loop = _crash_loop(snapshot, message.setting("max_crashes"))
         if crash_loop is not None:

@@ -86,6 +86,8 @@ def snapshot_text(run: Run, limit: int) -> str:
     """
     snapshot = run.take_snapshot()
     text = snapshot.dumps()
+    if len(text) > limit and snapshot.forget_errors():
+        text = snapshot.dumps()
     if len(text) > limit:
         raise SnapshotTooLargeError(len(text), limit, snapshot.largest_part())
     return text

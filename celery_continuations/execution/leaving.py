@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -11,22 +13,28 @@ from celery import Celery, states
 from celery.exceptions import Ignore
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
+from celery_continuations import conf
 from celery_continuations.core.inbox import Inbox
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import Waiting
 from celery_continuations.ends import BackendUnavailable, NotEnded, ends_of
 from celery_continuations.exceptions import Interrupted, StoreError
-from celery_continuations.execution.message import CANCELLED, Message
+from celery_continuations.execution.message import CANCELLED, Message, pauses
 from celery_continuations.execution.ownership import Ownership
 from celery_continuations.execution.phases import Ended, Passive, Phased
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.execution.waiting import CHECK_AGAIN
+from celery_continuations.process.stop_flag import STOPPING as STOPPING_LEVEL
 from celery_continuations.protocol import commands
 from celery_continuations.stores import Command, Status
 
 __all__ = ["RETRY", "HandOver", "Leaving"]
 
 RETRY = "retry"
+
+# The part of the grace period for which a stopping execution waits for the store; the rest is for the state and the
+# message.
+_OF_THE_GRACE = 0.75
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Leaving(Passive):
         if self._hand_over.waiting is not None:
             return  # the record is written once Celery has stored its state: then a delivery may publish it
         try:
-            self._queue()
+            self._patiently(self._queue)
         except StoreError as exc:
             self._message.reporter.not_saved("its progress, which only the message carries now", exc)
         else:
@@ -93,6 +101,28 @@ class Leaving(Passive):
                 self._ownership.cancel()
                 self._execution.phase = Ended()
                 raise NotEnded(CANCELLED)
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """Write the progress; while the worker stops, wait for an unavailable store until the time is needed.
+
+        If the store returns before the worker must have stopped, the record is as new as the message.  Otherwise the
+        next worker might recover the last save while the message, which has the progress since then, is not claimed.
+
+        Raises:
+            StoreError: when the store is still unavailable then.
+        """
+        flag, waits = self._message.flag, False
+        for pause in pauses():
+            try:
+                return write()
+            except StoreError as exc:
+                until = flag.stopped_at + conf.grace_period(self._message.task.app) * _OF_THE_GRACE
+                if flag.level != STOPPING_LEVEL or time.monotonic() + pause >= until:
+                    raise
+                if not waits:
+                    self._message.reporter.not_saved("its progress yet; waiting for the store", exc)
+                waits = True
+            time.sleep(pause)
 
     def _queue(self) -> None:
         given = self._hand_over
@@ -114,7 +144,7 @@ class Leaving(Passive):
             raise
         except Exception as exc:
             reporter.log(logging.ERROR, "publish_failed", "failed: it could not be published again: %r", exc)
-            self._ownership.end(Status.FAILED, None)
+            self._ownership.fail(exc)
             self._execution.phase = Ended()
             raise
         finally:
@@ -135,7 +165,7 @@ class Leaving(Passive):
         given, waiting = self._hand_over, self._hand_over.waiting
         if waiting is not None:
             try:
-                self._wait(waiting)
+                self._patiently(lambda: self._wait(waiting))
             except Ignore:
                 return None
             except StoreError as exc:
@@ -190,7 +220,7 @@ class _Left(Passive):
     def settle(self, state: str | None, result: Any) -> None:
         """Mark the task as failed if its own ``on_retry`` has failed."""
         if state in (states.FAILURE, states.REJECTED):
-            self._ownership.end(Status.FAILED, None)
+            self._ownership.fail(result)
             self._execution.phase = Ended()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from celery_continuations import control
+from celery_continuations import celery_internals, control
 from celery_continuations.ends import NotEnded
 from celery_continuations.exceptions import StoreError
 from celery_continuations.execution.message import Message
@@ -73,6 +73,17 @@ class Ownership:
         except StoreError as exc:
             self._message.reporter.not_saved("that it has ended", exc)
             return True  # a sweep will find it
+
+    def fail(self, error: object) -> None:
+        """Write that the task has failed, once Celery has stored that.
+
+        Args:
+            error: the error, also as Celery passes it on.
+        """
+        try:
+            self.record.fail(celery_internals.error_in(error), seconds_kept(self._message.task, Status.FAILED))
+        except StoreError as exc:
+            self._message.reporter.not_saved("that it has failed", exc)
 
     def release(self, snapshot: str | None) -> None:
         """Let this execution's message, which is requeued, claim again."""

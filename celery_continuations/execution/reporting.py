@@ -10,6 +10,7 @@ from celery_continuations import conf, events, signals
 from celery_continuations.core import codec
 from celery_continuations.core.calls import Wait
 from celery_continuations.core.continuation import Continuation
+from celery_continuations.core.errors import text_of
 from celery_continuations.core.run import Run
 from celery_continuations.core.snapshot import LOST, Snapshot
 from celery_continuations.core.step import Step
@@ -18,9 +19,12 @@ from celery_continuations.exceptions import CrashLoopError, ErrorBudgetError, In
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["Reporter"]
+__all__ = ["MANY_ERRORS", "Reporter"]
 
 logger = logging.getLogger("celery_continuations")
+
+#: The number of errors that a task was resumed from at which a warning is logged; then at each doubling.
+MANY_ERRORS = 100
 
 _STEP_MESSAGES = {
     "step_started": "step %s started",
@@ -254,7 +258,9 @@ class Reporter:
             error: the error that caused it, if any, whose traceback is logged only here.
             run: the run, or None if the task is requeued unchanged.
         """
-        level = logging.INFO if error is None else logging.WARNING
+        number = run.snapshot.resumed_errors if run is not None and error is not None else 0
+        # The traceback of each would fill the log. The last error, with which a task fails, is logged by Celery.
+        level, shown_error = (logging.WARNING, error) if number == 1 else (logging.INFO, None)
         # An error was reported as the step's failure
         if run is not None and run.current is not None and error is None:
             self.step("step_interrupted", run, run.current, reason=shown.reason)
@@ -264,9 +270,22 @@ class Reporter:
             "duration": self._since(self._began),
             "error": _error(error),
         }
-        self.log(level, "interrupted", "%s", shown, exc_info=error, **fields)
+        self.log(level, "interrupted", "%s", shown, exc_info=shown_error, **fields)
+        if number >= MANY_ERRORS and (number // MANY_ERRORS).bit_count() == 1 and number % MANY_ERRORS == 0:
+            self._many_errors(number, error)
         self._send("interrupted", fields)
         signals.task_interrupted.send(sender=self._task, task_id=self._task_id, interrupt=shown, error=error)
+
+    def _many_errors(self, number: int, error: Exception | None) -> None:
+        """Warn of a task that is resumed after errors, perhaps without an end: its state never shows them."""
+        self.log(
+            logging.WARNING,
+            "many_errors",
+            "was resumed from %d errors; each came after progress, so none has failed it",
+            number,
+            exc_info=error,
+            errors=number,
+        )
 
     def _since(self, began: float) -> float:
         return round((self._left or time.monotonic()) - began, 3)
@@ -311,4 +330,4 @@ def _current(snapshot: Snapshot) -> tuple[str | None, Any]:
 
 
 def _error(error: BaseException | None) -> dict[str, str] | None:
-    return None if error is None else {"type": type(error).__name__, "message": str(error)}
+    return None if error is None else {"type": type(error).__name__, "message": text_of(error)}

@@ -13,6 +13,7 @@ from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery_continuations import celery_internals
 from celery_continuations.core import codec
 from celery_continuations.core.calls import Wait
+from celery_continuations.core.errors import summary
 from celery_continuations.core.evolution import misfit
 from celery_continuations.core.progress import Progress
 from celery_continuations.core.run import Run
@@ -34,6 +35,7 @@ from celery_continuations.execution.checkpoints import Checkpoints
 from celery_continuations.execution.leaving import RETRY, HandOver, Leaving
 from celery_continuations.execution.message import CANCELLED
 from celery_continuations.execution.phases import Ended, Final, Phased
+from celery_continuations.execution.retries import error_countdown
 from celery_continuations.execution.triggers import STOPPING
 from celery_continuations.execution.unfit import refuse_changed_code
 from celery_continuations.stores import Command, Status
@@ -62,6 +64,7 @@ class Running:
         self._task = checkpoints.message.task
         self._crash_loop = crash_loop
         self._error: Exception | None = None  # the error that the task resumes from
+        self._left_by: BaseException | None = None  # the error that the task ends with
 
     def begun(self) -> Run:
         """Return the run.  Raises the CrashLoopError."""
@@ -91,6 +94,7 @@ class Running:
         if run.interrupted is not None or celery_internals.is_predicate(error):
             return
         run.failed(error)
+        self.checkpoints.retries.reset_after_progress(run)
         if not run.progressed or not self._message.setting("resume_errors_after_advancing"):
             return
         if isinstance(error, (SoftTimeLimitExceeded, MemoryError, ContinuationError)):
@@ -99,7 +103,7 @@ class Running:
             return
         run.take_snapshot().remember_error(error)
         self._error = error
-        run.interrupt(f"{type(error).__name__}: {error}")
+        run.interrupt(summary(error))
 
     def returned(self) -> None:
         """Raise again what the body has swallowed."""
@@ -173,12 +177,17 @@ class Running:
         self.run.abandon()
         interrupt = self._interruption(error)
         if interrupt is not None:
-            return self._hand_over(interrupt)
+            try:
+                return self._hand_over(interrupt)
+            except ResumeLimitError as exc:
+                self._save_failure(exc)
+                raise
         options = self._execution.retry_options
         if isinstance(error, Retry) and options is not None:
-            self.run.take_snapshot()
+            self.checkpoints.retries.retried(self.run)
             self._leave(RETRY, options, None, self._message.saved(**options))
         elif isinstance(error, Exception) and not celery_internals.is_predicate(error):
+            self._left_by = error
             self._save_failure(error)
         return error
 
@@ -203,7 +212,7 @@ class Running:
             snapshot.counted += 1
         options = dict(self._message.setting("resume_options"))
         if self._error is not None:
-            options["countdown"] = self._message.setting("resume_error_countdown")
+            options["countdown"] = error_countdown(snapshot, self._message.setting("resume_error_countdown"))
         shown = self._shown(self.run.current, interrupt.reason)
         self._leave(interrupt.reason, options, shown)
         countdown: Any = options.get("countdown") or 0
@@ -248,7 +257,7 @@ class Running:
         if state == states.REJECTED and getattr(result, "requeue", False):
             self.ownership.release(self.checkpoints.timed_text())
         elif state in (states.FAILURE, states.REJECTED):
-            self.ownership.end(Status.FAILED, None)  # _save_failure has saved it
+            self.ownership.fail(self._left_by or result)  # _save_failure has saved the progress
         elif state in (states.SUCCESS, states.IGNORED) and sys.exc_info()[1] is None:
             # Celery reports SUCCESS also if a signal's receiver or the backend has prevented it from storing that. Then
             # the value is kept, and the execution that recovers the task returns it.

@@ -20,7 +20,6 @@ from celery_continuations.execution.ownership import Ownership
 from celery_continuations.execution.phases import Ended, Final, Passive, Phased
 from celery_continuations.messages.headers import CHANGED
 from celery_continuations.messages.requeue import requeue_delay
-from celery_continuations.stores import Status
 
 __all__ = ["CODE_CHANGED", "Unfit", "adapted", "refuse_changed_code"]
 
@@ -132,5 +131,5 @@ class Unfit(Passive):
     def settle(self, state: str | None, result: Any) -> None:
         """Update the record: the task has failed."""
         if state in (states.FAILURE, states.REJECTED):
-            self._ownership.end(Status.FAILED, None)
+            self._ownership.fail(self._error)
             self._execution.phase = Ended()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 
-__all__ = ["requeue_delay"]
+__all__ = ["CLAIM_COUNTDOWN", "requeue_delay"]
 
 #: Seconds until a worker whose code cannot resume a task requeues it, on average.
 REQUEUE_DELAY = 5.0
+
+#: Seconds until the next attempt to claim a message while the store is unavailable.
+CLAIM_COUNTDOWN = 5
 
 
 def requeue_delay() -> float:

@@ -29,9 +29,9 @@ __all__ = ["COLD", "RUNNING", "STOPPING", "StopFlag", "flag_at", "flag_of", "new
 RUNNING, STOPPING, COLD = 0, 1, 2
 
 # The level; how often the lease has expired, in one byte; the end of the lease by time.monotonic, which is the same for
-# all processes of a machine, or 0 without a lease; and the worker's id.
-_LEASE = struct.Struct("d")
-_LAPSES_AT, _LEASE_AT, _WORKER_AT, _SIZE = 1, 8, 16, 80
+# all processes of a machine, or 0 without a lease; the time at which the level was raised first; and the worker's id.
+_TIME = struct.Struct("d")
+_LAPSES_AT, _LEASE_AT, _STOPPED_AT, _WORKER_AT, _SIZE = 1, 8, 16, 24, 88
 
 # A read-only root file system still has /dev/shm.
 _SHARED_MEMORY = "/dev/shm"
@@ -77,14 +77,21 @@ class StopFlag:
 
     def raise_to(self, level: int) -> None:
         """Raise the level; it is never lowered."""
+        if self._map[0] == RUNNING < level:
+            self._map[_STOPPED_AT:_WORKER_AT] = _TIME.pack(time.monotonic())
         if self._map[0] < level:
             self._map[0] = level
+
+    @property
+    def stopped_at(self) -> float:
+        """When the level was raised, by ``time.monotonic``; 0 if it was not."""
+        return float(_TIME.unpack(self._map[_STOPPED_AT:_WORKER_AT])[0])
 
     def extend_lease(self, until: float) -> None:
         """Note that the worker's lease expires at ``until``, by ``time.monotonic``."""
         if self.lease_is_over:
             self._map[_LAPSES_AT] = (self._map[_LAPSES_AT] + 1) % 256
-        self._map[_LEASE_AT:_WORKER_AT] = _LEASE.pack(until)
+        self._map[_LEASE_AT:_STOPPED_AT] = _TIME.pack(until)
 
     @property
     def lapses(self) -> int:
@@ -94,7 +101,7 @@ class StopFlag:
     @property
     def lease_is_over(self) -> bool:
         """Whether the worker's lease has expired, so that other workers may have recovered its tasks."""
-        (until,) = _LEASE.unpack(self._map[_LEASE_AT:_WORKER_AT])
+        (until,) = _TIME.unpack(self._map[_LEASE_AT:_STOPPED_AT])
         return bool(0 < until < time.monotonic())
 
     def remove(self) -> None:

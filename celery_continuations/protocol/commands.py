@@ -328,7 +328,8 @@ def retry(store: Store, task_id: str, step: str | None = None, accept_source: bo
     Args:
         store: where the record is.
         task_id: the task.
-        step: the step to restart from; by default the task continues in the step that failed.
+        step: the step to restart from; by default the task continues in the step that failed.  A wait that failed, or
+            a step whose value could not be saved, begins again.
         accept_source: whether the failed loop continues with its source as it is now.
 
     Raises:
@@ -361,7 +362,9 @@ def _reopened(record: Record | None, task_id: str, step: str | None, accept_sour
 
 def _rewind(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
     """Forget the outcomes of a step and of all after it; return their names."""
+    step = step or snapshot.raised_by or _failed_step(snapshot)
     snapshot.losses, snapshot.lost_at, snapshot.waiting, snapshot.misfit = (0, 0), None, None, None
+    snapshot.error = snapshot.raised_by = None
     if step is None:
         return [snapshot.current[0]] if snapshot.current else []
     names = snapshot.steps
@@ -374,6 +377,17 @@ def _rewind(task_id: str, snapshot: Snapshot, step: str | None) -> list[str]:
         snapshot.completed.pop(name, None)
         snapshot.kinds.pop(name, None)
     return dropped
+
+
+def _failed_step(snapshot: Snapshot) -> str | None:
+    """Return the step that failed a task of release 0.1, which did not save that.
+
+    It is the last one, if it was completed with an error, or with a value that could not be saved.
+    """
+    last = next(reversed(snapshot.completed), None)
+    if last is None or snapshot.error is not None or snapshot.current is not None:
+        return None
+    return last if snapshot.completed[last].kind in ("error", "lost") else None
 
 
 def _accept_source(task_id: str, snapshot: Snapshot) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
+from celery_continuations.core.notes import with_error
 from celery_continuations.core.outcome import Outcome
+from celery_continuations.exceptions import StoreError
 from celery_continuations.stores.base import Command, Fence, Record, Status, Store, Update
 
 __all__ = ["OVERDUE_AFTER", "OwnedRecord", "Superseded"]
@@ -161,6 +163,18 @@ class OwnedRecord:
         except Superseded:
             return False
         return True
+
+    def fail(self, error: BaseException | None, expires_in: float) -> None:
+        """Keep the failed record for ``expires_in`` seconds, with the error that has ended the task, if it is known.
+
+        No-op if another execution owns the record.
+        """
+        text = None
+        with suppress(StoreError, ValueError, TypeError, AttributeError):  # the error matters less than the status
+            found = self._store.read(self._task_id) if error is not None else None
+            if found is not None and error is not None:
+                text = with_error(found.snapshot, error)
+        self.end(Status.FAILED, text, expires_in)
 
     def remove(self) -> None:
         """Free the task's id for another task."""

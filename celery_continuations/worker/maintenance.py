@@ -25,6 +25,7 @@ from celery_continuations.protocol.liveness import Loss
 from celery_continuations.stores import Store
 from celery_continuations.stores.base import LIMIT
 from celery_continuations.stores.factory import stores_of
+from celery_continuations.worker.lease_clock import RENEWALS, LeaseClock
 from celery_continuations.worker.revoking import Revocations
 from celery_continuations.worker.sweeper import Sweeper
 
@@ -37,9 +38,6 @@ logger = logging.getLogger("celery_continuations")
 
 # Seconds between two checks of the pool's processes and of the stop flag.
 _TICK = 0.25
-
-# How many times a lease is renewed before it would expire.
-_RENEWALS = 4
 
 # Each sweep interval is shortened by up to this fraction, so that workers started together do not sweep together.
 _JITTER = 0.2
@@ -66,14 +64,16 @@ class Maintenance:
         self._pids: set[int] = set()
         self._lease = float(conf.app_setting(app, "lease"))
         self._interval = float(conf.app_setting(app, "sweep_interval"))
-        self._stores = [
-            _MaintainedStore(store, Sweeper(app, store, flag.worker, self._may_be_in_progress, sends_as))
-            for store in stores_of(app)
-            if store.keeps
-        ]
+        self._sends_as = sends_as
+        self._stores = [self._maintained(store) for store in stores_of(app) if store.keeps]
         self.revocations = Revocations(app, [maintained.store for maintained in self._stores])
         self._ending = threading.Event()
         _by_worker[flag.worker] = self
+
+    def _maintained(self, store: Store) -> _MaintainedStore:
+        worker, clock = self._flag.worker, LeaseClock(self._flag.worker, self._lease)
+        sweeper = Sweeper(self._app, store, worker, self._may_be_in_progress, self._sends_as, clock=clock)
+        return _MaintainedStore(store, sweeper, clock)
 
     def start(self) -> None:
         """Take the lease before the first task runs, and start the threads."""
@@ -134,11 +134,12 @@ class Maintenance:
         now = time.monotonic()
         stopping = self._flag.level > 0
         note = Loss.STOP.value if stopping else Loss.SUSPECTED_CRASH.value if maintained.running > 1 else ""
-        maintained.renew_at = now + self._lease / _RENEWALS
+        maintained.renew_at = now + self._lease / RENEWALS
         try:
             maintained.store.renew(self._flag.worker, self._lease, note)
         except StoreError as exc:
             maintained.unavailable = True
+            maintained.clock.unavailable()
             if maintained.renewal_reminder.is_due():
                 logger.warning("This worker's lease could not be renewed: %s", exc, extra={"action": "lease_failed"})
             return
@@ -151,6 +152,7 @@ class Maintenance:
             # Every worker's lease may have expired meanwhile: give each worker the time to renew its own.
             maintained.unavailable, maintained.trusts_leases_at = False, time.monotonic() + self._lease
         maintained.held_until = now + self._lease
+        maintained.clock.renewed(now)
         self._flag.extend_lease(min(maintained.held_until for maintained in self._stores))
 
     def _sweep(self, maintained: _MaintainedStore) -> None:
@@ -163,6 +165,8 @@ class Maintenance:
         try:
             scan = maintained.sweeper.sweep(trusts_leases)
         except (StoreError, OperationalError, OSError) as exc:
+            if isinstance(exc, StoreError):
+                maintained.clock.unavailable()
             # the lease reports an outage of the store
             is_reported = isinstance(exc, StoreError) and maintained.renewal_reminder.is_active
             if not is_reported and maintained.sweep_reminder.is_due():
@@ -181,7 +185,7 @@ class Maintenance:
 
     def _was_slow(self, since: float) -> bool:
         """Whether the store answered so slowly that other workers may have failed to renew."""
-        return time.monotonic() - since > self._lease / _RENEWALS
+        return time.monotonic() - since > self._lease / RENEWALS
 
 
 def _is_in_progress(task_id: str) -> bool:
@@ -196,8 +200,9 @@ def _is_in_progress(task_id: str) -> bool:
 class _MaintainedStore:
     """The lease and sweeps of one store.  Times are by ``time.monotonic``."""
 
-    def __init__(self, store: Store, sweeper: Sweeper) -> None:
+    def __init__(self, store: Store, sweeper: Sweeper, clock: LeaseClock) -> None:
         self.store = store
+        self.clock = clock
         self.sweeper = sweeper
         self.renew_at = 0.0
         self.sweep_at = 0.0

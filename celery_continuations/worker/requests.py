@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import TimeLimitExceeded
 from celery.worker import state as celery_state
 from celery.worker import strategy as celery_strategy
 from celery.worker.request import Request as CeleryRequest
@@ -88,7 +89,8 @@ class Request(CeleryRequest):
         # acks_on_timeout came with Celery 5.7
         acks = getattr(self.task, "acks_on_timeout", self.task.acks_on_failure_or_timeout)
         is_requeued = self.task.acks_late and not acks
-        decide(self.task, self.id, self._maintenance, Status.RUNNING if is_requeued else Status.FAILED)
+        status, error = (Status.RUNNING, None) if is_requeued else (Status.FAILED, TimeLimitExceeded(timeout))
+        decide(self.task, self.id, self._maintenance, status, error)
 
     # -- a process that died
 
@@ -135,11 +137,17 @@ class Request(CeleryRequest):
         )
 
 
-def decide(task: Any, task_id: str, maintenance: Maintenance | None, status: Status | None) -> None:
+def decide(
+    task: Any,
+    task_id: str,
+    maintenance: Maintenance | None,
+    status: Status | None,
+    error: BaseException | None = None,
+) -> None:
     """Prevent the recovery of a task that the main process ends, or write its status; see :meth:`Sweeper.decide`."""
     sweeper = maintenance.sweeper_of(_store_of(task)) if maintenance else None
     if sweeper is not None:
-        sweeper.decide(task_id, status)
+        sweeper.decide(task_id, status, error)
 
 
 def _store_of(task: Any) -> Store:

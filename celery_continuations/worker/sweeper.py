@@ -19,8 +19,9 @@ from celery_continuations.protocol.endings import ended, needs_chord_count, seco
 from celery_continuations.protocol.liveness import Loss, loss_of
 from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord
 from celery_continuations.protocol.recovery import overdue_after, recover, republish_overdue
-from celery_continuations.stores import Command, Fence, Record, Scan, Status, Store
+from celery_continuations.stores import Command, Fence, Lease, Record, Scan, Status, Store
 from celery_continuations.stores.base import LIMIT
+from celery_continuations.worker.lease_clock import LeaseClock
 
 __all__ = ["Report", "Sweeper"]
 
@@ -30,13 +31,16 @@ logger = logging.getLogger("celery_continuations")
 # Celery itself takes that long to requeue what a killed worker held.
 _LONG = 3600.0
 
+# Other actions are warnings.
+_LEVELS = {"recovery_failed": logging.ERROR, "woken": logging.INFO}
+
 
 class Report(NamedTuple):
     """What a sweep did with a task, or failed to do.
 
     Attributes:
         task_id: the task; ``""`` for an entry of the store that belongs to none.
-        action: ``"recovered"``, ``"published_again"`` or ``"recovery_failed"``.
+        action: ``"recovered"``, ``"woken"``, ``"published_again"`` or ``"recovery_failed"``.
         text: continues the sentence that begins with the task's id.
     """
 
@@ -52,7 +56,7 @@ class Report(NamedTuple):
 def log(report: Report) -> None:
     """Log what a sweep did."""
     task_id, action, _ = report
-    level = logging.ERROR if action == "recovery_failed" else logging.WARNING
+    level = _LEVELS.get(action, logging.WARNING)
     logger.log(level, "%s", report, extra={"action": action, "task_id": task_id})
 
 
@@ -72,6 +76,7 @@ class Sweeper:
         is_in_progress: whether this worker has received a task and not yet seen it end.
         sends_as: returns the worker's name, or None while it does not send task events.
         report: called with what a sweep did with each task.
+        clock: what the worker knows of the leases in the store; None to believe the store.
     """
 
     def __init__(
@@ -82,7 +87,9 @@ class Sweeper:
         is_in_progress: Callable[[str], bool],
         sends_as: Callable[[], str | None] = lambda: None,
         report: Callable[[Report], None] = log,
+        clock: LeaseClock | None = None,
     ) -> None:
+        self._clock = clock
         self._report = report
         self._sends_as = sends_as
         self._is_in_progress = is_in_progress
@@ -90,6 +97,7 @@ class Sweeper:
         self._store = store
         self._worker = worker
         self._decided: dict[str, Status | None] = {}
+        self._errors: dict[str, BaseException] = {}  # with which it ends them
         self._reported: set[str] = set()  # tasks that cannot be recovered, and entries that cannot be read
         self._idle: set[str] = set()  # owners that had no task in progress at the last scan
 
@@ -106,21 +114,17 @@ class Sweeper:
             StoreError: when the store is unavailable.
             OSError, kombu.exceptions.OperationalError: when the broker is unavailable.
         """
+        before = self._clock.read() if self._clock else None
         # Records that cannot be read stay due, before all others: without more room they would fill every scan.
         scan = self._store.scan(self._worker, LIMIT + len(self._reported))
         for problem in scan.problems:
             self._report_failure("", "", problem)
         trusts_leases = by_lease()
+        leases = self._clock.judged(scan.leases, before) if self._clock and before else scan.leases
         lost: list[_Lost] = []
-        dead = []
-        for lease in scan.leases:
-            loss = loss_of(lease.worker, scan.leases, by_lease=trusts_leases)
-            if loss and lease.worker != self._worker:
-                dead.append(lease.worker)
-                owned = self._store.scan(lease.worker, 0).owned
-                if len(owned) > 1 and loss is Loss.CRASH:
-                    loss = Loss.SUSPECTED_CRASH
-                lost += [_Lost(task_id, owner, loss) for task_id, owner in owned.items()]
+        dead: list[str] = []
+        if self._clock is None or self._clock.trusts_proofs:
+            lost = self._lost_elsewhere(leases, trusts_leases, dead)
         lost += self._lost_here(scan)
         if lost or scan.due:
             with publisher(self._app) as publishing:
@@ -132,6 +136,19 @@ class Sweeper:
             self._store.retire(worker)
         return scan._replace(due=[task_id for task_id in scan.due if task_id not in self._reported])
 
+    def _lost_elsewhere(self, leases: list[Lease], by_lease: bool, dead: list[str]) -> list[_Lost]:
+        """Return the tasks of other workers that are dead, and add these to ``dead``."""
+        lost: list[_Lost] = []
+        for lease in leases:
+            loss = loss_of(lease.worker, leases, by_lease=by_lease)
+            if loss and lease.worker != self._worker:
+                dead.append(lease.worker)
+                owned = self._store.scan(lease.worker, 0).owned
+                if len(owned) > 1 and loss is Loss.CRASH:
+                    loss = Loss.SUSPECTED_CRASH
+                lost += [_Lost(task_id, owner, loss) for task_id, owner in owned.items()]
+        return lost
+
     def _lost_here(self, scan: Scan) -> list[_Lost]:
         """Return the tasks that this worker owns and no longer runs."""
         lost = []
@@ -140,6 +157,8 @@ class Sweeper:
             loss = loss_of(owner, scan.leases, by_lease=False)
             if self._decided.get(task_id):
                 self._attempt(self._settle, task_id)
+            elif self._clock is not None and not self._clock.trusts_proofs:
+                continue
             elif loss and task_id not in self._decided:
                 lost.append(_Lost(task_id, owner, loss))
             elif not self._is_in_progress(task_id):
@@ -175,14 +194,17 @@ class Sweeper:
         # harmless, because the record becomes due eventually.
         return record.due is not None and record.due - time.time() <= 2 * OVERDUE_AFTER
 
-    def decide(self, task_id: str, status: Status | None = None) -> None:
+    def decide(self, task_id: str, status: Status | None = None, error: BaseException | None = None) -> None:
         """Prevent the recovery of a task that the worker's main process ends itself.
 
         Args:
             task_id: the task.
             status: the record's new status, written now or as soon as the store can be reached; None while it is
                 not known yet.
+            error: the error with which it ends the task, if there is one.
         """
+        if error is not None:
+            self._errors[task_id] = error
         self._decided[task_id] = status
         if status is not None:
             try:
@@ -199,9 +221,12 @@ class Sweeper:
             owned = OwnedRecord(self._store, task_id, record.fence)
             if status == Status.RUNNING:
                 owned.release(None)
+            elif status == Status.FAILED:
+                owned.fail(self._errors.get(task_id), seconds_kept(self._app, status))
             else:
                 owned.end(status, None, seconds_kept(self._app, status))
         self._decided.pop(task_id, None)
+        self._errors.pop(task_id, None)
 
     def _is_ours(self, fence: Fence) -> bool:
         return fence.status == Status.QUEUED or fence.worker == self._worker
@@ -243,7 +268,11 @@ class Sweeper:
             return not publishing.is_waiting(record.message)
 
         record = republish_overdue(self._store, task_id, may_publish)
-        if record is not None:
+        if record is None:
+            return
+        if record.fence.status == Status.WAITING:
+            self._publish(task_id, record, publishing, "woken", "woken: its time has come")
+        else:
             self._publish(task_id, record, publishing, "published_again", "published again: no worker has claimed it")
 
     def _publish(self, task_id: str, record: Record, publishing: Publisher, action: str, text: str) -> None:

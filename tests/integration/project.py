@@ -279,6 +279,25 @@ def polling(self: Any, path: str, timeout: float | None = None) -> Any:
     return self.wait_until("file", lambda: os.path.exists(path) and "there", every=0.2, timeout=timeout)
 
 
+@app.task(base=ContinuableTask, bind=True, name="project.waits")
+def waits(self: Any) -> str:
+    """Sleep, poll, wait for a delivery, and come back to the same cursor."""
+    self.sleep("nap", 0.1)
+    polls = self.saved["polls"] = self.saved.get("polls", 0)
+
+    def poll() -> bool:
+        self.saved["polls"] += 1
+        return bool(polls)
+
+    self.wait_until("poll", poll, every=0.1)
+    for step in self.step("pause"):
+        if not self.saved.get("paused"):
+            self.saved["paused"] = True
+            self.resume_in(0.1)
+        step.checkpoint()
+    return str(self.wait_for("answer", timeout=0.1, default="none"))
+
+
 @app.task(base=ContinuableTask, bind=True, name="project.coming_back")
 def coming_back(self: Any) -> int:
     """Stop in the middle of a step, and resume at the same cursor."""

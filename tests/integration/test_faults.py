@@ -224,7 +224,7 @@ def test_the_store_is_refused_at_the_claim(proxied: Any) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_connections_are_refused_when_the_worker_is_stopped(proxied: Any, server: str) -> None:
     cluster, proxies = proxied
-    worker = cluster.worker("-c", "1")
+    worker = cluster.worker("-c", "1", continuation_grace_period=1)
     result = cluster.send("rows", COUNT, 0.05)
     cluster.trace.await_items(8)
     proxies[server].refuse()
@@ -237,6 +237,45 @@ def test_connections_are_refused_when_the_worker_is_stopped(proxied: Any, server
     cluster.worker("-c", "1")
     assert result.get(timeout=60) == COUNT
     assert cluster.trace.items() == list(range(COUNT))
+
+
+@pytest.mark.parametrize("grace", [20, 2], ids=["within the grace", "for longer than the grace"])
+@pytest.mark.parametrize("kind", ["redis", "postgresql"])
+def test_the_store_is_unavailable_from_before_a_stop_until_after_the_next_claim(
+    request: Any, make_cluster: Any, make_proxy: Any, redis_server: Any, kind: str, grace: float
+) -> None:
+    if kind == "redis":
+        proxy = make_proxy(redis_server.port)
+        store = f"redis://127.0.0.1:{proxy.port}/2"
+    else:
+        proxy = make_proxy(request.getfixturevalue("postgres_server").port)
+        store = f"db+postgresql+psycopg://test@127.0.0.1:{proxy.port}/postgres"
+    cluster = make_cluster(
+        **redis_conf(redis_server),
+        continuation_store=store,
+        continuation_grace_period=grace,
+        worker_prefetch_multiplier=1,
+    )
+    first = cluster.worker("-c", "1")
+    result = cluster.send("rows", 120, 0.1)
+    cluster.trace.await_items(8)
+    second = cluster.worker("-c", "1")
+    proxy.refuse()
+    cluster.trace.await_items(len(cluster.trace.items()) + 30)  # 3 s
+    first.kill("SIGTERM")
+    stopped = time.monotonic()
+    first.await_log("waiting for the store")
+    if grace < 10:
+        first.await_exit()
+        second.await_log("the claim failed")
+    await_condition(lambda: time.monotonic() - stopped > 10, "the store")
+    if grace < 10:  # the next attempt comes 5 s later, and a sweep before that
+        second.await_log("the claim failed", times=second.text.count("the claim failed") + 1)
+    proxy.accept()
+    first.await_exit()
+    assert result.get(timeout=90) == 120
+    assert cluster.trace.items() == list(range(120))
+    assert cluster.trace.lines("failure") == []
 
 
 @pytest.mark.parametrize("server", SERVERS)

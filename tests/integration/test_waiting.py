@@ -462,3 +462,29 @@ def test_an_idle_worker_asks_its_store_no_more_when_many_tasks_wait(make_cluster
         many = looks_in(4)
     assert none > 8
     assert abs(many - none) <= 3
+
+
+# -- quiet
+
+
+def test_a_deploy_and_a_thousand_waits_log_no_warning(on_redis: Cluster) -> None:
+    conf = {"continuation_sweep_interval": 0.3, "worker_prefetch_multiplier": 4}
+    first = on_redis.worker("-c", "2", **conf)
+    rows = on_redis.send("rows", 200, 0.05)
+    waiting = [on_redis.send("waits") for _ in range(250)]  # four waits each
+    on_redis.trace.await_items(8)
+    second = on_redis.worker("-c", "2", **conf)  # a deploy
+    first.kill("SIGTERM")
+    first.await_exit()
+    assert [one.get(timeout=120) for one in waiting] == ["none"] * len(waiting)
+    assert rows.get(timeout=60) == 200
+    assert on_redis.trace.items() == list(range(200))
+    second.kill("SIGTERM")
+    second.await_exit()
+    loud = [
+        line
+        for worker in (first, second)
+        for line in worker.text.splitlines()
+        if any(level in line for level in ("WARNING", "ERROR", "CRITICAL"))
+    ]
+    assert loud == []

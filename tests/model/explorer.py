@@ -32,7 +32,7 @@ from celery_continuations.execution import (
 )
 from celery_continuations.process import stop_flag
 from celery_continuations.protocol import liveness
-from celery_continuations.worker import maintenance
+from celery_continuations.worker import lease_clock, maintenance
 from tests.model.promises import Violation
 from tests.model.scenarios import Scenario
 from tests.model.stand_ins import Clock, Now, NoWatcher, PlainInfo
@@ -144,7 +144,7 @@ def budgets(most: Budget) -> Iterator[Budget]:
 
 
 #: Modules that read the clock.
-_TIMED = (checkpoints, message, reporting, triggers, unfit, stop_flag, maintenance)
+_TIMED = (checkpoints, leaving, message, reporting, triggers, unfit, stop_flag, lease_clock, maintenance)
 
 
 @contextmanager

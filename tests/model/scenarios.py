@@ -477,6 +477,7 @@ def _app() -> Celery:
     app.conf.update(
         task_default_queue="tasks",
         continuation_store="memory",
+        continuation_grace_period=0.001,  # a stopping execution does not wait for its store
         task_publish_retry=False,
         worker_hijack_root_logger=False,
     )

@@ -90,6 +90,7 @@ class Worker:
         (self._maintained,) = self.maintenance._stores
         self.renew()
         self._maintained.trusts_leases_at = 0.0  # it has been running for a while
+        self._maintained.clock._unseen_until = 0.0
 
     def renew(self) -> None:
         self.maintenance._renew(self._maintained)
@@ -116,8 +117,14 @@ class Worker:
         return (
             f"{self.name} {self.is_crashed:d}{self.is_frozen:d}{self.has_ended:d}{self.lapsed:d}{self.was_frozen:d} "
             f"{self.flag.level} {children} {unacked} "
-            f"{trusts_leases_in} {self._maintained.unavailable:d} {self._maintained.sweeper._decided}\n"
+            f"{trusts_leases_in} {self._maintained.unavailable:d} {self._maintained.sweeper._decided} "
+            f"{self._clock_told()}\n"
         )
+
+    def _clock_told(self) -> str:
+        clock, now = self._maintained.clock, Now.world.clock
+        times = {"quiet": clock._quiet_until, "unseen": clock._unseen_until, **clock._until}
+        return str([(name, round(until - now, 3)) for name, until in sorted(times.items()) if until > now])
 
 
 class Actor:

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from django.contrib import admin
 
 from celery_continuations.contrib.django.models import RecordRow
+from celery_continuations.core.notes import error_in
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.exceptions import ContinuationError
 from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.result import Progress
-from celery_continuations.stores.base import Fence
+from celery_continuations.stores.base import Fence, Status
 
 __all__ = ["RecordAdmin"]
 
@@ -41,7 +42,7 @@ def _or_the_error(cell: Callable[[RecordAdmin, RecordRow], Cell]) -> Callable[[R
 class RecordAdmin(admin.ModelAdmin):
     """The place of each task; for a record that cannot be read, its id and the error."""
 
-    list_display = ("task_id", "task", "status", "generation", "step", "progress", "due_at")
+    list_display = ("task_id", "task", "status", "generation", "step", "progress", "error", "due_at")
     fields = list_display  # without message and snapshot, which have the task's arguments and values
     search_fields = ("task_id",)
     ordering = ("-id",)
@@ -90,6 +91,14 @@ class RecordAdmin(admin.ModelAdmin):
         if progress.percent is not None:
             return f"{progress.percent}%"
         return "" if progress.done is None else f"{progress.done:,} done"
+
+    @_or_the_error
+    def error(self, row: RecordRow) -> str:
+        """The error that has ended it."""
+        fence, error = _fence(row), error_in(row.snapshot)
+        if error is None or fence is None or fence.status != Status.FAILED:
+            return ""
+        return f"{error['type']}: {error['message']}".removesuffix(": ")
 
     @admin.display(description="due", ordering="due")
     @_or_the_error

@@ -105,7 +105,7 @@ def test_a_full_file_system_is_named(monkeypatch: Any, tmp_path: Path, number: i
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr(flags, "_SHARED_MEMORY", str(tmp_path))
-    problem = f"{tmp_path} is full, and the worker's stop flag needs 80 bytes in it; free some space, or give"
+    problem = f"{tmp_path} is full, and the worker's stop flag needs 88 bytes in it; free some space, or give"
     with pytest.raises(OSError, match=problem) as caught:
         flags.new_flag("full@test")
     assert caught.value.errno == number

@@ -145,6 +145,7 @@ def test_the_newer_snapshot_wins_when_the_store_was_away_at_the_interruption(
     def away(*args: Any, **kwargs: Any) -> bool:
         raise StoreError("memory", "away")
 
+    worker.app.conf.continuation_grace_period = 0.01  # the stopping worker would wait for the store
     seen: list[int] = []
     task(run, continuation_checkpoint_interval=0).delay()
     worker.deliver()
