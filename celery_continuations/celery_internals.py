@@ -22,6 +22,7 @@ from celery.local import PromiseProxy, Proxy
 from kombu.serialization import registry  # type: ignore[attr-defined]
 
 __all__ = [
+    "SOFT_LIMIT",
     "FinishedTask",
     "app_of_unbound",
     "around_soft_shutdown",
@@ -44,6 +45,9 @@ __all__ = [
     "terminate_signal",
     "when_evaluated",
 ]
+
+#: The signal of a soft time limit to a pool child.  Why: importing billiard.pool for its name of it takes long.
+SOFT_LIMIT = int(getattr(signal, "SIGUSR1", signal.SIGTERM))
 
 # Seconds between two looks at the pipes of a stopping pool.
 _PAUSE = 0.02

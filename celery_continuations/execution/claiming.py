@@ -148,6 +148,7 @@ class Claiming:
         crash_loop = _crash_loop(snapshot, message.setting("max_crashes"))
         if crash_loop is not None:
             return Running(self._execution, checkpoints, crash_loop)
+        message.report_started()
         checkpoints.triggers.check()
         watcher.add(checkpoints.triggers)
         defer_terminate(flag)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from kombu.exceptions import OperationalError
 
 from celery_continuations import celery_internals, conf
@@ -102,6 +104,18 @@ class Message:
         except StoreError:
             return False  # if it was, its record refuses the message
         return record is not None and record.fence.status == Status.CANCELLED
+
+    def report_started(self) -> None:
+        """Store the state STARTED if Celery's ``task_track_started`` asks for it: the task is claimed."""
+        task: Any = self.task
+        request = self.request
+        if not task.stores_started or request.is_eager or celery_internals.ignore_result_of(task, request):
+            return
+        meta = {"pid": os.getpid(), "hostname": request.hostname}
+        try:
+            task.backend.store_result(request.id, meta, states.STARTED, request=request)
+        except Exception as exc:  # of any driver
+            self.reporter.log(logging.WARNING, "not_stored", "its state STARTED could not be stored: %r", exc)
 
     def report_cancelled(self) -> None:
         """Store the state REVOKED, and report it."""

@@ -159,11 +159,23 @@ class OwnedRecord:
         with suppress(Superseded):
             self._write(update, heeds_commands=False)
 
-    def remove(self) -> None:
-        """Free the task's id for another task."""
+    def remove(self) -> bool:
+        """Free the task's id for another task; return False if a cancel command is pending.
+
+        A pause command does not outlive its record: it was meant for this task.
+        """
         removed = Update(Fence(self.fence.generation, Status.DONE), "", "", "", "", expires_in=0)
-        if not self._store.compare_and_swap(self._task_id, self.fence, removed):
-            raise Superseded
+        while self.fence.command != Command.CANCEL:
+            if self._store.compare_and_swap(self._task_id, self.fence, removed):
+                return True
+            # Rule 14: a missing record was lost, or removed by this execution, which did not receive the answer.
+            found = self._store.read(self._task_id)
+            if found is None:
+                return True
+            if not self._is_own(found.fence):
+                raise Superseded
+            self.fence = found.fence
+        return False
 
     def delivered(self) -> Inbox:
         """Return what was delivered to the task."""

@@ -1,0 +1,105 @@
+"""A task has one outcome, whatever comes twice, late, or in the middle of a write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery, states
+
+from celery_continuations import AppTask
+from celery_continuations.control import cancel, pause
+from celery_continuations.stores import Status
+from tests.support.worker import Worker
+
+
+def other() -> str:
+    return "other"
+
+
+# -- replace()
+
+
+@pytest.mark.parametrize("case", ["none", "the record is gone", "the answer is lost", "paused", "cancelled"])
+def test_a_task_that_replaces_itself_does_not_vanish(
+    worker: Worker, app: Celery, store: Any, task: Any, case: str
+) -> None:
+    def run(self: Any) -> None:
+        self.step("one", int)
+        if case == "the record is gone":
+            store._records.clear()
+        elif case == "the answer is lost":
+            swap = store.compare_and_swap
+
+            def twice(*args: Any) -> Any:
+                store.compare_and_swap = swap
+                return swap(*args) and swap(*args)
+
+            store.compare_and_swap = twice
+        elif case == "paused":
+            pause(self.request.id, app=app)
+        elif case == "cancelled":
+            cancel(self.request.id, app=app)
+        self.replace(instead.s())
+
+    instead = app.task(name="other")(other)
+    result = task(run).delay()
+    worker.drain()
+    if case == "cancelled":
+        assert (result.state, store.read(result.id).fence.status) == (states.REVOKED, Status.CANCELLED)
+    else:
+        assert (result.result, store.read(result.id)) == ("other", None)
+
+
+# -- STARTED
+
+
+@pytest.mark.parametrize("end", ["fails", "waits"])
+def test_a_second_delivery_does_not_store_started(worker: Worker, task: Any, end: str) -> None:
+    def run(self: Any) -> None:
+        seen.append(self.AsyncResult(self.request.id).state)
+        if end == "waits":
+            self.wait_for("approval")
+        raise ValueError
+
+    seen: list[str] = []
+    result = task(run, track_started=True).delay()
+    worker.drain()
+    worker.execute(worker.deliveries[0])
+    assert seen == [states.STARTED]
+    assert result.state == (states.RETRY if end == "waits" else states.FAILURE)
+
+
+@pytest.mark.parametrize("by", ["setting", "option"])
+def test_started_is_stored_once_the_task_is_claimed(worker: Worker, app: Celery, task: Any, by: str) -> None:
+    def run(self: Any) -> None:
+        seen.append(app.backend.get_task_meta(self.request.id))
+
+    seen: list[Any] = []
+    app.conf.task_track_started = by == "setting"
+    options = {"track_started": True} if by == "option" else {}
+    for base, ignores in ((None, False), (AppTask, False), (None, True)):
+        made = task(run, ignore_result=ignores, **options, **({"base": base} if base else {}))
+        made.delay()
+        worker.drain()
+    assert [one["status"] for one in seen] == [states.STARTED, states.STARTED, states.PENDING]
+    assert seen[0]["result"] == seen[1]["result"], "Celery's own is another"
+
+
+def test_a_backend_that_cannot_store_started_does_not_fail_the_task(
+    worker: Worker, app: Celery, task: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    def store_result(task_id: str, result: Any, state: str, **options: Any) -> Any:
+        if state == states.STARTED:
+            raise ConnectionError("away")
+        return stored(task_id, result, state, **options)
+
+    stored = app.backend.store_result
+    monkeypatch.setattr(app.backend, "store_result", store_result)
+    result = task(nothing, track_started=True).delay()
+    worker.drain()
+    assert (result.state, "STARTED could not be stored" in caplog.text) == (states.SUCCESS, True)
+
+
+def nothing(self: Any) -> None:
+    """Do nothing."""
