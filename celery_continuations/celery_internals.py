@@ -13,6 +13,7 @@ from typing import Any
 
 from billiard import common as billiard_common
 from billiard import pool as billiard_pool
+from billiard.exceptions import Terminated
 from billiard.process import BaseProcess, current_process
 from celery import _state
 from celery.backends.base import DisabledBackend
@@ -35,6 +36,7 @@ __all__ = [
     "in_pool_child",
     "is_lost_process",
     "is_predicate",
+    "is_stored_as_failure",
     "keeps_results",
     "on_every_app",
     "pool_pids",
@@ -217,6 +219,16 @@ def is_lost_process(error: BaseException) -> bool:
 def is_predicate(error: BaseException) -> bool:
     """Whether ``error`` is Celery's Retry, Ignore or Reject.  Why: their base has no public name."""
     return isinstance(error, TaskPredicate)
+
+
+def is_stored_as_failure(error: BaseException) -> bool:
+    """Whether a main process stores FAILURE for an error that the task's process did not report itself.
+
+    Why: the rest of ``Request.on_failure`` revokes, gives the message back, or ends the worker
+    (celery/worker/request.py).
+    """
+    found = getattr(error, "exc", error)
+    return not isinstance(found, (Terminated, MemoryError, TaskPredicate))
 
 
 def ignore_result_of(task: Any, request: Any) -> bool:

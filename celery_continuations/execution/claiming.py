@@ -103,6 +103,7 @@ class Claiming:
                 ended=message.ended,
                 # Only a sweeper judges by leases: it knows whether they can be trusted at the moment.
                 loss_of=lambda owner: loss_of(owner, message.store.scan().leases, by_lease=False),
+                stores_results=message.stores_results,
             )
         except InvalidStepError as exc:  # a lost execution of a later release wrote the record
             self._requeue(requeue_delay(), f"this worker cannot resume its snapshot: {exc}")

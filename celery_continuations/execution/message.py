@@ -89,6 +89,12 @@ class Message:
 
     # -- what has become of the task
 
+    @property
+    def stores_results(self) -> bool:
+        """Whether Celery stores how the task ends, or at least that it has failed."""
+        task: Any = self.task
+        return bool(task.store_errors_even_if_ignored) or not celery_internals.ignore_result_of(task, self.request)
+
     def ended(self, record: Record | None) -> tuple[Status, float] | None:
         """Ask the result backend whether the task has ended; see :mod:`celery_continuations.protocol.endings`."""
         if record and needs_chord_count(record, bool(self.request.chord), self.task.backend):

@@ -8,7 +8,6 @@ and tests/model breaks each in turn.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.outcome import Outcome
@@ -132,13 +131,16 @@ class OwnedRecord:
                 if found is not None and not self._is_own(found.fence):
                     raise
 
-    def release(self, snapshot: str | None) -> None:
-        """Save, and let the claimed message claim again; no-op if another execution owns the record."""
+    def release(self, snapshot: str | None) -> bool:
+        """Save, and let the claimed message claim again; return False if another execution owns the record."""
         # With a new generation, that message's older snapshot would count as the newer one. The record becomes due, so
         # that a sweep finds it if the message never returns.
         released = Update(Fence(self.fence.generation, Status.RUNNING), snapshot, due_in=OVERDUE_AFTER)
-        with suppress(Superseded):
+        try:
             self._hand_over(released)
+        except Superseded:
+            return False
+        return True
 
     def finish(self, snapshot: str, value: str | None) -> None:
         """Save the return value."""
@@ -147,17 +149,21 @@ class OwnedRecord:
         returned = self.fence.with_command(None)._replace(status=Status.RETURNED)
         self._write(Update(returned, snapshot, value=value), heeds_commands=False)
 
-    def end(self, status: Status, snapshot: str | None, expires_in: float) -> None:
+    def end(self, status: Status, snapshot: str | None, expires_in: float) -> bool:
         """Keep a tombstone, or the failed record, for ``expires_in`` seconds: the result is stored.
 
-        No-op if another execution owns the record.
+        Returns:
+            False if another execution owns the record; then nothing was written.
         """
         # Rule 10: the record of an ended task stays, so that a late delivery of its message is refused.
         kept = None if status == Status.FAILED else ""  # a failed task can be retried
         ended = Fence(self.fence.generation, status)
         update = Update(ended, snapshot, message=kept, value="", inbox=kept, expires_in=expires_in)
-        with suppress(Superseded):
+        try:
             self._write(update, heeds_commands=False)
+        except Superseded:
+            return False
+        return True
 
     def remove(self) -> bool:
         """Free the task's id for another task; return False if a cancel command is pending.

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_continuations import conf
+from celery_continuations.exceptions import ContinuationError
 from celery_continuations.messages.headers import GENERATION
 from celery_continuations.messages.requeue import requeue_delay
 from celery_continuations.stores import Status, open_store
 from celery_continuations.worker.maintenance import Maintenance
+from celery_continuations.worker.verdicts import end_in_record, is_outstanding
 
 __all__ = ["requeue_unknown"]
 
@@ -46,9 +48,18 @@ def requeue_unknown(consumer: Any, maintenance: Maintenance) -> None:
                 extra={"action": "given_back", "task_id": task_id},
             )
             return consumer.timer.call_after(delay, _in_loop(consumer, message.requeue))
+        store = open_store(consumer.app, conf.app_setting(consumer.app, "store"))
+        try:
+            verdict = end_in_record(
+                store, consumer.app, task_id, Status.FAILED, lambda record: is_outstanding(record, generation)
+            )
+        except ContinuationError:
+            verdict = None
+        if verdict is False:
+            return message.ack_log_error(logger, consumer.connection_errors)
         fail(body, message, exc)
-        sweeper = maintenance.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))
-        return sweeper.decide(task_id, Status.FAILED) if sweeper else None
+        sweeper = maintenance.sweeper_of(store)
+        return sweeper.decide(task_id, Status.FAILED) if sweeper and verdict is None else None
 
     consumer.on_unknown_task = on_unknown_task
 
