@@ -121,7 +121,7 @@ class Request(CeleryRequest):
                 celery_state.task_ready(self)
                 return None
         if not return_ok and not self._is_being_ended and celery_internals.is_stored_as_failure(error):
-            is_limit = isinstance(error, TimeLimitExceeded)
+            is_limit = isinstance(getattr(error, "exc", error), TimeLimitExceeded)
             if self._fail(self._status_after_limit if is_limit else Status.FAILED) is False:
                 self._end_quietly()
                 return None
@@ -143,8 +143,9 @@ class Request(CeleryRequest):
         except ContinuationError:
             decide(self.task, self.id, self._maintenance, status)  # the record follows in a later sweep
             return None
-        if verdict is False:
+        if verdict is not None:
             forget_decision(self.task, self.id, self._maintenance)
+        if verdict is False:
             logger.info(
                 "Task %s[%s] goes on, or has ended, without this message",
                 self.name,
