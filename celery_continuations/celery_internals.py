@@ -13,6 +13,7 @@ from typing import Any
 
 from billiard import common as billiard_common
 from billiard import pool as billiard_pool
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from billiard.exceptions import Terminated
 from billiard.process import BaseProcess, current_process
 from celery import _state
@@ -37,6 +38,7 @@ __all__ = [
     "is_lost_process",
     "is_predicate",
     "is_stored_as_failure",
+    "is_unsendable",
     "keeps_results",
     "on_every_app",
     "pool_pids",
@@ -45,6 +47,7 @@ __all__ = [
     "rewrap_autoretry",
     "serializer_of",
     "terminate_signal",
+    "unwrapped",
     "when_evaluated",
 ]
 
@@ -213,7 +216,7 @@ def is_lost_process(error: BaseException) -> bool:
 
     Why: since 4.3 billiard reports the exit of a process as the wrapped SystemExit itself.
     """
-    return isinstance(getattr(error, "exc", error), (WorkerLostError, SystemExit))
+    return isinstance(unwrapped(error), (WorkerLostError, SystemExit))
 
 
 def is_predicate(error: BaseException) -> bool:
@@ -227,8 +230,21 @@ def is_stored_as_failure(error: BaseException) -> bool:
     Why: the rest of ``Request.on_failure`` revokes, gives the message back, or ends the worker
     (celery/worker/request.py).
     """
-    found = getattr(error, "exc", error)
-    return not isinstance(found, (Terminated, MemoryError, TaskPredicate))
+    return not isinstance(unwrapped(error), (Terminated, MemoryError, TaskPredicate))
+
+
+def is_unsendable(error: BaseException) -> bool:
+    """Whether a task's process has ended the task, and could not send its result to the main process.
+
+    Why: billiard sends this instead (billiard/pool.py, ``Worker.workloop``); importing it takes long.
+    """
+    return type(unwrapped(error)).__name__ == "MaybeEncodingError"
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return the error that billiard has sent with its traceback.  Why: its wrapper has no public name."""
+    found: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return found
 
 
 def ignore_result_of(task: Any, request: Any) -> bool:

@@ -23,11 +23,11 @@ from celery_continuations import celery_internals, conf, events
 from celery_continuations.exceptions import ContinuationError
 from celery_continuations.messages.body import BODY
 from celery_continuations.messages.headers import DELIVERY, GENERATION
-from celery_continuations.process.identity import runs_in
+from celery_continuations.process.identity import new_owner, runs_in
 from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Record, Status, Store, open_store
 from celery_continuations.worker.maintenance import Maintenance, maintenance_of
-from celery_continuations.worker.verdicts import end_in_record, is_claimed_by, is_outstanding
+from celery_continuations.worker.verdicts import is_claimed_by, is_outstanding, take_to_end
 
 __all__ = ["Request", "decide", "strategy"]
 
@@ -45,7 +45,7 @@ class Request(CeleryRequest):
         self._generation = (message.headers or {}).get(GENERATION) or 0
         self._is_being_ended = False  # by this process, so the death of the task's process is expected
         self._has_returned = False
-        self._verdict: bool | None = None  # on a failure: see end_in_record
+        self._verdict: bool | None = None  # on a failure: see take_to_end
         self._is_judged = False
         self.request_dict[DELIVERY] = {
             "flag": flag.path if flag else None,
@@ -77,8 +77,9 @@ class Request(CeleryRequest):
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Store the state REVOKED, unless the task has gone on or ended without this request."""
         may_end = self._may_expire if expired else self._may_revoke
-        if self._ended(Status.CANCELLED, may_end) is not False:
+        if self._takes(Status.CANCELLED, may_end) is not False:
             super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+            # the handler of task_revoked in bootstep.py ends the record
         elif not self._has_returned or terminated:
             self._already_revoked = True
             self._end_quietly()
@@ -96,9 +97,10 @@ class Request(CeleryRequest):
         if soft or celery_state.should_terminate:
             super().on_timeout(soft, timeout)
             return
-        verdict = self._fail(self._status_after_limit)
+        verdict = self._fail(self._status_after_limit, self._may_end)
         if verdict is None or (verdict and self._status_after_limit == Status.FAILED):
             super().on_timeout(soft, timeout)
+            self._settle(verdict)
         elif verdict:  # Celery would store a failure for a task that runs again
             logger.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
             celery_state.task_ready(self)
@@ -121,31 +123,40 @@ class Request(CeleryRequest):
                 celery_state.task_ready(self)
                 return None
         if not return_ok and not self._is_being_ended and celery_internals.is_stored_as_failure(error):
-            is_limit = isinstance(getattr(error, "exc", error), TimeLimitExceeded)
-            if self._fail(self._status_after_limit if is_limit else Status.FAILED) is False:
+            is_limit = isinstance(celery_internals.unwrapped(error), TimeLimitExceeded)
+            has_reported = celery_internals.is_unsendable(error)  # so it has not claimed the record, or not ended it
+            may_end = self._is_running if has_reported else self._may_end
+            if self._fail(self._status_after_limit if is_limit else Status.FAILED, may_end) is False:
                 self._end_quietly()
                 return None
-        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        done = super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        self._settle(self._verdict)
+        return done
 
-    def _fail(self, status: Status) -> bool | None:
+    def _settle(self, verdict: bool | None) -> None:
+        """End the record that was taken for a failure, which is stored by now."""
+        if verdict and self._status_after_limit == Status.FAILED:
+            decide(self.task, self.id, self._maintenance, Status.FAILED)
+
+    def _fail(self, status: Status, may_end: Callable[[Record], bool]) -> bool | None:
         """Judge a failure once: Celery reports a time limit twice."""
         if not self._is_judged:
-            self._verdict, self._is_judged = self._ended(status, self._may_end), True
+            self._verdict, self._is_judged = self._takes(status, may_end), True
         return self._verdict
 
-    def _ended(self, status: Status, may_end: Callable[[Record], bool]) -> bool | None:
-        """End the task in its record; see :func:`end_in_record`.  None also while the store is unavailable."""
+    def _takes(self, status: Status, may_end: Callable[[Record], bool]) -> bool | None:
+        """Take the record; see :func:`take_to_end`.  None also while the store is unavailable."""
         store = _store_of(self.task)
         if self._maintenance is None or not store.keeps:
             return None
         try:
-            verdict = end_in_record(store, self.task, self.id, status, may_end)
+            owner, releases = new_owner(self._worker), status == Status.RUNNING
+            verdict = take_to_end(store, self.task, self.id, owner, may_end, releases=releases)
         except ContinuationError:
             decide(self.task, self.id, self._maintenance, status)  # the record follows in a later sweep
             return None
-        if verdict is not None:
-            forget_decision(self.task, self.id, self._maintenance)
         if verdict is False:
+            forget_decision(self.task, self.id, self._maintenance)
             logger.info(
                 "Task %s[%s] goes on, or has ended, without this message",
                 self.name,
@@ -155,7 +166,10 @@ class Request(CeleryRequest):
         return verdict
 
     def _may_end(self, record: Record) -> bool:
-        return self._may_expire(record) or is_claimed_by(record, self._runs)
+        return self._may_expire(record) or self._is_running(record)
+
+    def _is_running(self, record: Record) -> bool:
+        return is_claimed_by(record, self._runs)
 
     def _may_expire(self, record: Record) -> bool:
         return is_outstanding(record, self._generation)
@@ -168,7 +182,7 @@ class Request(CeleryRequest):
         is_nobodys = known.status in (Status.QUEUED, Status.WAITING, Status.PAUSED) or (
             known.status == Status.RUNNING and not known.owner
         )
-        return is_nobodys or is_claimed_by(record, self._runs)
+        return is_nobodys or self._may_end(record)
 
     def _is_current(self) -> bool:
         try:

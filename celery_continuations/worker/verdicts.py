@@ -1,4 +1,4 @@
-"""The main process ends a task in its record before it stores a state.
+"""The main process takes the record of a task before it stores the task's outcome.
 
 A hard time limit, ``revoke``, and a process or a result that is lost end a task here, while its own process may have
 ended it, or handed it over, a moment before.  Only one of the two writes the record; the other one stores nothing.
@@ -6,50 +6,56 @@ ended it, or handed it over, a moment before.  Only one of the two writes the re
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from celery_continuations.protocol.endings import seconds_kept
+from celery_continuations.protocol.endings import ended
 from celery_continuations.protocol.owned import OwnedRecord
-from celery_continuations.stores import Record, Status, Store
-from celery_continuations.stores.base import OWNED
+from celery_continuations.stores import Fence, Record, Status, Store, Update
+from celery_continuations.stores.base import NOT_CLAIMABLE
 
-__all__ = ["end_in_record", "is_claimed_by", "is_outstanding"]
-
-logger = logging.getLogger("celery_continuations")
+__all__ = ["is_claimed_by", "is_outstanding", "take_to_end"]
 
 
-def end_in_record(
-    store: Store, task: Any, task_id: str, status: Status, may_end: Callable[[Record], bool]
+def take_to_end(
+    store: Store, task: Any, task_id: str, owner: str, may_end: Callable[[Record], bool], *, releases: bool = False
 ) -> bool | None:
-    """Write a task's end to its record.
+    """Take the record of a task from its execution, so that this process alone stores its outcome.
+
+    The record is ended once that is stored.  If this process dies before, the record is recovered from it as from any
+    other owner: by the stored outcome, if there is one.
 
     Args:
         store: where the record is.
         task: the task, or the app if the task is unknown.
         task_id: its id.
-        status: the new status; RUNNING for a task whose message goes back to the broker.
+        owner: the new owner: this process.
         may_end: whether this process may end the task of a record.
+        releases: whether the message goes back to the broker instead, to claim the record again.
 
     Returns:
-        Whether this call has ended it, so that its state must be stored; None without a record.
+        Whether this call has taken the record, so that the outcome must be stored; None without a record.
 
     Raises:
-        ContinuationError: when the store is unavailable, or the record cannot be read.
+        ContinuationError: when the store or the result backend is unavailable, or the record cannot be read.
     """
     while True:
         record = store.read(task_id)
         if record is None:
             return None
-        # Rule 24: the main process stores the outcome only of a task that it has ended in its record.
+        # Rule 24: the main process stores the outcome only of a task whose record it has taken.
         if not may_end(record):
             return False
-        owned = OwnedRecord(store, task_id, record.fence)
-        if status == Status.RUNNING:
-            if owned.release(None):
+        known = record.fence
+        # The task's own process may have stored an outcome, and not ended the record yet: the record follows.
+        result = ended(task, task_id, task.backend)
+        if result is not None:
+            OwnedRecord(store, task_id, known).end(result[0], None, result[1])
+            return False
+        if releases:
+            if OwnedRecord(store, task_id, known).release(None):
                 return True
-        elif owned.end(status, None if status == Status.FAILED else "", seconds_kept(task, status)):
+        elif store.compare_and_swap(task_id, known, Update(Fence(known.generation + 1, Status.RUNNING, owner))):
             return True
 
 
@@ -60,8 +66,9 @@ def is_claimed_by(record: Record, runs: Callable[[str], bool]) -> bool:
 
 
 def is_outstanding(record: Record, generation: int) -> bool:
-    """Whether the record still expects the message of that generation, and the body has not returned."""
+    """Whether the message of that generation would claim the record, whose body has not returned."""
     known = record.fence
-    expects = known.status == Status.QUEUED and known.generation == generation
-    was_given_back = known.status in OWNED and not known.owner and known.generation == generation + 1
-    return (expects or was_given_back) and not record.value
+    if record.value or known.status in NOT_CLAIMABLE:
+        return False
+    was_given_back = known.status == Status.RUNNING and not known.owner and known.generation == generation + 1
+    return was_given_back or generation >= known.generation

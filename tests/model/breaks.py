@@ -18,10 +18,12 @@ from unittest import mock
 from celery.exceptions import Ignore
 
 from celery_continuations.execution import leaving, message, running
+from celery_continuations.execution.claiming import Claiming
 from celery_continuations.protocol import claim, commands, owned, recovery
 from celery_continuations.protocol.liveness import Loss
 from celery_continuations.protocol.owned import OwnedRecord, Superseded
 from celery_continuations.stores.base import Status
+from celery_continuations.worker import verdicts
 from tests.model import scenarios
 from tests.model.explorer import Explorer, Report, budgets
 from tests.model.faulty import (
@@ -46,6 +48,7 @@ from tests.model.faulty import (
     over,
     owning,
     publishes_at_once,
+    starts_before_its_claim,
     superseding,
     takes_a_command_for_another_owner,
     waits_for_what_is_there,
@@ -160,6 +163,16 @@ BREAKS: tuple[Break, ...] = (
     Break(
         23, recovery, "recover", over(Outdated), scenarios.Falling, budget=Budget(freezes=1), is_provable=False,
     ),
+    Break(24, verdicts, "take_to_end", instead(lambda *args, **kwargs: None), scenarios.LimitedRaising),
+    Break(
+        25, _CLAIM, "of_expected", claiming(lambda one: {"stores_results": False}), scenarios.Limited,
+        budget=Budget(errors=1),
+    ),
+    Break(25, _CLAIM, "follow", instead(lambda self, record: None), scenarios.Limited, budget=Budget(errors=1)),
+    Break(
+        "a second delivery does not store STARTED", Claiming, "_owned", starts_before_its_claim, scenarios.Tracked,
+        budget=Budget(duplicates=1),
+    ),
     Break(
         "a superseding execution inherits the command", _CLAIM, "succeeding",
         superseding(lambda fence, known: fence.with_command(None)),
@@ -218,7 +231,7 @@ BREAKS: tuple[Break, ...] = (
 
 def numbered() -> set[int]:
     """Return the numbers of the rules in the source."""
-    source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands))
+    source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands, verdicts))
     return {int(number) for number in re.findall(r"# Rule (\d+)", source)}
 
 

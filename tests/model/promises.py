@@ -106,7 +106,7 @@ class Promises:
                 self.violated(3, f"a record that was {was.status} became {now.status}, by {actor.name}")
         if was.status in OWNED and was.owner and was.owner != now.owner:
             owner = self.world.owners[was.owner]
-            if owner is not actor and owner.is_at_work:
+            if owner not in (actor, actor.ends) and owner.is_at_work:
                 self.violated(3, f"{actor.name} took the task from {owner.name}, which is at work")
             if (
                 (has_value or (owner.has_dispatched and self.world.errors))
@@ -150,6 +150,8 @@ class Promises:
     def body(self, actor: Actor) -> str:
         """Note the start of the body; return a value unique to this execution."""
         self.bodies += 1
+        if self.state in FINAL:
+            self.violated(13, f"the body runs behind a stored {self.state}")
         if actor.knows_final:
             self.violated(3, "the body was run again after its return value was kept")
         return f"b{self.bodies}"

@@ -13,12 +13,14 @@ from billiard.exceptions import Terminated, WorkerLostError
 from billiard.pool import MaybeEncodingError
 from celery import Celery, states
 from celery.exceptions import TimeLimitExceeded
+from celery.signals import task_revoked
 from celery.worker import state as celery_state
 
 from celery_continuations.exceptions import StoreError
 from celery_continuations.process.identity import new_owner
 from celery_continuations.process.stop_flag import new_flag
 from celery_continuations.stores import Fence, Status, Update
+from celery_continuations.worker.bootstep import Hearing
 from celery_continuations.worker.maintenance import Maintenance
 from celery_continuations.worker.requests import Request
 from celery_continuations.worker.sweeper import Sweeper
@@ -43,7 +45,8 @@ class Main:
 
         def store_result(task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
             self.stored.append(state)
-            self.status_then = self.status
+            if len(self.stored) == 1:
+                self.was_ours = self.is_ours
             return stored(task_id, result, state, *args, **kwargs)
 
         monkeypatch.setattr(app.backend, "store_result", store_result)
@@ -85,6 +88,13 @@ class Main:
         self.store.compare_and_swap(self.id, None, Update(fence, value=value, message="{}"))
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this process owns the record."""
+        found = self.store.read(self.id)
+        known = found.fence if found else Fence(0, Status.QUEUED)
+        return known.status == Status.RUNNING and known.owner.startswith(f"{self.flag.worker}/{os.getpid()}.")
+
+    @property
     def status(self) -> str | None:
         found = self.store.read(self.id)
         return found and found.fence.status
@@ -99,7 +109,13 @@ class Main:
 @pytest.fixture
 def main(app: Celery, worker: Worker, store: Any, task: Any, monkeypatch: Any) -> Iterator[Main]:
     made = Main(app, worker, store, task(nothing), monkeypatch)
+
+    def on_revoked(sender: Any, request: Any, **kwargs: Any) -> None:
+        Hearing._on_revoked(made, sender=sender, request=request)  # type: ignore[arg-type]
+
+    task_revoked.connect(on_revoked)
     yield made
+    task_revoked.disconnect(on_revoked)
     made.maintenance.stop()
     made.flag.remove()
     celery_state.revoked.discard(made.id)
@@ -156,9 +172,10 @@ def test_a_failure_is_stored_only_by_the_process_that_has_ended_the_record(
     before = main.status
     end(request)
     assert set(main.ends) == {"acked"}
-    if record in FAILING:
+    if record in (FAILING if end is limited else {"none", "claimed"}):
         assert set(main.stored) == {states.FAILURE}
-        assert main.status_then == main.status == (None if record == "none" else Status.FAILED)
+        assert main.status == (None if record == "none" else Status.FAILED)
+        assert main.was_ours == (record != "none")
     else:
         assert (main.stored, main.status) == ([], before)
 
@@ -184,11 +201,11 @@ def test_a_revocation_is_stored_only_by_the_process_that_has_ended_the_record(
         revoking |= {"claimed", "handed over", "waiting", "paused"}
     if record in revoking:
         assert main.stored == [states.REVOKED]
-        assert main.status_then == main.status == (None if record == "none" else Status.CANCELLED)
+        assert main.status == (None if record == "none" else Status.CANCELLED)
+        assert main.was_ours == (record != "none")
     else:
         assert (main.stored, main.status) == ([], before)
-    if record != "none":
-        assert main.sweeper._decided == {}, "what was not ended here is recovered"
+    assert main.sweeper._decided == {}, "what was not ended here is recovered"
     if how != "revoked" or not record.startswith("returned"):
         assert set(main.ends) == {"acked"}
     celery_state.task_ready(request)
@@ -228,8 +245,7 @@ def test_while_the_store_is_unavailable_the_record_follows_later(main: Main, mon
     main.has("claimed")
     with monkeypatch.context() as patches:
         patches.setattr(main.store, "read", away)
-        main.status_then = None
-        patches.setattr(Main, "status", None)
+        patches.setattr(Main, "is_ours", None)
         limited(request)
     assert main.stored and main.status == Status.RUNNING
     main.sweeper.sweep(lambda: False)
