@@ -76,9 +76,7 @@ class Claiming:
         if owned is None:
             if message.was_cancelled() and not message.ended(None):
                 message.report_cancelled()  # the process that cancelled it may have died before reporting
-            message.reporter.log(
-                logging.INFO, "refused", "refused: this message is stale; the task continued without it"
-            )
+            self._report_stale()
             raise Refused("stale")
         ownership = Ownership(message, owned, self._lose)
         self._wait_for_chord(ownership)
@@ -89,6 +87,17 @@ class Claiming:
             return Unfit(self._execution, ownership, exc)
         except Exception as exc:  # a snapshot that cannot be read, for instance
             return Unfit(self._execution, ownership, exc)
+
+    def _report_stale(self) -> None:
+        reporter = self._message.reporter
+        if self._message.begins_another_task:
+            reporter.log(
+                logging.WARNING,
+                "id_in_use",
+                "not run: a task with this id is under way, or has ended and its record is kept; use another id",
+            )
+        else:
+            reporter.log(logging.INFO, "refused", "refused: this message is stale; the task continued without it")
 
     def _owned(self, flag: StopFlag) -> OwnedRecord | None:
         message = self._message

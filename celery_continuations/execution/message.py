@@ -21,6 +21,7 @@ from celery_continuations.messages.headers import DELIVERY, GENERATION, OWN_HEAD
 from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
 from celery_continuations.protocol.endings import ended, needs_chord_count
 from celery_continuations.stores import Record, Status, Store, open_store
+from celery_continuations.waits import PARENT
 
 if TYPE_CHECKING:
     from celery import Task
@@ -57,7 +58,9 @@ class Message:
             (request.headers or {}).pop(name, None)
         self._body = body or received(task, request, self._delivery.get("content_type"))
         self.reporter = Reporter(task, request.id, self._delivery.get("sends_as"))
-        self.generation: int = getattr(request, GENERATION, None) or 0
+        generation = getattr(request, GENERATION, None)
+        self.generation: int = generation or 0
+        self._is_from_caller = generation is None
 
     @cached_property
     def store(self) -> Store:
@@ -86,6 +89,15 @@ class Message:
     def setting(self, name: str) -> Any:
         """Return a setting of the task."""
         return conf.setting(self.task, name)
+
+    @property
+    def begins_another_task(self) -> bool:
+        """Whether a caller has sent this very message, and neither a broker nor this library has sent it again."""
+        is_redelivered = (self.request.delivery_info or {}).get("redelivered")
+        if conf.driver_type(self.task.app) == "sqs":
+            return False  # SQS delivers again after the visibility timeout, and kombu does not mark that
+        is_child = PARENT in (self.request.headers or {})  # a parent that was lost starts the same children again
+        return self._is_from_caller and not is_redelivered and not is_child
 
     # -- what has become of the task
 

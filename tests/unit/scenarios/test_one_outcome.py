@@ -9,7 +9,9 @@ from celery import Celery, states
 
 from celery_continuations import AppTask
 from celery_continuations.control import cancel, pause
+from celery_continuations.exceptions import StoreError
 from celery_continuations.stores import Status
+from celery_continuations.waits import PARENT
 from tests.support.worker import Worker
 
 
@@ -103,3 +105,59 @@ def test_a_backend_that_cannot_store_started_does_not_fail_the_task(
 
 def nothing(self: Any) -> None:
     """Do nothing."""
+
+
+# -- an id that is used again
+
+
+@pytest.mark.parametrize("first", ["done", "failed", "cancelled", "waiting"])
+def test_a_second_task_with_the_same_id_is_named_in_a_warning(
+    worker: Worker, app: Celery, task: Any, caplog: Any, first: str
+) -> None:
+    def run(self: Any, how: str) -> None:
+        if how == "failed":
+            raise ValueError
+        if how != "done":
+            self.wait_for("approval")
+
+    made = task(run)
+    made.apply_async(("waiting" if first == "cancelled" else first,), task_id="nightly")
+    worker.drain()
+    if first == "cancelled":
+        cancel("nightly", app=app)
+    assert "nightly" not in [record.task_id for record in warnings(caplog) if record.action == "id_in_use"]
+    made.apply_async(("done",), task_id="nightly")
+    worker.drain()
+    (warning,) = [record for record in warnings(caplog) if record.action == "id_in_use"]
+    assert (warning.task_id, "use another id" in warning.getMessage()) == ("nightly", True)
+
+
+@pytest.mark.parametrize("copy", ["redelivered", "requeued", "a continuation", "a child"])
+def test_a_copy_of_an_ended_task_is_no_second_task(
+    worker: Worker, store: Any, task: Any, caplog: Any, monkeypatch: Any, copy: str
+) -> None:
+    def run(self: Any) -> None:
+        for _ in self.iterate("loop", range(2)):
+            worker.stop()
+
+    options = {"headers": {PARENT: ["parent", "task"]}} if copy == "a child" else {}
+    result = task(run).apply_async(**options)
+    if copy == "requeued":
+        with monkeypatch.context() as patches:
+            patches.setattr(store, "compare_and_swap", away)
+            worker.deliver()
+    worker.drain()
+    late = worker.deliveries[1 if copy in ("requeued", "a continuation") else 0]
+    if copy == "redelivered":
+        late.message.delivery_info["redelivered"] = True
+    worker.execute(late)
+    assert result.state == states.SUCCESS
+    assert not [record for record in warnings(caplog) if record.action == "id_in_use"]
+
+
+def warnings(caplog: Any) -> list[Any]:
+    return [record for record in caplog.records if record.levelname == "WARNING" and hasattr(record, "action")]
+
+
+def away(*args: Any) -> None:
+    raise StoreError("memory", "away")
