@@ -161,3 +161,54 @@ def warnings(caplog: Any) -> list[Any]:
 
 def away(*args: Any) -> None:
     raise StoreError("memory", "away")
+
+
+# -- an outcome that is stored before a continuation begins
+
+
+@pytest.mark.parametrize("state", [states.FAILURE, states.REVOKED])
+def test_no_continuation_runs_after_a_stored_outcome(
+    worker: Worker, app: Celery, store: Any, task: Any, state: str
+) -> None:
+    seen: list[int] = []
+    result = task(stopped(worker, seen)).delay()
+    worker.deliver()
+    app.backend.store_result(result.id, ValueError("late"), state)
+    worker.drain()
+    status = Status.FAILED if state == states.FAILURE else Status.CANCELLED
+    assert (seen, result.state, store.read(result.id).fence.status) == ([0], state, status)
+
+
+def test_a_continuation_waits_for_the_result_backend(worker: Worker, app: Celery, task: Any, monkeypatch: Any) -> None:
+    def unavailable(*args: Any) -> None:
+        raise ConnectionError("away")
+
+    seen: list[int] = []
+    result = task(stopped(worker, seen)).delay()
+    worker.deliver()
+    with monkeypatch.context() as patches:
+        patches.setattr(app.backend, "get_state", unavailable)
+        worker.deliver()
+    assert (seen, worker.queued()) == ([0], 1)
+    worker.drain()
+    assert (seen, result.state) == ([0, 1], states.SUCCESS)
+
+
+def test_without_stored_results_nothing_is_asked(worker: Worker, app: Celery, task: Any, monkeypatch: Any) -> None:
+    def asked(*args: Any) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(app.backend, "get_state", asked)
+    seen: list[int] = []
+    task(stopped(worker, seen), ignore_result=True).delay()
+    worker.drain()
+    assert seen == [0, 1]
+
+
+def stopped(worker: Worker, seen: list[int]) -> Any:
+    def run(self: Any) -> None:
+        for item in self.iterate("loop", range(2)):
+            seen.append(item)
+            worker.stop()
+
+    return run
