@@ -165,10 +165,9 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(24, verdicts, "take_to_end", instead(lambda *args, **kwargs: None), scenarios.LimitedRaising),
     Break(
-        25, _CLAIM, "of_expected", claiming(lambda one: {"stores_results": False}), scenarios.Limited,
-        budget=Budget(errors=1),
+        25, _CLAIM, "of_expected", claiming(lambda one: {"stores_results": False}), scenarios.RevokedElsewhere,
     ),
-    Break(25, _CLAIM, "follow", instead(lambda self, record: None), scenarios.Limited, budget=Budget(errors=1)),
+    Break(25, _CLAIM, "follow", instead(lambda self, record: None), scenarios.RevokedElsewhere),
     Break(
         "a second delivery does not store STARTED", Claiming, "_owned", starts_before_its_claim, scenarios.Tracked,
         budget=Budget(duplicates=1),

@@ -122,6 +122,8 @@ class Promises:
     def _claim(self, actor: Actor, now: Fence) -> None:
         if now.generation <= self.claimed:
             self.violated(3, f"claim {now.generation} after claim {self.claimed}")
+        if self.state in FINAL and actor.kind == "execution" and not self.world.has_frozen:
+            self.violated(13, f"the task is claimed after a stored {self.state}")
         self.claimed = now.generation
         actor.owner = now.owner
         actor.knows = self.done
@@ -150,8 +152,6 @@ class Promises:
     def body(self, actor: Actor) -> str:
         """Note the start of the body; return a value unique to this execution."""
         self.bodies += 1
-        if self.state in FINAL:
-            self.violated(13, f"the body runs behind a stored {self.state}")
         if actor.knows_final:
             self.violated(3, "the body was run again after its return value was kept")
         return f"b{self.bodies}"

@@ -21,10 +21,12 @@ from tests.model.clients import (
     deliver,
     end_child,
     has_failed,
+    is_between_executions,
     is_child_started,
     pause,
     resume,
     retry,
+    revoke_as_celery,
 )
 from tests.model.promises import Promises
 from tests.model.stand_ins import Connection, Message, NoEvents, Now, Producer, SimBackend, SimStore
@@ -266,6 +268,14 @@ class Tracked(Raising):
     """Its state is STARTED while it runs."""
 
     options = {"track_started": True}
+
+
+class RevokedElsewhere(Plain):
+    """Celery itself stores REVOKED between two executions; the record says nothing of it."""
+
+    ends = frozenset((states.REVOKED, states.SUCCESS))
+    items = 1
+    errands = ((Errand("revoke", revoke_as_celery, is_between_executions, counts_at_once=True),),)
 
 
 class Failing(Scenario):

@@ -47,6 +47,7 @@ _FAULTS = {
     s.LimitedRaising: (Budget(),),  # while the store is unavailable, one of its two failures follows the other
     s.Unsendable: (Budget(), CRASH, DUPLICATE, ERROR),
     s.Tracked: (DUPLICATE,),
+    s.RevokedElsewhere: (Budget(), DUPLICATE, ERROR),
     s.Losing: (ERROR,),
     s.Looping: (CRASH, DUPLICATE),  # FREEZE takes ten seconds, and is explored on demand
     s.Stopping: (Budget(), DUPLICATE),
@@ -69,9 +70,9 @@ _FAULTS = {
 }
 _OTHERS = (
     s.Seldom, s.Raising, s.Failing, s.Retrying, s.Rejecting, s.Revoked, s.Forgotten, s.Limited, s.LimitedRaising,
-    s.Unsendable, s.Tracked, s.Backlogged, s.Losing, s.Looping, s.Falling, s.Stopping, s.Scattered, s.Answered,
-    s.AnsweredInTime, s.AnsweredTwice, s.Paused, s.PausedShort, s.PausedWaiting, s.Cancelled, s.CancelledWaiting,
-    s.CancelledPaused, s.Retried, s.RetriedTwice, s.Parent,
+    s.Unsendable, s.Tracked, s.RevokedElsewhere, s.Backlogged, s.Losing, s.Looping, s.Falling, s.Stopping,
+    s.Scattered, s.Answered, s.AnsweredInTime, s.AnsweredTwice, s.Paused, s.PausedShort, s.PausedWaiting,
+    s.Cancelled, s.CancelledWaiting, s.CancelledPaused, s.Retried, s.RetriedTwice, s.Parent,
 )  # fmt: skip
 
 
