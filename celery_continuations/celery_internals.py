@@ -51,8 +51,8 @@ __all__ = [
     "when_evaluated",
 ]
 
-#: The signal of a soft time limit to a pool child.  Why: importing billiard.pool for its name of it takes long.
-SOFT_LIMIT = int(getattr(signal, "SIGUSR1", signal.SIGTERM))
+#: The signal of a soft time limit to a pool child.  Why: Celery has no public name for it.
+SOFT_LIMIT = int(billiard_pool.SIG_SOFT_TIMEOUT or signal.SIGTERM)
 
 # Seconds between two looks at the pipes of a stopping pool.
 _PAUSE = 0.02
@@ -236,9 +236,9 @@ def is_stored_as_failure(error: BaseException) -> bool:
 def is_unsendable(error: BaseException) -> bool:
     """Whether a task's process has ended the task, and could not send its result to the main process.
 
-    Why: billiard sends this instead (billiard/pool.py, ``Worker.workloop``); importing it takes long.
+    Why: billiard sends this instead (billiard/pool.py, ``Worker.workloop``).
     """
-    return type(unwrapped(error)).__name__ == "MaybeEncodingError"
+    return isinstance(unwrapped(error), billiard_pool.MaybeEncodingError)
 
 
 def unwrapped(error: BaseException) -> BaseException:
