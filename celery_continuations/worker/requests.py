@@ -158,7 +158,7 @@ class Request(CeleryRequest):
         if verdict is False:
             forget_decision(self.task, self.id, self._maintenance)
             logger.info(
-                "Task %s[%s] goes on, or has ended, without this message",
+                "Task %s[%s] continues, or has ended, without this message",
                 self.name,
                 self.id,
                 extra={"action": "refused", "task_id": self.id, "task_name": self.name},

@@ -252,7 +252,7 @@ class LimitedRaising(Raising):
 
 
 class Unsendable(Plain):
-    """The main process is told of each execution that its end could not be sent."""
+    """The main process learns of each execution that its end could not be sent."""
 
     ends = frozenset((states.FAILURE, states.SUCCESS))
     items = 1
