@@ -116,13 +116,15 @@ class Request(CeleryRequest):
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Recover a task whose process was lost, instead of failing it; fail no task that has gone on."""
         error = exc_info.exception
+        comes_again = False
         if celery_internals.is_lost_process(error):
             if self._is_being_ended and (self._already_revoked or self._already_cancelled):
                 return None
             if not self._is_being_ended and self._recovered():
                 celery_state.task_ready(self)
                 return None
-        if not return_ok and not self._is_being_ended and celery_internals.is_stored_as_failure(error):
+            comes_again = self._comes_again_when_lost
+        if not (return_ok or comes_again or self._is_being_ended) and celery_internals.is_stored_as_failure(error):
             is_limit = isinstance(celery_internals.unwrapped(error), TimeLimitExceeded)
             has_reported = celery_internals.is_unsendable(error)  # so it has not claimed the record, or not ended it
             may_end = self._is_running if has_reported else self._may_end
@@ -132,6 +134,13 @@ class Request(CeleryRequest):
         done = super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         self._settle(self._verdict)
         return done
+
+    @property
+    def _comes_again_when_lost(self) -> bool:
+        """Whether Celery stores nothing for a process that was lost before it had claimed the task."""
+        # retry_on_worker_lost came with Celery 5.7
+        is_rejected = self.task.acks_late and self.task.reject_on_worker_lost
+        return bool(is_rejected or getattr(self.task, "retry_on_worker_lost", False))
 
     def _settle(self, verdict: bool | None) -> None:
         """End the record that was taken for a failure, which is stored by now."""

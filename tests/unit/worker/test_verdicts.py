@@ -58,7 +58,7 @@ class Main:
         request = Request(
             self._worker.deliver_nothing().message,
             on_ack=lambda *args: self.ends.append("acked"),
-            on_reject=lambda *args, requeue=False: self.ends.append(f"rejected {requeue}"),
+            on_reject=lambda logger, errors, requeue=False: self.ends.append(f"rejected {requeue}"),
             hostname="main@test",
             app=self.app,
             task=self.made,
@@ -85,7 +85,9 @@ class Main:
             "failed": (Fence(1, Status.FAILED), None),
             "cancelled": (Fence(1, Status.CANCELLED), None),
         }[record]
-        self.store.compare_and_swap(self.id, None, Update(fence, value=value, message="{}"))
+        self.store.compare_and_swap(
+            self.id, None, Update(fence, value=value, message="{}" if fence.generation else None)
+        )
 
     @property
     def is_ours(self) -> bool:
@@ -235,6 +237,17 @@ def test_a_message_that_goes_back_after_a_time_limit_leaves_no_failure(main: Mai
         assert (main.stored, main.status) == ([], Status.RUNNING)
         assert main.store.read(main.id).fence == Fence(1, Status.RUNNING)
     assert (main.ends[0] == "acked") == (record == "handed over")
+
+
+@pytest.mark.parametrize("record", ["none", "not claimed"])
+def test_a_message_whose_process_was_lost_before_the_claim_comes_again(main: Main, record: str) -> None:
+    request = main.receive()
+    if record != "none":
+        main.has(record)
+    before = main.status
+    request.on_failure(info(WorkerLostError("lost")))
+    assert (main.ends, main.stored) == (["rejected True"], [])
+    assert record == "none" or main.status == before
 
 
 def test_while_the_store_is_unavailable_the_record_follows_later(main: Main, monkeypatch: Any) -> None:
