@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 from celery import Celery, Task
 from celery import signals as celery_signals
+from celery.exceptions import Ignore
 
 from celery_continuations import conf, refusals, saved_results
 from celery_continuations.children import tell_parent
@@ -38,6 +39,7 @@ from celery_continuations.execution.direct import (
     rehearsed_arguments,
 )
 from celery_continuations.execution.execution import Execution
+from celery_continuations.execution.soft_limit import soft_limit
 from celery_continuations.generic import GenericTask
 from celery_continuations.result import ContinuableAsyncResult
 from celery_continuations.worker.bootstep import Hearing
@@ -77,6 +79,8 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
     if execution is None:
         DirectExecution(task, request)
         return _checked(task, call(*args, **kwargs))
+    if not request.is_eager:
+        soft_limit.hold()
     try:
         if task.claims_at_start or execution.resumed:
             execution.begin()
@@ -92,6 +96,8 @@ def _boundary(task: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs
         raise instead from instead.__cause__
     finally:
         execution.close()
+        if not execution.has_claimed:
+            soft_limit.let()
     return value
 
 
@@ -119,7 +125,7 @@ def _body(task: Any, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     execution.in_body = True
     execution.called_with = (args, kwargs)
     try:
-        value = run(*args, **kwargs)
+        value = execution.run_body(run, args, kwargs)
     except Exception as error:
         execution.failed(error)
         raise
@@ -148,6 +154,9 @@ class BoundaryTask(GenericTask[P, R_co]):
 
     #: Claim when the task starts, not at its first step.
     claims_at_start = False
+
+    #: Store the state STARTED once the task is claimed.  Celery would store it for a message that is refused, too.
+    stores_started = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the task directly: without worker, store and interruptions."""
@@ -179,6 +188,8 @@ class BoundaryTask(GenericTask[P, R_co]):
     def bind(cls, app: Celery) -> Celery:
         """Bind the class to the app, check its settings, and add the bootstep to the app's workers."""
         bound: Celery = super().bind(app)
+        if cls.claims_at_start and cls.track_started:
+            cls.stores_started, cls.track_started = True, False
         if app not in _prepared:
             conf.validate(app)
             saved_results.allow()
@@ -231,10 +242,18 @@ class BoundaryTask(GenericTask[P, R_co]):
     def replace(self, sig: Any) -> Any:
         """Replace this task; the new one starts without its progress."""
         execution = execution_of(self.request_stack.top)
-        if isinstance(execution, Execution):
-            execution.refuse_if_changed()
+        if not isinstance(execution, Execution):
+            return super().replace(sig)
+        execution.refuse_if_changed()
+        soft_limit.hold()
+        try:
             execution.forget()
-        return super().replace(sig)
+            return super().replace(sig)
+        except Ignore:
+            raise  # the other task is out: this one has ended
+        except BaseException:
+            soft_limit.let()
+            raise
 
 
 class RetryMessage:

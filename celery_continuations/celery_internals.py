@@ -14,6 +14,8 @@ from typing import Any
 
 from billiard import common as billiard_common
 from billiard import pool as billiard_pool
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
+from billiard.exceptions import Terminated
 from billiard.process import BaseProcess, current_process
 from celery import _state
 from celery.app import utils as celery_settings
@@ -25,6 +27,7 @@ from kombu.serialization import registry  # type: ignore[attr-defined]
 from kombu.utils.functional import maybe_list
 
 __all__ = [
+    "SOFT_LIMIT",
     "FinishedTask",
     "app_of_unbound",
     "around_soft_shutdown",
@@ -39,6 +42,8 @@ __all__ = [
     "is_lost_process",
     "is_predicate",
     "is_replacement",
+    "is_stored_as_failure",
+    "is_unsendable",
     "keeps_results",
     "mask_in_reports",
     "on_every_app",
@@ -50,8 +55,12 @@ __all__ = [
     "take_over_revoke",
     "terminate_signal",
     "unflag_revoked",
+    "unwrapped",
     "when_evaluated",
 ]
+
+#: The signal of a soft time limit to a pool child.  Why: Celery has no public name for it.
+SOFT_LIMIT = int(billiard_pool.SIG_SOFT_TIMEOUT or signal.SIGTERM)
 
 # Seconds between two looks at the pipes of a stopping pool.
 _PAUSE = 0.02
@@ -287,7 +296,7 @@ def is_lost_process(error: BaseException) -> bool:
 
     Why: since 4.3 billiard reports the exit of a process as the wrapped SystemExit itself.
     """
-    return isinstance(getattr(error, "exc", error), (WorkerLostError, SystemExit))
+    return isinstance(unwrapped(error), (WorkerLostError, SystemExit))
 
 
 def is_predicate(error: BaseException) -> bool:
@@ -298,6 +307,29 @@ def is_predicate(error: BaseException) -> bool:
 def is_replacement(error: Any) -> bool:
     """Whether ``error`` ends a task that another one replaces.  Why: ``Task.replace`` raises an ordinary Ignore."""
     return isinstance(error, Ignore) and error.args == ("Replaced by new task",)
+
+
+def is_stored_as_failure(error: BaseException) -> bool:
+    """Whether a main process stores FAILURE for an error that the task's process did not report itself.
+
+    Why: the rest of ``Request.on_failure`` revokes, gives the message back, or ends the worker
+    (celery/worker/request.py).
+    """
+    return not isinstance(unwrapped(error), (Terminated, MemoryError, TaskPredicate))
+
+
+def is_unsendable(error: BaseException) -> bool:
+    """Whether a task's process has ended the task, and could not send its result to the main process.
+
+    Why: billiard sends this instead (billiard/pool.py, ``Worker.workloop``).
+    """
+    return isinstance(unwrapped(error), billiard_pool.MaybeEncodingError)
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return the error that billiard has sent with its traceback.  Why: its wrapper has no public name."""
+    found: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return found
 
 
 def ignore_result_of(task: Any, request: Any) -> bool:

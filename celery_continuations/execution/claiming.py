@@ -78,9 +78,7 @@ class Claiming:
         owned = self._owned(flag)
         if owned is None:
             message.end_cancelled()
-            message.reporter.log(
-                logging.INFO, "refused", "refused: this message is stale; the task continued without it"
-            )
+            self._report_stale()
             raise Refused("stale")
         ownership = Ownership(message, owned, self._lose)
         self._wait_for_chord(ownership)
@@ -91,6 +89,17 @@ class Claiming:
             return Unfit(self._execution, ownership, exc)
         except Exception as exc:  # a snapshot that cannot be read, for instance
             return Unfit(self._execution, ownership, exc)
+
+    def _report_stale(self) -> None:
+        reporter = self._message.reporter
+        if self._message.begins_another_task:
+            reporter.log(
+                logging.WARNING,
+                "id_in_use",
+                "not run: a task with this id is under way, or has ended and its record is kept; use another id",
+            )
+        else:
+            reporter.log(logging.INFO, "refused", "refused: this message is stale; the task continued without it")
 
     def _owned(self, flag: StopFlag) -> OwnedRecord | None:
         message = self._message
@@ -105,6 +114,7 @@ class Claiming:
                 ended=message.ended,
                 # Only a sweeper judges by leases: it knows whether they can be trusted at the moment.
                 loss_of=lambda owner: loss_of(owner, message.store.scan().leases, by_lease=False),
+                stores_results=message.stores_results,
             )
         except InvalidStepError as exc:  # a lost execution of a later release wrote the record
             self._requeue(requeue_delay(), f"this worker cannot resume its snapshot: {exc}")
@@ -160,6 +170,7 @@ class Claiming:
         if crash_loop is not None:
             message.reporter.hide_cursors(crash_loop)
             return Running(self._execution, checkpoints, crash_loop)
+        message.report_started()
         checkpoints.triggers.check()
         watcher.add(checkpoints.triggers)
         defer_terminate(flag)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
@@ -193,6 +193,10 @@ class DirectExecution:
     def begin(self) -> Run:
         """No-op: there is nothing to claim."""
         return self.run
+
+    def run_body(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the task's own code."""
+        return run(*args, **kwargs)
 
     guard = staticmethod(transactions.refuse_open)  # so that a misplaced checkpoint is found here, too
 

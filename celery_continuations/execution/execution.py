@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import signals as celery_signals
+from celery.exceptions import Ignore
 
 from celery_continuations import conf
 from celery_continuations.core.run import Run
@@ -14,10 +16,11 @@ from celery_continuations.execution.checkpoints import Checkpoints
 from celery_continuations.execution.claiming import Claiming, Refused
 from celery_continuations.execution.direct import ATTRIBUTE, execution_of
 from celery_continuations.execution.leaving import Leaving
-from celery_continuations.execution.message import Message
+from celery_continuations.execution.message import CANCELLED, Message
 from celery_continuations.execution.ownership import SUPERSEDED
 from celery_continuations.execution.phases import Ended, Over, Phase, Unclaimed
 from celery_continuations.execution.running import Running
+from celery_continuations.execution.soft_limit import soft_limit
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.execution.waiting import Waiter
 from celery_continuations.messages.body import Body
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from celery import Task
 
 __all__ = ["Execution"]
+
+T = TypeVar("T")
 
 
 class Execution:
@@ -64,6 +69,11 @@ class Execution:
         return self.message.generation > 0
 
     @property
+    def has_claimed(self) -> bool:
+        """Whether the task was claimed, or its claim refused."""
+        return not isinstance(self.phase, Unclaimed)
+
+    @property
     def returned_value(self) -> str | None:
         """The encoded return value of an earlier execution that was lost after its body had returned."""
         return self.phase.ownership.record.value if isinstance(self.phase, Running) else None
@@ -78,12 +88,16 @@ class Execution:
         if isinstance(self.phase, Unclaimed):
             conf.refuse_protocol(self.message.task.app, self.message.task.name)
             _hear_postrun()
-            try:
-                self.phase = Claiming(self, self.message, self._lose).next_phase()
-            except Refused as exc:
-                self.phase = Over(exc.why)
-                raise Interrupt(None, None, exc.why) from None
+            with soft_limit.held():
+                self._claim()
         return self.phase.begun()
+
+    def _claim(self) -> None:
+        try:
+            self.phase = Claiming(self, self.message, self._lose).next_phase()
+        except Refused as exc:
+            self.phase = Over(exc.why)
+            raise Interrupt(None, None, exc.why) from None
 
     def _lose(self, why: str) -> None:
         """End the execution: it does not own the record any more.  Raises Interrupt within the task's own code."""
@@ -132,6 +146,10 @@ class Execution:
         """Update the record: Celery has stored ``state``, or has tried to."""
         self.phase.settle(state, result)
 
+    def run_body(self, run: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        """Run the task's own code: only here a soft time limit may come up."""
+        return soft_limit.around(run, args, kwargs)
+
     def close(self) -> None:
         """Close the execution; only a message may still have to be published."""
         if self.checkpoints is not None:
@@ -156,12 +174,17 @@ class Execution:
         """Remove the record, so that the task that ``self.replace()`` puts under this id does not inherit it.
 
         Raises:
-            Ignore: when another execution has superseded this one.
+            Ignore: when another execution has superseded this one, or the task was cancelled.
         """
-        if isinstance(self.phase, Running):
-            with self.phase.ownership.writing() as owned:
-                owned.remove()
-            self.phase = Ended()
+        if not isinstance(self.phase, Running):
+            return
+        ownership = self.phase.ownership
+        with ownership.writing() as owned:
+            is_removed = owned.remove()
+        self.phase = Ended()
+        if not is_removed:
+            ownership.cancel()
+            raise Ignore(CANCELLED)
 
 
 @cache
@@ -171,7 +194,12 @@ def _hear_postrun() -> None:
 
 
 def _on_postrun(sender: Any = None, state: str | None = None, retval: Any = None, **kwargs: Any) -> None:
-    execution = execution_of(sender.request_stack.top if sender is not None else None)
-    if isinstance(execution, Execution):
-        execution.settle(state, retval)
-        execution.detach()
+    request = sender.request_stack.top if sender is not None else None
+    execution = execution_of(request)
+    try:
+        if isinstance(execution, Execution):
+            execution.settle(state, retval)
+            execution.detach()
+    finally:
+        if request is not None and not request.is_eager:
+            soft_limit.drop()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from kombu.exceptions import OperationalError
 
 from celery_continuations import celery_internals, conf, control
@@ -15,7 +17,7 @@ from celery_continuations.exceptions import StoreError
 from celery_continuations.execution.reporting import Reporter
 from celery_continuations.messages.body import Body, received
 from celery_continuations.messages.from_request import republish, saved_message
-from celery_continuations.messages.headers import DELIVERY, GENERATION, OWN_HEADERS, SNAPSHOT
+from celery_continuations.messages.headers import DELIVERY, GENERATION, OWN_HEADERS, PARENT, SNAPSHOT
 from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
 from celery_continuations.protocol import commands
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
@@ -56,7 +58,9 @@ class Message:
             (request.headers or {}).pop(name, None)
         self._body = body or received(task, request, self._delivery.get("content_type"))
         self.reporter = Reporter(task, request.id, self._delivery.get("sends_as"))
-        self.generation: int = getattr(request, GENERATION, None) or 0
+        generation = getattr(request, GENERATION, None)
+        self.generation: int = generation or 0
+        self._is_from_caller = generation is None
 
     @cached_property
     def store(self) -> Store:
@@ -86,7 +90,22 @@ class Message:
         """Return a setting of the task."""
         return conf.setting(self.task, name)
 
+    @property
+    def begins_another_task(self) -> bool:
+        """Whether a caller has sent this very message, and neither a broker nor this library has sent it again."""
+        is_redelivered = (self.request.delivery_info or {}).get("redelivered")
+        if conf.driver_type(self.task.app) == "sqs":
+            return False  # SQS delivers again after the visibility timeout, and kombu does not mark that
+        is_child = PARENT in (self.request.headers or {})  # a parent that was lost starts the same children again
+        return self._is_from_caller and not is_redelivered and not is_child
+
     # -- what has become of the task
+
+    @property
+    def stores_results(self) -> bool:
+        """Whether Celery stores how the task ends, or at least that it has failed."""
+        task: Any = self.task
+        return bool(task.store_errors_even_if_ignored) or not celery_internals.ignore_result_of(task, self.request)
 
     def ended(self, record: Record | None) -> tuple[Status, float] | None:
         """Ask the result backend whether the task has ended; see :mod:`celery_continuations.protocol.endings`."""
@@ -122,6 +141,18 @@ class Message:
         except StoreError:
             return None  # if it was cancelled, its record refuses the message
         return record.fence if record is not None and record.fence.status == Status.CANCELLED else None
+
+    def report_started(self) -> None:
+        """Store the state STARTED if Celery's ``task_track_started`` asks for it: the task is claimed."""
+        task: Any = self.task
+        request = self.request
+        if not task.stores_started or request.is_eager or celery_internals.ignore_result_of(task, request):
+            return
+        meta = {"pid": os.getpid(), "hostname": request.hostname}
+        try:
+            task.backend.store_result(request.id, meta, states.STARTED, request=request)
+        except Exception as exc:  # of any driver
+            self.reporter.log(logging.WARNING, "not_stored", "its state STARTED could not be stored: %r", exc)
 
     def report_cancelled(self) -> None:
         """Store the state REVOKED, and send its event."""

@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from celery import states
-from celery.exceptions import Retry, SoftTimeLimitExceeded
+from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from celery_continuations import celery_internals
 from celery_continuations.core import codec
@@ -186,7 +186,7 @@ class Running:
         if isinstance(error, Retry) and options is not None:
             self.checkpoints.retries.retried(self.run)
             self._leave(RETRY, options, None, self._message.saved(**options))
-        elif isinstance(error, Exception) and not celery_internals.is_predicate(error):
+        elif isinstance(error, Exception) and _is_failure(error):
             self._left_by = error
             self._save_failure(error)
         return error
@@ -265,3 +265,9 @@ class Running:
         else:
             return
         self._execution.phase = Ended()
+
+
+def _is_failure(error: Exception) -> bool:
+    """Whether Celery stores FAILURE for ``error``; for a rejected message, which does not come back, it does."""
+    is_rejected = isinstance(error, Reject) and not getattr(error, "requeue", False)
+    return is_rejected or not celery_internals.is_predicate(error)

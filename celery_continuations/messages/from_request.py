@@ -77,8 +77,7 @@ def republish(
     embed.pop(SNAPSHOT, None)
     if snapshot is not None:
         embed[SNAPSHOT] = snapshot
-    if generation:
-        headers[GENERATION] = generation
+    headers[GENERATION] = generation  # 0: a copy of a fresh message
     with pooled_producer(app) as producer:
         app.amqp.send_task_message(
             producer,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
+from celery.signals import after_task_publish, before_task_publish
+from kombu.exceptions import ContentDisallowed, DecodeError, OperationalError
 from kombu.pools import producers
 
 from celery_continuations import conf
 from celery_continuations.exceptions import StoreError
+from celery_continuations.messages.body import Body, written
 from celery_continuations.messages.headers import GENERATION
 from celery_continuations.messages.routing import destination, queue_names
 from celery_continuations.messages.saved import SavedMessage
@@ -114,16 +116,47 @@ def _send_saved(app: Celery, producer: Any, text: str, generation: int, **option
     body = message.body(app)
     if not body.is_accepted:
         raise StoreError("record", f"its saved message has the content type {content_type!r}, not in accept_content")
+    shown: Any = body.data
+    if before_task_publish.receivers or after_task_publish.receivers:
+        with suppress(ContentDisallowed, DecodeError):  # then no worker of this app runs it
+            shown = body.decode()
+            producer = _ShownDecoded(producer, body, shown)
     app.amqp.send_task_message(
         producer,
         message.task,
-        ({**message.headers, GENERATION: generation}, message.properties, body.data, None),
+        ({**message.headers, GENERATION: generation}, message.properties, shown, None),
         content_type=content_type,  # so that kombu sends the body unchanged
         content_encoding=encoding,
         **options,
         **message.sending,
         **destination(app, message.route),
     )
+
+
+class _ShownDecoded:
+    """Publish a body as it is saved, although the receivers of Celery's signals see it decoded.
+
+    Args:
+        producer: the producer.
+        body: the saved body.
+        shown: the decoded one; what a receiver has changed in it is published.
+    """
+
+    def __init__(self, producer: Any, body: Body, shown: Any) -> None:
+        self._producer = producer
+        self._body = body
+        self._shown = shown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(self, _: Any, **options: Any) -> Any:
+        """Publish the saved body."""
+        body = self._body
+        if self._shown != body.decode() and body.serializer:
+            args, kwargs, embed = self._shown
+            body = written(args, kwargs, embed, body.serializer)
+        return self._producer.publish(body.data, **options)
 
 
 def _confirming(app: Celery) -> dict[str, Any]:

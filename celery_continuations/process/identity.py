@@ -16,7 +16,7 @@ import hashlib
 import os
 from functools import cache
 
-__all__ = ["is_gone", "is_running", "new_owner", "new_worker"]
+__all__ = ["is_gone", "is_running", "new_owner", "new_worker", "runs_in"]
 
 _ENDED = ("Z", "X")
 
@@ -46,6 +46,17 @@ def is_gone(name: str) -> bool:
     main = process.rpartition(".")[0]
     child = rest.partition("/")[0]
     return _has_ended(main) or (bool(child) and _has_ended(child))
+
+
+def runs_in(owner: str, worker: str, pid: int | str | None) -> bool:
+    """Whether an owner is an execution of that worker, in its process of that pid.
+
+    >>> worker = new_worker()
+    >>> runs_in(new_owner(worker), worker, os.getpid()), runs_in(new_owner(worker), worker, None)
+    (True, False)
+    """
+    of, _, rest = owner.partition("/")
+    return of == worker and rest.partition(".")[0] == str(pid)
 
 
 def is_running(pid: int) -> bool:

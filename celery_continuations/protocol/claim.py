@@ -23,6 +23,7 @@ def claim(
     message: Callable[[], str | None],
     ended: Ended,
     loss_of: Callable[[str], Loss | None],
+    stores_results: bool = True,
 ) -> OwnedRecord | None:
     """Claim the task of a message, unless the message is stale.
 
@@ -35,11 +36,12 @@ def claim(
         message: returns the saved message; written with a new record.
         ended: see :data:`Ended`.
         loss_of: returns why an owner's execution was lost; None while the owner may run it.
+        stores_results: whether the result backend keeps how the task ends.
 
     Returns:
         The right to write the record, or None for a stale message: then its execution ends without touching anything.
     """
-    one = _Claim(store, task_id, generation, owner, snapshot, message, ended, loss_of)
+    one = _Claim(store, task_id, generation, owner, snapshot, message, ended, loss_of, stores_results)
     try:
         owned = one.of_expected()
         while owned is None:
@@ -65,11 +67,15 @@ class _Claim:
     message: Callable[[], str | None]
     ended: Ended
     loss_of: Callable[[str], Loss | None]
+    stores_results: bool
 
     def of_expected(self) -> OwnedRecord | None:
         """Claim in the usual cases, in one round trip: a fresh message, or the message that the record waits for."""
         if not self.generation:
             return self.of_none()
+        # Rule 25: every claim of a continuation asks the result backend; a stored outcome is final.
+        if self.stores_results and self.ended(None) is not None:
+            return None
         mine = self._fence(self.generation)
         taken = self.store.take(self.task_id, Fence(self.generation, Status.QUEUED), mine)
         return None if taken is None else self._owned(mine, self.snapshot or taken.snapshot, taken.value)
@@ -92,6 +98,9 @@ class _Claim:
             raise _Stale
         if self.generation == known.generation - 1 and known.owner:
             return self.of_dead_owner(record)
+        # Rule 25, as in of_expected: the record follows.
+        if self.stores_results and known.generation:
+            self.follow(record)
         newest, mine = self.newest(record), self.succeeding(known)
         text = self.message() if record.message is None else None  # the record is older than the task's first message
         written = self.store.compare_and_swap(self.task_id, known, Update(mine, newest, text))
@@ -111,16 +120,20 @@ class _Claim:
         if loss is None or known.command:
             raise _Stale
         # Rule 5: ask the result backend before superseding a dead owner; only its last write may be missing.
-        result = self.ended(record)
-        if result is not None:
-            OwnedRecord(self.store, self.task_id, known).end(result[0], None, result[1])
-            raise _Stale
+        self.follow(record)
         with_loss(record.snapshot or self.snapshot, loss)  # raises before anything is changed if it cannot be read
         mine = self.succeeding(known)
         if not self.store.compare_and_swap(self.task_id, known, Update(mine)):
             return None
         counted = count_loss(self.store, self.task_id, mine, loss)
         return None if counted is None else self._owned(mine, counted, record.value, is_recovered=True)
+
+    def follow(self, record: Record) -> None:
+        """End the record of a task whose outcome is stored."""
+        result = self.ended(record)
+        if result is not None:
+            OwnedRecord(self.store, self.task_id, record.fence).end(result[0], None, result[1])
+            raise _Stale
 
     def refuse(self, record: Record) -> None:
         """Refuse a message whose record is not claimable."""

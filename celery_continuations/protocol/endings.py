@@ -46,8 +46,7 @@ def needs_chord_count(record: Record, in_chord: bool, backend: Any) -> bool:
 
     The value is kept, and returning it again counts the task, if the backend counts each member only once.
     """
-    finished = record.fence.status == Status.RETURNED and bool(record.value)
-    return in_chord and finished and celery_internals.counts_in_chords_once(backend)
+    return in_chord and bool(record.value) and celery_internals.counts_in_chords_once(backend)
 
 
 def seconds_kept(owner: Task[..., object] | Celery, status: Status) -> float:

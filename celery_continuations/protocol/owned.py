@@ -134,13 +134,16 @@ class OwnedRecord:
                 if found is not None and not self._is_own(found.fence):
                     raise
 
-    def release(self, snapshot: str | None) -> None:
-        """Save, and let the claimed message claim again; no-op if another execution owns the record."""
+    def release(self, snapshot: str | None) -> bool:
+        """Save, and let the claimed message claim again; return False if another execution owns the record."""
         # With a new generation, that message's older snapshot would count as the newer one. The record becomes due, so
         # that a sweep finds it if the message never returns.
         released = Update(Fence(self.fence.generation, Status.RUNNING), snapshot, due_in=OVERDUE_AFTER)
-        with suppress(Superseded):
+        try:
             self._hand_over(released)
+        except Superseded:
+            return False
+        return True
 
     def finish(self, snapshot: str, value: str | None) -> None:
         """Save the return value."""
@@ -152,7 +155,8 @@ class OwnedRecord:
     def end(self, status: Status, snapshot: str | None, expires_in: float) -> bool:
         """Keep a tombstone, or the failed record, for ``expires_in`` seconds: the result is stored.
 
-        No-op, which returns False, if another execution owns the record.
+        Returns:
+            False if another execution owns the record; then nothing was written.
         """
         # Rule 10: the record of an ended task stays, so that a late delivery of its message is refused.
         kept = None if status == Status.FAILED else ""  # a failed task can be retried
@@ -176,11 +180,23 @@ class OwnedRecord:
                 text = with_error(found.snapshot, error)
         self.end(Status.FAILED, text, expires_in)
 
-    def remove(self) -> None:
-        """Free the task's id for another task."""
+    def remove(self) -> bool:
+        """Free the task's id for another task; return False if a cancel command is pending.
+
+        A pause command does not outlive its record: it was meant for this task.
+        """
         removed = Update(Fence(self.fence.generation, Status.DONE), "", "", "", "", expires_in=0)
-        if not self._store.compare_and_swap(self._task_id, self.fence, removed):
-            raise Superseded
+        while self.fence.command != Command.CANCEL:
+            if self._store.compare_and_swap(self._task_id, self.fence, removed):
+                return True
+            # Rule 14: a missing record was lost, or removed by this execution, which did not receive the answer.
+            found = self._store.read(self._task_id)
+            if found is None:
+                return True
+            if not self._is_own(found.fence):
+                raise Superseded
+            self.fence = found.fence
+        return False
 
     def delivered(self) -> Inbox:
         """Return what was delivered to the task."""

@@ -212,6 +212,10 @@ class Sweeper:
             except Exception as exc:  # of a driver, or of a record that cannot be read: the next sweep tries again
                 self._report_failure(task_id, "cannot be ended; its record is unchanged: ", exc)
 
+    def forget_decision(self, task_id: str) -> None:
+        """Let the task be recovered after all: its execution had gone on, or had ended, by itself."""
+        self._decided.pop(task_id, None)
+
     def _settle(self, task_id: str) -> None:
         status = self._decided.get(task_id)
         if status is None:

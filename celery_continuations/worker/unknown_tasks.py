@@ -11,10 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_continuations import conf
+from celery_continuations.exceptions import ContinuationError
 from celery_continuations.messages.headers import GENERATION
 from celery_continuations.messages.requeue import requeue_delay
+from celery_continuations.process.identity import new_owner
+from celery_continuations.process.stop_flag import flag_of
 from celery_continuations.stores import Status, open_store
 from celery_continuations.worker.maintenance import Maintenance
+from celery_continuations.worker.verdicts import is_outstanding, take_to_end
 
 __all__ = ["requeue_unknown"]
 
@@ -46,8 +50,19 @@ def requeue_unknown(consumer: Any, maintenance: Maintenance) -> None:
                 extra={"action": "given_back", "task_id": task_id},
             )
             return consumer.timer.call_after(delay, _in_loop(consumer, message.requeue))
+        store = open_store(consumer.app, conf.app_setting(consumer.app, "store"))
+        try:
+            flag = flag_of(consumer.hostname)
+            owner = new_owner(flag.worker if flag else "")
+            verdict = take_to_end(
+                store, consumer.app, task_id, owner, lambda record: is_outstanding(record, generation)
+            )
+        except ContinuationError:
+            verdict = None
+        if verdict is False:
+            return message.ack_log_error(logger, consumer.connection_errors)
         fail(body, message, exc)
-        sweeper = maintenance.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))
+        sweeper = maintenance.sweeper_of(store)
         return sweeper.decide(task_id, Status.FAILED) if sweeper else None
 
     consumer.on_unknown_task = on_unknown_task

@@ -18,10 +18,12 @@ from unittest import mock
 from celery.exceptions import Ignore
 
 from celery_continuations.execution import leaving, message, running
+from celery_continuations.execution.claiming import Claiming
 from celery_continuations.protocol import claim, commands, owned, recovery
 from celery_continuations.protocol.liveness import Loss
 from celery_continuations.protocol.owned import OwnedRecord, Superseded
 from celery_continuations.stores.base import Status
+from celery_continuations.worker import verdicts
 from tests.model import scenarios
 from tests.model.explorer import Explorer, Report, budgets
 from tests.model.faulty import (
@@ -46,6 +48,7 @@ from tests.model.faulty import (
     over,
     owning,
     publishes_at_once,
+    starts_before_its_claim,
     superseding,
     takes_a_command_for_another_owner,
     waits_for_what_is_there,
@@ -94,7 +97,7 @@ class Break:
 
 BREAKS: tuple[Break, ...] = (
     Break(1, _CLAIM, "of_found", claims_what_has_ended, budget=Budget(duplicates=1)),
-    Break(2, claim, "NOT_CLAIMABLE", instead(frozenset()), scenarios.Forgotten),
+    Break(2, claim, "NOT_CLAIMABLE", instead(frozenset()), scenarios.Paused),
     Break(
         3, _CLAIM, "is_stale",
         instead(lambda self, known: self.generation < known.generation and known.status not in claim.OWNED),
@@ -113,7 +116,10 @@ BREAKS: tuple[Break, ...] = (
         5, _CLAIM, "of_dead_owner", claiming(lambda _: {"ended": never_ended}), broker="amqp",
         budget=Budget(crashes=1),
     ),
-    Break(5, recovery, "recover", given(ended=never_ended), budget=Budget(crashes=1)),
+    Break(
+        5, recovery, "recover", given(ended=never_ended), budget=Budget(crashes=1), verdict=REDUNDANT,
+        why="the claim of the message that the sweep publishes asks the result backend, too",
+    ),
     Break(
         6, _CLAIM, "succeeding", superseding(lambda fence, known: fence._replace(generation=fence.generation - 1)),
         broker="amqp", budget=Budget(crashes=1),
@@ -159,6 +165,15 @@ BREAKS: tuple[Break, ...] = (
     Break(22, commands, "retry", over(Heedless), scenarios.RetriedTwice, budget=Budget(switches=1)),
     Break(
         23, recovery, "recover", over(Outdated), scenarios.Falling, budget=Budget(freezes=1), is_provable=False,
+    ),
+    Break(24, verdicts, "take_to_end", instead(lambda *args, **kwargs: None), scenarios.LimitedRaising),
+    Break(
+        25, _CLAIM, "of_expected", claiming(lambda one: {"stores_results": False}), scenarios.RevokedElsewhere,
+    ),
+    Break(25, _CLAIM, "follow", instead(lambda self, record: None), scenarios.RevokedElsewhere),
+    Break(
+        "a second delivery does not store STARTED", Claiming, "_owned", starts_before_its_claim, scenarios.Tracked,
+        budget=Budget(duplicates=1),
     ),
     Break(
         "a superseding execution inherits the command", _CLAIM, "succeeding",
@@ -218,7 +233,7 @@ BREAKS: tuple[Break, ...] = (
 
 def numbered() -> set[int]:
     """Return the numbers of the rules in the source."""
-    source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands))
+    source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands, verdicts))
     return {int(number) for number in re.findall(r"# Rule (\d+)", source)}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from kombu.exceptions import OperationalError
 
 from celery_continuations import control
@@ -177,6 +178,18 @@ def cancel(world: World) -> None:
 def retry(world: World) -> None:
     """Retry the failed task."""
     control.retry(TASK_ID, app=world.app)
+
+
+def revoke_as_celery(world: World) -> None:
+    """Store REVOKED as any worker of Celery 5.7 does for a task that it does not run; it knows no record."""
+    world.app.backend.mark_as_revoked(TASK_ID, "revoked")
+
+
+def is_between_executions(world: World) -> bool:
+    """Whether the task was handed over, and its message has not been received."""
+    record = world.record()
+    is_queued = record is not None and record.fence.status == Status.QUEUED and record.fence.generation > 0
+    return is_queued and world.promises.state == states.RETRY and all(actor.kind == KIND for actor in world.stack)
 
 
 def has_failed(world: World) -> bool:

@@ -32,7 +32,7 @@ from celery_continuations.execution import (
 )
 from celery_continuations.process import stop_flag
 from celery_continuations.protocol import liveness
-from celery_continuations.worker import lease_clock, maintenance
+from celery_continuations.worker import lease_clock, maintenance, requests
 from tests.model.promises import Violation
 from tests.model.scenarios import Scenario
 from tests.model.stand_ins import Clock, Now, NoWatcher, PlainInfo
@@ -159,6 +159,8 @@ def simulated() -> Iterator[None]:
             stack.enter_context(patch.object(module, "watcher", NoWatcher()))
         stack.enter_context(patch.object(claiming, "new_owner", lambda worker: Now.world.new_owner(worker)))
         stack.enter_context(patch.object(maintenance, "_is_in_progress", lambda task_id: Now.world.is_at_work(task_id)))
+        stack.enter_context(patch.object(requests, "new_owner", lambda worker: Now.world.new_owner(worker)))
+        stack.enter_context(patch.object(requests, "runs_in", lambda *given: Now.world.runs_in(*given)))
         stack.enter_context(patch.object(liveness, "is_gone", lambda name: Now.world.is_gone(name)))
         task_revoked.connect(_on_revoked)
         stack.callback(task_revoked.disconnect, _on_revoked)

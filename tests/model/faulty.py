@@ -217,6 +217,14 @@ def cancels_what_has_returned(original: Any) -> Any:
     return refuse_over
 
 
+def starts_before_its_claim(original: Any) -> Any:
+    def owned(self: Any, flag: Any) -> Any:
+        self._message.report_started()
+        return original(self, flag)
+
+    return owned
+
+
 def publishes_at_once(original: Any) -> Any:
     def enter(self: leaving.Leaving) -> None:
         original(self)

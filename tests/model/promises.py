@@ -106,7 +106,7 @@ class Promises:
                 self.violated(3, f"a record that was {was.status} became {now.status}, by {actor.name}")
         if was.status in OWNED and was.owner and was.owner != now.owner:
             owner = self.world.owners[was.owner]
-            if owner is not actor and owner.is_at_work:
+            if owner not in (actor, actor.ends) and owner.is_at_work:
                 self.violated(3, f"{actor.name} took the task from {owner.name}, which is at work")
             if (
                 (has_value or (owner.has_dispatched and self.world.errors))
@@ -122,6 +122,8 @@ class Promises:
     def _claim(self, actor: Actor, now: Fence) -> None:
         if now.generation <= self.claimed:
             self.violated(3, f"claim {now.generation} after claim {self.claimed}")
+        if self.state in FINAL and actor.kind == "execution" and not self.world.has_frozen:
+            self.violated(13, f"the task is claimed after a stored {self.state}")
         self.claimed = now.generation
         actor.owner = now.owner
         actor.knows = self.done

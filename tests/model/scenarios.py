@@ -21,10 +21,12 @@ from tests.model.clients import (
     deliver,
     end_child,
     has_failed,
+    is_between_executions,
     is_child_started,
     pause,
     resume,
     retry,
+    revoke_as_celery,
 )
 from tests.model.promises import Promises
 from tests.model.stand_ins import Connection, Message, NoEvents, Now, Producer, SimBackend, SimStore
@@ -54,6 +56,10 @@ class Scenario:
     items = 2
     #: Whether the task may be revoked.
     is_revocable = False
+    #: Whether a hard time limit may end an execution.
+    is_limited = False
+    #: Whether the processes cannot send how a task has ended to their main process.
+    is_unsendable = False
     #: Whether all workers remember the revocation.
     is_remembered = True
     #: Whether a frozen execution, once it wakes, may overwrite a FAILURE in the result backend.  Celery's backends
@@ -224,6 +230,52 @@ class Forgotten(Revoked):
     """The same, and all workers that knew of the revocation have been restarted."""
 
     is_remembered = False
+
+
+class Limited(Plain):
+    """A hard time limit ends an execution, at any time while it runs."""
+
+    ends = frozenset((states.FAILURE, states.SUCCESS))
+    items = 1
+    is_limited = True
+
+
+class LimitedRaising(Raising):
+    """The same; the task fails by itself, too."""
+
+    is_limited = True
+
+    def at_end(self, promises: Promises) -> None:
+        """Check that it failed for one of the two reasons."""
+        if promises.result not in ("ValueError", "TimeLimitExceeded"):
+            promises.violated(1, f"it failed with {promises.result}")
+
+
+class Unsendable(Plain):
+    """The main process learns of each execution that its end could not be sent."""
+
+    ends = frozenset((states.FAILURE, states.SUCCESS))
+    items = 1
+    is_unsendable = True
+
+    def at_end(self, promises: Promises) -> None:
+        """Check that it fails only while the main process cannot reach the store."""
+        if promises.state == states.FAILURE and not promises.world.errors:
+            promises.violated(13, "an execution that had handed over was failed")
+
+
+class Tracked(Raising):
+    """Its state is STARTED while it runs."""
+
+    options = {"track_started": True}
+
+
+class RevokedElsewhere(Plain):
+    """Celery itself stores REVOKED between two executions; the record says nothing of it."""
+
+    ends = frozenset((states.REVOKED, states.SUCCESS))
+    items = 1
+    errands = ((Errand("revoke", revoke_as_celery, is_between_executions, counts_at_once=True),),)
 
 
 class Failing(Scenario):

@@ -43,6 +43,11 @@ SWITCH = Budget(switches=1)
 _FAULTS = {
     s.Revoked: (CRASH, ERROR),
     s.Forgotten: (Budget(),),
+    s.Limited: (Budget(), CRASH, ERROR),
+    s.LimitedRaising: (Budget(),),  # while the store is unavailable, one of its two failures follows the other
+    s.Unsendable: (Budget(), CRASH, DUPLICATE, ERROR),
+    s.Tracked: (DUPLICATE,),
+    s.RevokedElsewhere: (Budget(), DUPLICATE, ERROR),
     s.Losing: (ERROR,),
     s.Looping: (CRASH, DUPLICATE),  # FREEZE takes ten seconds, and is explored on demand
     s.Stopping: (Budget(), DUPLICATE),
@@ -64,9 +69,10 @@ _FAULTS = {
     s.Retried: (SWITCH, CRASH, DUPLICATE, ERROR),
 }
 _OTHERS = (
-    s.Seldom, s.Raising, s.Failing, s.Retrying, s.Rejecting, s.Revoked, s.Forgotten, s.Backlogged, s.Losing, s.Looping,
-    s.Falling, s.Stopping, s.Scattered, s.Answered, s.AnsweredInTime, s.AnsweredTwice, s.Paused, s.PausedShort,
-    s.PausedWaiting, s.Cancelled, s.CancelledWaiting, s.CancelledPaused, s.Retried, s.RetriedTwice, s.Parent,
+    s.Seldom, s.Raising, s.Failing, s.Retrying, s.Rejecting, s.Revoked, s.Forgotten, s.Limited, s.LimitedRaising,
+    s.Unsendable, s.Tracked, s.RevokedElsewhere, s.Backlogged, s.Losing, s.Looping, s.Falling, s.Stopping,
+    s.Scattered, s.Answered, s.AnsweredInTime, s.AnsweredTwice, s.Paused, s.PausedShort, s.PausedWaiting,
+    s.Cancelled, s.CancelledWaiting, s.CancelledPaused, s.Retried, s.RetriedTwice, s.Parent,
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from billiard.exceptions import Terminated
-from celery.exceptions import TaskRevokedError, WorkerLostError
+from billiard.pool import MaybeEncodingError
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as celery_state
 from greenlet import getcurrent, greenlet
 
@@ -142,6 +143,7 @@ class Actor:
         self.request: Any = None
         self.message: Message | None = None
         self.watch: Any = None
+        self.ends: Actor | None = None  # the execution that this main process ends
         self.store_fault = ""
         self.fate: Callable[[Actor], None] | None = None
         self.owner: str | None = None
@@ -397,6 +399,8 @@ class World:
             options += [*self.clients.options(), *self._worker_faults(actor)]
         if self.scenario.is_revocable and actor.in_child and not self.is_revoked:
             options.append(("revoke", lambda: self._revoke(actor)))
+        if self.scenario.is_limited and actor.in_child and self.promises.known and not self.is_revoked:
+            options.append(("time limit", lambda: self._limit(actor)))
         if budget.has("duplicates"):
             options += [(f"duplicate {m}", lambda m=m: self._duplicate(m)) for m in self._to_duplicate()]  # type: ignore[misc]
         if budget.has("errors") and not actor.store_fault:
@@ -588,7 +592,7 @@ class World:
     def _lose_child(self, actor: Actor) -> None:
         """End the process of an execution; its worker's main process continues."""
         self._end_child(actor)
-        self.start("lost", actor.worker, lambda: self._report(actor, WorkerLostError("simulated")))
+        self.start("lost", actor.worker, lambda: self.report(actor, WorkerLostError("simulated")))
         sweep = lambda: self.start("sweep", actor.worker, actor.worker.sweep)  # noqa: E731
         self._take([("its request learns it first", lambda: None), ("its maintenance learns it first", sweep)])  # type: ignore[list-item]
 
@@ -604,11 +608,27 @@ class World:
 
         def run() -> None:
             request = actor.request
-            request.time_start, request.worker_pid = self.clock, 1
+            request.time_start = self.clock
             request.terminate(SimpleNamespace(terminate_job=terminate_job))
-            self._report(actor, Terminated("simulated"))
+            self.report(actor, Terminated("simulated"))
 
-        self.start("revoking", actor.worker, run)
+        self.start("revoking", actor.worker, run).ends = actor
+
+    def _limit(self, actor: Actor) -> None:
+        """Let a hard time limit end an execution: as in billiard its request learns that twice, then it is killed."""
+        self.is_revoked = True
+
+        def run() -> None:
+            self.report(actor, TimeLimitExceeded("simulated"))
+            actor.request.on_timeout(False, 1)
+            self.acting.fate = lambda _: self._end_child(actor)
+            self.io("kill", lambda: None)
+
+        self.start("limiting", actor.worker, run).ends = actor
+
+    def runs_in(self, owner: str, worker: str, child: Any) -> bool:
+        """Stand in for the function of :mod:`celery_continuations.process.identity`."""
+        return owner.startswith(f"{worker}/c{child}/")
 
     def on_revoked(self, task: Any, request: Any) -> None:
         """Stand in for the handler of :mod:`celery_continuations.worker.bootstep`."""
@@ -620,7 +640,8 @@ class World:
         self.kill(actor)
 
     @staticmethod
-    def _report(actor: Actor, error: BaseException) -> None:
+    def report(actor: Actor, error: BaseException) -> None:
+        """Tell a request of an error that its process did not report."""
         try:
             raise error
         except type(error):
@@ -785,8 +806,12 @@ class _Pool:
 
     def apply_async(self, target: Any, args: Any, callback: Any, **options: Any) -> None:
         self._actor.in_child = True
+        self._actor.request.worker_pid = self._actor.number
         self._world.has_written = True
         self._world.io("delivered", lambda: None)
         result = target(*args, app=self._world.app)
         self._actor.in_child = False
-        callback(result)
+        if self._world.scenario.is_unsendable and self._world.promises.known:
+            self._world.report(self._actor, MaybeEncodingError("simulated", "simulated"))
+        else:
+            callback(result)

@@ -188,3 +188,40 @@ def test_seam_requests_are_as_the_republisher_reads_them(app: Celery) -> None:
     assert context.headers == {"mine": 1, "continuation_generation": 2}
     message = app.amqp.create_task_message("id", "name", (), {})
     assert set(message.body[2]) == {"callbacks", "errbacks", "chain", "chord"}
+
+
+def test_seam_errors_that_a_main_process_learns_of() -> None:
+    from billiard.einfo import ExceptionInfo
+    from billiard.exceptions import Terminated, WorkerLostError
+    from billiard.pool import MaybeEncodingError
+    from celery.exceptions import Ignore, Retry, TimeLimitExceeded
+
+    def received(error: BaseException) -> BaseException:
+        """Return an error as it comes out of the pipe of a pool's process."""
+        try:
+            raise error
+        except type(error):
+            found: BaseException = ExceptionInfo().exception
+        assert celery_internals.unwrapped(found) is error
+        return found
+
+    stored = (ValueError("x"), TimeLimitExceeded(1), WorkerLostError("x"), MaybeEncodingError("value", "reason"))
+    assert all(celery_internals.is_stored_as_failure(received(one)) for one in stored)
+    elsewhere = (Terminated("15"), MemoryError(), Ignore(), Retry(exc=ValueError()))
+    assert not any(celery_internals.is_stored_as_failure(received(one)) for one in elsewhere)
+    assert [celery_internals.is_unsendable(received(one)) for one in stored] == [False, False, False, True]
+    assert celery_internals.is_lost_process(received(SystemExit(1)))
+
+
+def test_seam_how_a_request_announces_what_it_stores() -> None:
+    """``worker/requests.py`` overrides these methods and uses these attributes."""
+    import inspect
+
+    from celery.worker.request import Request
+
+    names = list(inspect.signature(Request._announce_revoked).parameters)
+    assert names == ["self", "reason", "terminated", "signum", "expired"]
+    assert "_announce_revoked" in inspect.getsource(Request.revoked)
+    assert "_announce_revoked" in inspect.getsource(Request.terminate)
+    assert "_announce_cancelled" in inspect.getsource(Request.cancel)
+    assert (Request._already_revoked, Request._already_cancelled, Request.worker_pid) == (False, False, None)

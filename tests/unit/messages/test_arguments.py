@@ -36,7 +36,7 @@ from celery_continuations.execution import (
 from celery_continuations.execution.triggers import watcher
 from celery_continuations.messages.body import Body, carried, received, written
 from celery_continuations.messages.from_request import republish
-from celery_continuations.messages.headers import SNAPSHOT
+from celery_continuations.messages.headers import GENERATION, SNAPSHOT
 from celery_continuations.messages.publishing import publish_saved
 from celery_continuations.process.identity import new_worker
 from celery_continuations.process.stop_flag import new_flag
@@ -782,6 +782,36 @@ def test_receivers_of_before_task_publish_see_the_decoded_body(worker: Any, task
     assert made.got == 4 * [([[1]], {"tenant": "acme"})]
 
 
+@pytest.mark.parametrize("changes", [False, True])
+@pytest.mark.parametrize("serializer", ["json", "pickle"], indirect=True)
+def test_receivers_see_the_decoded_body_of_a_saved_message(
+    worker: Any, app: Celery, task: Any, serializer: str, changes: bool
+) -> None:
+    def run(self: Any, rows: list[int], tenant: str = "") -> Any:
+        return self.wait_for("answer"), rows, tenant
+
+    def before(body: Any = None, headers: Any = None, **_: Any) -> None:
+        args, kwargs, embed = body
+        shown.append((list(args), dict(kwargs), embed["chord"], type(body)))
+        if changes and GENERATION in headers:
+            kwargs["tenant"] = "acme"
+
+    shown: list[Any] = []
+    result = task(run).delay([1])
+    worker.deliver()
+    for signal in (celery_signals.before_task_publish, celery_signals.after_task_publish):
+        signal.connect(before, weak=False)
+    try:
+        deliver(result.id, "answer", "yes", app=app)
+    finally:
+        for signal in (celery_signals.before_task_publish, celery_signals.after_task_publish):
+            signal.disconnect(before)
+    kwargs = {"tenant": "acme"} if changes else {}
+    assert shown == [([[1]], {}, None, tuple), ([[1]], kwargs, None, tuple)]
+    worker.drain()
+    assert list(result.get(timeout=1)) == ["yes", [1], "acme" if changes else ""]
+
+
 def test_written_bodies_are_read_whatever_the_app_accepts() -> None:
     body = written([1], {}, {"chord": {"task": "x"}}, "pickle")
     assert body.in_chord
@@ -824,6 +854,7 @@ def test_what_0_1_has_left_is_resumed(worker: Any, app: Celery, store: Any, seri
     app.conf.task_default_queue = "samples"
     message, record = SAMPLES[serializer]["message"], SAMPLES[serializer]["record"]
     task_id = message["headers"]["id"]
+    sample.AsyncResult(task_id).forget()  # of an earlier test
     if way != "message":
         queued = Fence(record["generation"], Status.QUEUED)
         assert store.compare_and_swap(task_id, None, Update(queued, record["snapshot"], record["message"]))

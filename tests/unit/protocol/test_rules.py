@@ -57,11 +57,22 @@ def claim(
     generation: int,
     owner: str = "w/1/o",
     snapshot: str | None = None,
-    ended: Callable[[str | None], Any] = unasked,
+    ended: Callable[[Any], Any] | None = None,
     loss_of: Callable[[str], Any] = unasked,
+    stores_results: bool = True,
 ) -> Any:
+    if ended is None:
+        ended = never if generation or store.read("id") else unasked
     return claiming.claim(
-        store, "id", generation, owner, snapshot=snapshot, message=lambda: "message", ended=ended, loss_of=loss_of
+        store,
+        "id",
+        generation,
+        owner,
+        snapshot=snapshot,
+        message=lambda: "message",
+        ended=ended,
+        loss_of=loss_of,
+        stores_results=stores_results,
     )
 
 
@@ -578,3 +589,44 @@ def test_what_is_stored_before_its_task_expires_until_the_task_starts(monkeypatc
         claim(paused, 0)  # its message comes: it is saved
     now += 51
     assert paused.read("id").message == "message"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("status", [Status.DONE, Status.FAILED, Status.CANCELLED])
+@pytest.mark.parametrize("left", ["queued", "released", "running"])
+def test_rule_25_a_continuation_of_a_task_that_has_ended_runs_nothing(
+    store: MemoryStore, left: str, status: Status
+) -> None:
+    running(store).queue("left", 0)
+    if left != "queued":
+        second = claim(store, 1)
+        second.release("released") if left == "released" else None
+    asked: list[Any] = []
+
+    def ended(found: Record | None) -> Any:
+        asked.append(found)
+        return status, 60.0
+
+    assert claim(store, 1 if left != "running" else 2, "w/1/new", ended=ended) is None
+    assert record(store).fence == Fence(1 if left == "queued" else 2, status)
+    assert asked
+
+
+def test_rule_25_asks_once_and_only_for_continuations_whose_results_are_stored(store: MemoryStore) -> None:
+    asked: list[Any] = []
+    assert claim(store, 0, ended=unasked)
+    store = MemoryStore()
+    running(store).queue("left", 0)
+    claim(store, 1, ended=asked.append).queue("left", 0)
+    assert asked == [None]
+    assert claim(store, 2, ended=unasked, stores_results=False)
+
+
+def test_rule_25_a_chord_member_that_is_not_counted_is_claimed(store: MemoryStore) -> None:
+    owned = running(store)
+    owned.finish(SAVED, "7")
+    assert recover(store, Loss.CRASH).fence.status == Status.QUEUED
+
+    def ended(found: Record | None) -> Any:
+        return None if found and found.value else (Status.DONE, 60.0)
+
+    assert claim(store, 1, ended=ended).value == "7"

@@ -16,7 +16,7 @@ from celery_continuations.exceptions import InvalidStepError, SourceChangedError
 from celery_continuations.messages import requeue
 from celery_continuations.messages.headers import CHANGED
 from celery_continuations.process.stop_flag import new_flag
-from celery_continuations.stores import Status, Update, open_store
+from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.worker import unknown_tasks
 from celery_continuations.worker.unknown_tasks import requeue_unknown
 
@@ -145,6 +145,8 @@ def test_a_snapshot_of_a_later_version_goes_back_too(worker: Any, app: Celery, d
 class FakeConsumer:
     def __init__(self, app: Celery) -> None:
         self.app = app
+        self.hostname = "worker@test"
+        self.connection_errors = ()
         self.timer = self
         self.failed: list[str] = []
         self.later: list[Any] = []
@@ -166,6 +168,9 @@ class FakeMessage:
 
     def requeue(self) -> None:
         self.requeued += 1
+
+    def ack_log_error(self, *args: Any) -> None:
+        self.acknowledged = True
 
 
 class FakeMaintenance:
@@ -197,6 +202,25 @@ def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monk
     consumer.on_unknown_task(None, message, None)
     assert consumer.failed == ["fresh", "resumed"]
     assert maintenance.decided == [("resumed", Status.FAILED)], "the record is kept, as failed"
+
+
+@pytest.mark.parametrize("generation", [3, 4, 5])
+def test_an_unknown_task_is_failed_only_by_the_message_that_its_record_expects(
+    app: Celery, store: Any, monkeypatch: Any, generation: int
+) -> None:
+    consumer, maintenance = FakeConsumer(app), FakeMaintenance()
+    requeue_unknown(consumer, maintenance)  # type: ignore[arg-type]
+    store.compare_and_swap("task", None, Update(Fence(4, Status.QUEUED)))
+    message = FakeMessage(id="task", task="x", continuation_generation=generation)
+    consumer.on_unknown_task(None, message, None)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+    consumer.on_unknown_task(None, message, None)
+    if generation < 4:
+        assert message.acknowledged and not consumer.failed and not maintenance.decided
+    else:
+        assert (consumer.failed, maintenance.decided) == (["task"], [("task", Status.FAILED)])
+        assert store.read("task").fence.generation == 5, "taken from any other message"
 
 
 def test_the_grace_of_a_task_that_is_not_known_here_begins_with_each_message(app: Celery, monkeypatch: Any) -> None:

@@ -378,7 +378,7 @@ def test_a_record_of_a_failed_task_does_not_stay_running(
     assert record(task_id).fence.status == Status.FAILED
 
 
-@pytest.mark.parametrize("end", ["error", "replace"])
+@pytest.mark.parametrize("end", ["error", "reject", "replace"])
 def test_an_execution_that_was_succeeded_stores_no_failure_and_no_replacement(
     worker: Any, app: Celery, task: Any, record: Any, end: str
 ) -> None:
@@ -386,6 +386,8 @@ def test_an_execution_that_was_succeeded_stores_no_failure_and_no_replacement(
         take_over(app, self.request.id)
         if end == "error":
             raise ValueError
+        if end == "reject":
+            raise Reject("no")
         self.replace(made.s())
 
     made = task(run)
