@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import NotRegistered
+
 from celery_continuations import conf
 from celery_continuations.messages.headers import GENERATION
 from celery_continuations.messages.requeue import requeue_delay
@@ -48,7 +50,7 @@ def requeue_unknown(consumer: Any, maintenance: Maintenance) -> None:
             return consumer.timer.call_after(delay, _in_loop(consumer, message.requeue))
         fail(body, message, exc)
         sweeper = maintenance.sweeper_of(open_store(consumer.app, conf.app_setting(consumer.app, "store")))
-        return sweeper.decide(task_id, Status.FAILED) if sweeper else None
+        return sweeper.decide(task_id, Status.FAILED, NotRegistered(headers.get("task"))) if sweeper else None
 
     consumer.on_unknown_task = on_unknown_task
 
