@@ -10,8 +10,8 @@ from celery import Celery, states
 from celery_continuations import AppTask
 from celery_continuations.control import cancel, pause
 from celery_continuations.exceptions import StoreError
+from celery_continuations.messages.headers import PARENT
 from celery_continuations.stores import Status
-from celery_continuations.waits import PARENT
 from tests.support.worker import Worker
 
 
