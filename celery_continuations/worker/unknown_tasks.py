@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import NotRegistered
+
 from celery_continuations import conf
 from celery_continuations.exceptions import ContinuationError
 from celery_continuations.messages.headers import GENERATION
@@ -63,7 +65,7 @@ def requeue_unknown(consumer: Any, maintenance: Maintenance) -> None:
             return message.ack_log_error(logger, consumer.connection_errors)
         fail(body, message, exc)
         sweeper = maintenance.sweeper_of(store)
-        return sweeper.decide(task_id, Status.FAILED) if sweeper else None
+        return sweeper.decide(task_id, Status.FAILED, NotRegistered(headers.get("task"))) if sweeper else None
 
     consumer.on_unknown_task = on_unknown_task
 

@@ -46,7 +46,7 @@ def test_the_record_follows_a_revoke_that_is_celerys(is_own: bool, task: Any, st
     hearing.maintenance = SimpleNamespace(sweeper_of=lambda store: sweeper)  # type: ignore[assignment]
     request = SimpleNamespace(id="7f3a", **({REPORTED: True} if is_own else {}))
     hearing._on_revoked(sender=task(nothing), request=request)
-    assert decided == ([] if is_own else [("7f3a", Status.CANCELLED)])
+    assert decided == ([] if is_own else [("7f3a", Status.CANCELLED, None)])
 
 
 def nothing(self: Any) -> None:
