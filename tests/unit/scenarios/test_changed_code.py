@@ -181,7 +181,7 @@ class FakeMaintenance:
         return self
 
     def decide(self, *decision: Any) -> None:
-        self.decided.append(decision)
+        self.decided.append(decision[:2])  # without the error
 
 
 def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monkeypatch: Any) -> None:
@@ -201,7 +201,7 @@ def test_a_task_that_is_not_known_here_goes_back_for_the_grace(app: Celery, monk
     monkeypatch.setattr(time, "monotonic", lambda: now + 601)
     consumer.on_unknown_task(None, message, None)
     assert consumer.failed == ["fresh", "resumed"]
-    assert [one[:2] for one in maintenance.decided] == [("resumed", Status.FAILED)], "the record is kept, as failed"
+    assert maintenance.decided == [("resumed", Status.FAILED)], "the record is kept, as failed"
 
 
 @pytest.mark.parametrize("generation", [3, 4, 5])
