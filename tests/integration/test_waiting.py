@@ -486,5 +486,7 @@ def test_a_deploy_and_a_thousand_waits_log_no_warning(on_redis: Cluster) -> None
         for worker in (first, second)
         for line in worker.text.splitlines()
         if any(level in line for level in ("WARNING", "ERROR", "CRITICAL"))
+        # kombu's own line, of a message that Redis hands to a worker which has just stopped consuming
+        and "Requeuing undeliverable message" not in line
     ]
     assert loud == []
