@@ -240,7 +240,8 @@ class Checkpoints:
     def _count_retries(self, run: Run) -> None:
         """Count retries from 0 once the task has made progress; until then each checkpoint looks for it."""
         self.retries.reset_after_progress(run)
-        run.attention = run.attention or self.retries.pending
+        if self.retries.pending:
+            run.attention = True
 
     def _measure_gap(self, run: Run) -> None:
         """Record how long the task went without a checkpoint while one was due."""
