@@ -40,7 +40,7 @@ def app() -> Celery:
 @pytest.fixture(autouse=True)
 def tries_all_places(request: Any, monkeypatch: Any) -> None:
     """On a busy machine, too; the tests of the limit keep the default."""
-    if not request.module.__name__.endswith("test_time_limit"):
+    if not request.module.__name__.endswith(("test_time_limit", "test_testing_page")):
         monkeypatch.setitem(assert_resumable.__kwdefaults__, "seconds", None)
 
 

@@ -336,7 +336,7 @@ def test_given_back_because_of_the_store(worker: Any, task: Any, driver: Driver,
     def clear(args: Any = None, **_: Any) -> None:
         args[0].clear()
 
-    monkeypatch.setattr(claiming, "_CLAIM_COUNTDOWN", 0)
+    monkeypatch.setattr(claiming, "CLAIM_COUNTDOWN", 0)
     seen: list[Any] = []
     result = task(run).delay([1, 2, 3])
     for _ in range(2):  # a fresh message, and one that carries a snapshot
