@@ -21,6 +21,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from celery_continuations import conf
+from celery_continuations.callback_bodies import body_of, decode, read
 from celery_continuations.control import deliver
 from celery_continuations.exceptions import (
     CallbackError,
@@ -157,7 +158,7 @@ def receive(
         if not _JSON.fullmatch(kind):
             raise CallbackError(415, "only application/json is allowed")
         limit = conf.needed(app, "callback_max_body")
-        found = body if isinstance(body, bytes) else _read(body)
+        found = body if isinstance(body, bytes) else read(body)
         if len(found) > limit:
             raise CallbackError(413, f"at most {limit} bytes are allowed")
         _deliver(app, callback, decode(found), late)
@@ -331,78 +332,10 @@ def _take(app: Celery, environ: WSGIEnvironment, late: Late) -> Reply:
         return _reply(CallbackError(405, "only POST is allowed"))
     token = environ.get("PATH_INFO", "").rpartition("/")[2]
     limit = conf.needed(app, "callback_max_body")
-    return receive(app, token, environ.get("CONTENT_TYPE"), lambda: _body(environ, limit), late=late)
+    return receive(app, token, environ.get("CONTENT_TYPE"), lambda: body_of(environ, limit), late=late)
 
 
 def _reply(error: CallbackError) -> Reply:
     body = json.dumps({"error": error.problem}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Cache-Control": "no-store"}
     return Reply(error.status, body, {**headers, **_HEADERS.get(error.status, {})})
-
-
-def _read(body: Callable[[], bytes]) -> bytes:
-    try:
-        return body()
-    except OSError:
-        raise CallbackError(400, "the body cannot be read") from None
-
-
-def _body(environ: WSGIEnvironment, limit: int) -> bytes:
-    """Return the body of a request, if its headers say that it has at most ``limit`` bytes."""
-    length = environ.get("CONTENT_LENGTH", "")
-    if not length:
-        raise CallbackError(411, "Content-Length is missing")
-    if not re.fullmatch("[0-9]{1,1000}", length):
-        raise CallbackError(400, "Content-Length is not a number")
-    if int(length) > limit:
-        raise CallbackError(413, f"at most {limit} bytes are allowed")
-    return _exactly(environ["wsgi.input"], int(length))
-
-
-def _exactly(stream: Any, size: int) -> bytes:
-    body = b""
-    while len(body) < size:
-        try:
-            part = stream.read(size - len(body))
-        except OSError:
-            part = b""
-        if not part:
-            raise CallbackError(400, "the body is shorter than Content-Length")
-        body += part
-    return body
-
-
-# -- JSON, without the extensions that only some readers accept
-
-
-def decode(body: bytes) -> Any:
-    """Parse JSON as the callbacks do: without NaN, Infinity, numbers that are too large, and names that occur twice.
-
-    Args:
-        body: the JSON, in UTF-8.
-
-    Raises:
-        CallbackError: with the status 400, for what is not such JSON or is nested too deeply.
-
-    >>> decode(b'{"paid": true}')
-    {'paid': True}
-    """
-    try:
-        text = body.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError):
-        raise CallbackError(400, "the body is not valid JSON") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name twice in one object")
-    return found
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("not a number, or too large")
-    return number

@@ -24,7 +24,7 @@ from celery_continuations.core.outcome import Outcome
 from celery_continuations.exceptions import InvalidStepError, StoreError
 from celery_continuations.messages.publishing import publish_saved
 from celery_continuations.messages.saved import SavedMessage
-from celery_continuations.protocol import commands
+from celery_continuations.protocol import commands, retrying
 from celery_continuations.stores import Record, Store, open_store
 
 if TYPE_CHECKING:
@@ -277,15 +277,15 @@ def retry(
     what = f", from step {step!r}" if step else ", with its source as it is now" if accept_source else ""
 
     def act() -> None:
-        commands.check_retry(opened, task_id, step, accept_source)
+        retrying.check_retry(opened, task_id, step, accept_source)
         # Before the record is reopened: an execution asks the result backend whether the task has ended.
         app.backend.store_result(task_id, None, states.PENDING)
-        record = commands.retry(opened, task_id, step, accept_source)
+        record = retrying.retry(opened, task_id, step, accept_source)
         _log(task_id, "retried", f"retried{what}")
         _publish(app, record)
 
     if waits_for():
-        commands.check_retry(opened, task_id, step, accept_source)
+        retrying.check_retry(opened, task_id, step, accept_source)
     after_commit(act)
 
 

@@ -43,9 +43,7 @@ class Interrupt(BaseException):
 
     def __init__(self, step: str | None, cursor: Any, reason: str) -> None:
         super().__init__(step, cursor, reason)
-        self.step = step
-        self.cursor = cursor
-        self.reason = reason
+        self.step, self.cursor, self.reason = step, cursor, reason
 
     def __str__(self) -> str:
         return _place("Interrupted", self.step, self.cursor, self.reason)
@@ -280,17 +278,11 @@ class SnapshotTooLargeError(ContinuationError):
     """
 
     def __init__(
-        self,
-        size: int,
-        limit: int,
-        largest: str,
-        advice: str = "Keep big data elsewhere and save a reference to it",
+        self, size: int, limit: int, largest: str, advice: str = "Keep big data elsewhere and save a reference to it"
     ) -> None:
         super().__init__(size, limit, largest, advice)
-        self.size = size
-        self.limit = limit
-        self.largest = largest
-        self.advice = advice
+        self.size, self.limit = size, limit
+        self.largest, self.advice = largest, advice
 
     def __str__(self) -> str:
         return (
@@ -319,9 +311,8 @@ class SourceChangedError(ContinuationError):
 
     def __init__(self, step: str, task_id: str, problem: str, advice: str) -> None:
         super().__init__(step, task_id, problem, advice)
-        self.step = step
-        self.task_id, self.problem = task_id, problem
-        self.advice = advice
+        self.step, self.task_id = step, task_id
+        self.problem, self.advice = problem, advice
 
     def __str__(self) -> str:
         retry = f"retry {self.task_id}"

@@ -23,7 +23,7 @@ class Call(Step):
     def perform(self, run: Run, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, unless an earlier execution has done so; return its value or raise its error."""
         if not run.enter(self):
-            return run.replay(self)
+            return _replayed(self, run)
         try:
             value = func(*args, **kwargs)
             run.guard()
@@ -37,7 +37,7 @@ class Call(Step):
         except UnserializableValueError as exc:
             self.outcome = Outcome("lost", exc.problem)
             run.complete(self)
-            run.remember_raised(self, exc)
+            run.raised.note(self.name, exc)
             raise
         run.complete(self)
         return value
@@ -63,11 +63,20 @@ class Wait(Step):
             self.outcome = found if isinstance(found, Outcome) else Outcome.of_error(found)
             run.complete(self)
             if isinstance(found, Exception):
-                run.remember_raised(self, found)
+                run.raised.note(self.name, found)
                 raise found
-        return run.replay(self, read if self.outcome.kind == ELSEWHERE else None)
+        return _replayed(self, run, read if self.outcome.kind == ELSEWHERE else None)
 
     def to_resume(self) -> Begun:
         """Return what the next execution must know; before 0.2 no cursor of a wait was a dict."""
         begun = super().to_resume()
         return begun._replace(uses=2) if isinstance(self.cursor, dict) else begun
+
+
+def _replayed(step: Step, run: Run, read: Callable[[Any], Any] | None = None) -> Any:
+    """Return, or raise, the remembered outcome of a completed step; ``read`` its value if that is elsewhere."""
+    try:
+        return step.outcome.replay(step.name) if read is None else read(step.outcome.data)
+    except Exception as exc:
+        run.raised.note(step.name, exc)
+        raise

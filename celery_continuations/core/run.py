@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from celery_continuations.core.calls import Call, Wait
-from celery_continuations.core.errors import causes
 from celery_continuations.core.evolution import NO_LOOPS, misfit_of_step
 from celery_continuations.core.host import Host
 from celery_continuations.core.order import Order, check_name, nested_steps
 from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.progress import Moves
+from celery_continuations.core.raised import Raised
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.core.step import Begun, Over, Step, key_of
 from celery_continuations.exceptions import Interrupt, InvalidStepError, SourceChangedError
@@ -43,6 +43,7 @@ class Run:
         refusal: the error for code, or a loop's source, that does not fit the snapshot, once found: the task ends
             with it, even if its own code catches it.
         unit: the unit of work that includes the next save, or None.
+        raised: the errors that its steps have raised.
     """
 
     id: str
@@ -54,16 +55,12 @@ class Run:
     interrupted: Interrupt | None = field(default=None, init=False)
     refusal: InvalidStepError | SourceChangedError | None = field(default=None, init=False)
     unit: Any = field(default=None, init=False)
+    raised: Raised = field(default_factory=Raised, init=False)
     _order: Order = field(init=False)
     _thread: int = field(default_factory=threading.get_ident, init=False)
     _ran: bool = field(default=False, init=False)
     _after_isolated: bool = field(default=False, init=False)
-    _completed_here: int = field(default=0, init=False)
-    # Calls whose error was caught, each with the error being handled when the task continued.
-    _handled: list[tuple[Step, BaseException | None]] = field(default_factory=list, init=False)
-    _raised: list[tuple[str, Exception]] = field(default_factory=list, init=False)  # by completed steps
-    _asked: bool = field(default=False, init=False)  # whether the task has made a checkpoint of its own
-    _saved_moved: bool = field(default=False, init=False)
+    _moves: Moves = field(default_factory=Moves, init=False)
 
     def __post_init__(self) -> None:
         self._order = Order(self.snapshot.steps)
@@ -107,7 +104,7 @@ class Run:
 
     def own_checkpoint(self) -> None:
         """Make a checkpoint that the task has asked for: what it keeps in ``saved`` is progress."""
-        self._asked = True
+        self._moves.asked = True
         self.checkpoint()
 
     def checkpoint(self) -> None:
@@ -118,8 +115,7 @@ class Run:
         if not self.attention:
             return
         self.guard()
-        if self._asked:
-            self._note_saved()
+        self._moves.look_at(self.snapshot)
         self.attention = False  # first, so that what is set meanwhile counts
         reason = self._host.attend(self)
         # A continuation that stopped again without making progress could be resumed endlessly.
@@ -160,15 +156,7 @@ class Run:
     @property
     def progressed(self) -> bool:
         """Whether this execution has completed a step, moved a cursor, or changed ``saved`` before a checkpoint."""
-        if self._completed_here > 0 or (self.current is not None and self.current.advanced):
-            return True
-        if self._asked:
-            self._note_saved()
-        return self._saved_moved
-
-    def _note_saved(self) -> None:
-        self._asked = False
-        self._saved_moved = self.snapshot.note_saved() or self._saved_moved
+        return self._moves.any_in(self.snapshot, self.current)
 
     @property
     def misfit(self) -> InvalidStepError | None:
@@ -196,12 +184,11 @@ class Run:
         step = self.current
         if step is not None and step.outcome.kind != "error":  # a call step has reported it
             self.step_failed(step, error)
-        for call, handled in self._handled:
-            if handled is error and call.name in self.snapshot.completed:
-                self.snapshot.return_to(call.name)
+        for name in self.raised.reopened_by(error):
+            if name in self.snapshot.completed:
+                self.snapshot.return_to(name)
                 self.current = None
-        of = {id(one): name for name, one in self._raised if name in self.snapshot.completed}
-        self.snapshot.raised_by = next((of[id(one)] for one in causes(error) if id(one) in of), None)
+        self.snapshot.raised_by = self.raised.source_of(error, self.snapshot.completed)
 
     def interrupt(self, reason: str) -> NoReturn:
         """Interrupt the task at this place.
@@ -232,24 +219,12 @@ class Run:
 
     # -- what steps call
 
-    def replay(self, step: Step, read: Callable[[Any], Any] | None = None) -> Any:
-        """Return, or raise, the remembered outcome of a completed step; ``read`` its value if that is elsewhere."""
-        try:
-            return step.outcome.replay(step.name) if read is None else read(step.outcome.data)
-        except Exception as exc:
-            self.remember_raised(step, exc)
-            raise
-
-    def remember_raised(self, step: Step, error: Exception) -> None:
-        """Note that a completed step raises ``error``: if it ends the task, a retry repeats that step."""
-        self._raised.append((step.name, error))
-
     def enter(self, step: Step) -> bool:
         """Begin ``step``, which was declared last; return False if it is complete already."""
         self._order.enter(step)
         snapshot = self.snapshot
         if step.name in snapshot.completed:
-            self._refuse_kind(step, snapshot.kind_of(step.name))
+            _refuse_kind(self, step, snapshot.kind_of(step.name))
             step.skip(snapshot.completed[step.name])
             self._host.notify("step_skipped", self, step)
             return False
@@ -266,7 +241,7 @@ class Run:
         begun = Begun.of(snapshot)
         if begun is not None and begun.kind is not None:
             # The source of a loop compares the meaning of its cursor.
-            self._refuse_kind(step, begun.kind if step.kind != "loop" or begun.kind in NO_LOOPS else step.kind)
+            _refuse_kind(self, step, begun.kind if step.kind != "loop" or begun.kind in NO_LOOPS else step.kind)
         step.enter(begun, snapshot.failed_items)
         self.current = step
         if step.unit is not None:
@@ -292,7 +267,7 @@ class Run:
         step.run = Over(self.id, step.name)
         if step.failed_items:
             step.outcome = Outcome("done", step.failed_items)
-        self._completed_here += 1
+        self._moves.completed += 1
         self._after_isolated = step.isolated
         self.snapshot.complete(step.name, step.kind, step.outcome)
         self._host.notify("step_completed", self, step)
@@ -331,16 +306,10 @@ class Run:
         """Report that the items of the step's loop have no identity."""
         self._host.unchecked(self, step)
 
-    def _refuse_kind(self, step: Step, saved: str) -> None:
-        """Refuse a step that an earlier execution has begun or completed with another kind."""
-        found = misfit_of_step(step.name, saved, step.kind)
-        if found is not None:
-            self.refuse(found)
-
     def _reopen(self, step: Step) -> None:
         """Reopen a step whose last work could not be committed."""
         self.snapshot.reopen(step.name, step.failed_items)
-        self._completed_here -= 1
+        self._moves.completed -= 1
         self.current = step
         step.run = self
         step.leave()
@@ -359,5 +328,12 @@ class Run:
         step = self.current
         if step is not None and step.left:
             step.let_follow(name)
-            self._handled.append((step, sys.exc_info()[1]))
+            self.raised.caught_around(step.name)
             self.complete(step)
+
+
+def _refuse_kind(run: Run, step: Step, saved: str) -> None:
+    """Refuse a step that an earlier execution has begun or completed with another kind."""
+    found = misfit_of_step(step.name, saved, step.kind)
+    if found is not None:
+        run.refuse(found)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from celery import Celery, _state
+from celery.backends.cache import DummyClient
 from django.core.management import call_command
 from django.db import connections
 from django.db.backends.signals import connection_created
@@ -34,6 +35,7 @@ from tests.support.worker import Worker, make_app, numbers
 
 @pytest.fixture
 def app() -> Celery:
+    DummyClient().cache.clear()  # of all apps: results of another test's tasks of the same ids
     return make_app()
 
 

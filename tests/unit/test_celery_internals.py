@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery
 
 from celery_continuations import celery_internals
+from celery_continuations.celery_internals import workers
 
 
 def test_seam_around_soft_shutdown() -> None:
@@ -33,7 +34,7 @@ def test_seam_around_soft_shutdown() -> None:
     from celery.apps import worker as celery_worker
 
     source = inspect.getsource(celery_worker.on_cold_shutdown)
-    cancels = [f"worker.consumer.{name}()" for name in celery_internals._CANCELLATIONS]
+    cancels = [f"worker.consumer.{name}()" for name in workers._CANCELLATIONS]
     (cancel,) = [call for call in cancels if call in source]
     assert source.index("worker.wait_for_soft_shutdown()") < source.index(cancel)
 

@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 from celery_continuations import DeliveryError, StoreError, control
 from celery_continuations.core.snapshot import Snapshot
 from celery_continuations.process.identity import new_worker
-from celery_continuations.protocol import commands
+from celery_continuations.protocol import retrying
 from celery_continuations.stores import Fence, Status, Update, open_store
 from celery_continuations.worker.requests import Request
 from celery_continuations.worker.sweeper import Sweeper
@@ -475,7 +475,7 @@ def test_a_broker_that_is_away_leaves_it_to_a_sweep(
 
 def test_a_snapshot_goes_back_by_its_steps() -> None:
     snapshot = Snapshot(current=("three", 7))
-    assert commands._rewind("id", snapshot, None) == ["three"]
+    assert retrying._rewind("id", snapshot, None) == ["three"]
     assert snapshot.current == ("three", 7)
 
 

@@ -388,7 +388,7 @@ def test_a_task_that_release_0_1_has_failed_is_retried_at_the_step_that_failed(s
     message = {"task": "t", "route": {}, "headers": {}, "properties": {}, "sending": {}, "content": [], "body": ""}
     text = json.dumps(message)
     store.compare_and_swap("a", None, Update(Fence(1, Status.FAILED), json.dumps(data), text))
-    from celery_continuations.protocol import commands
+    from celery_continuations.protocol import retrying
 
-    commands.retry(store, "a")
+    retrying.retry(store, "a")
     assert Snapshot.loads(store.read("a").snapshot).steps == ["before"]
