@@ -120,6 +120,9 @@ class _Begun:
         return self.given.get(number) or str(uuid.uuid5(uuid.UUID(self.token), str(number)))
 
 
+_random = random.SystemRandom()
+
+
 class _Children:
     """The tasks that another one waits for."""
 
@@ -230,7 +233,7 @@ class _Children:
             return self._timeout(begun, pending)
         # First the last one: when it ends, most others have usually ended too. Then any one: whatever the order of
         # their ends, half of those that are left have ended before it, on average.
-        number = random.choice(pending) if begun.has_waited else pending[-1]
+        number = _random.choice(pending) if begun.has_waited else pending[-1]
         step.cursor = replace(begun, ended=pending[0], has_waited=True).cursor()
         again = waiter.now() + _CHECK_AGAIN
         until = again if begun.until is None else min(again, begun.until)

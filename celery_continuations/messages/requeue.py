@@ -22,4 +22,4 @@ def requeue_delay() -> float:
     >>> 2.5 <= requeue_delay() <= 7.5
     True
     """
-    return round(REQUEUE_DELAY * random.uniform(0.5, 1.5), 2)
+    return round(REQUEUE_DELAY * random.SystemRandom().uniform(0.5, 1.5), 2)

@@ -157,7 +157,7 @@ class Maintenance:
 
     def _sweep(self, maintained: _MaintainedStore) -> None:
         now = time.monotonic()
-        maintained.sweep_at = now + self._interval * random.uniform(1 - _JITTER, 1)
+        maintained.sweep_at = now + self._interval * random.SystemRandom().uniform(1 - _JITTER, 1)
 
         def trusts_leases() -> bool:
             return not maintained.unavailable and now >= maintained.trusts_leases_at and not self._was_slow(now)

@@ -181,6 +181,10 @@ class Checker:
                 problems += self._succeeded(execution, executions[number + 1 :])
         verdict.wrong += [(sent.id, problem) for problem in problems]
 
+    def interruptions(self, task: str) -> int:
+        """Return how often a task has left its worker by itself."""
+        return sum(line.words[0] == "left" for line in self._by_task[task])
+
     def check_body(self, body: str, header: list[Sent], state: str, can_be_lost: bool) -> None:
         """Check a chord's body."""
         times = [line for line in self._by_task[body] if line.words[0] == "total"]

@@ -562,7 +562,7 @@ def test_whatever_the_order_of_their_ends_the_parent_runs_a_few_times_only(
     worker: Any, app: Celery, numbers_of: Any, store: Any, monkeypatch: Any, order: str
 ) -> None:
     count = 400
-    monkeypatch.setattr("celery_continuations.children.random", random.Random(7))
+    monkeypatch.setattr("celery_continuations.children._random", random.Random(7))
     asked: list[int] = []
     real = ends.ends_of
     monkeypatch.setattr(

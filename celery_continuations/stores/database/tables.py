@@ -73,4 +73,4 @@ def create_tables(connection: Connection) -> None:
             # Another process has created them since the check; it will finish soon.
             if exc.connection_invalidated or attempt + 1 == _ATTEMPTS_TO_CREATE:
                 raise
-            time.sleep(random.uniform(0, 0.01) * 2**attempt)
+            time.sleep(random.SystemRandom().uniform(0, 0.01) * 2**attempt)
