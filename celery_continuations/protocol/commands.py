@@ -1,4 +1,4 @@
-"""What callers and operators may do to a task's record: deliver, pause, resume, cancel, retry.
+"""What callers and operators may do to a task's record: deliver, pause, resume, cancel.
 
 The rules continue those of :mod:`celery_continuations.protocol.owned`.  A running execution keeps its record: a
 delivery does not change the fencing token, and a command only adds to it.

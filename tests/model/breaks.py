@@ -19,7 +19,7 @@ from celery.exceptions import Ignore
 
 from celery_continuations.execution import leaving, message, running
 from celery_continuations.execution.claiming import Claiming
-from celery_continuations.protocol import claim, commands, owned, recovery
+from celery_continuations.protocol import claim, commands, owned, recovery, retrying
 from celery_continuations.protocol.liveness import Loss
 from celery_continuations.protocol.owned import OwnedRecord, Superseded
 from celery_continuations.stores.base import Status
@@ -162,7 +162,7 @@ BREAKS: tuple[Break, ...] = (
     Break(20, OwnedRecord, "close_wait", owning(Pretending), scenarios.AnsweredInTime),
     Break(21, commands, "pause", over(Commanding), scenarios.Paused),
     Break(21, commands, "cancel", over(Commanding), scenarios.Cancelled),
-    Break(22, commands, "retry", over(Heedless), scenarios.RetriedTwice, budget=Budget(switches=1)),
+    Break(22, retrying, "retry", over(Heedless), scenarios.RetriedTwice, budget=Budget(switches=1)),
     Break(
         23, recovery, "recover", over(Outdated), scenarios.Falling, budget=Budget(freezes=1), is_provable=False,
     ),
@@ -233,7 +233,7 @@ BREAKS: tuple[Break, ...] = (
 
 def numbered() -> set[int]:
     """Return the numbers of the rules in the source."""
-    source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands, verdicts))
+    source = "".join(inspect.getsource(module) for module in (claim, owned, recovery, commands, retrying, verdicts))
     return {int(number) for number in re.findall(r"# Rule (\d+)", source)}
 
 
