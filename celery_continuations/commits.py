@@ -11,14 +11,16 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["after_commit", "atomic_blocks", "is_django", "open_aliases", "units", "waits_for"]
+__all__ = ["after_commit", "atomic_blocks", "is_django", "open_aliases", "units"]
 
 #: The blocks that are committed with the cursor of a task.
 units: WeakSet[Any] = WeakSet()
 
 
-def after_commit(act: Callable[[], None]) -> None:
+def after_commit(act: Callable[[], None], check: Callable[[], None] = lambda: None) -> None:
     """Call ``act`` when all transactions that are open in this thread are committed; immediately if none is open.
+
+    If it must wait, ``check`` is called first, to raise what ``act`` would raise.
 
     It is not called if one of them is rolled back.  A step's ``transaction=`` does not count: a worker that is killed
     right after its commit would lose the call, and the item is not repeated.
@@ -26,18 +28,14 @@ def after_commit(act: Callable[[], None]) -> None:
     >>> after_commit(lambda: print("done"))
     done
     """
-    aliases = waits_for()
+    aliases = [one.alias for one in _open() if not any(block in units for block in one.atomic_blocks)]
     if not aliases:
         act()
         return
+    check()
     from django.db import transaction
 
     transaction.on_commit(partial(after_commit, act), using=aliases[0])
-
-
-def waits_for() -> list[str]:
-    """Return the aliases whose commit :func:`after_commit` waits for."""
-    return [one.alias for one in _open() if not any(block in units for block in one.atomic_blocks)]
 
 
 def open_aliases() -> list[str]:

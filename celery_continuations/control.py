@@ -18,7 +18,7 @@ from celery.app import app_or_default
 from celery.app.task import Context
 
 from celery_continuations import celery_internals, conf
-from celery_continuations.commits import after_commit, waits_for
+from celery_continuations.commits import after_commit
 from celery_continuations.core.evolution import old_names
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.exceptions import InvalidStepError, StoreError
@@ -95,9 +95,7 @@ def deliver(
         _log(task_id, "delivered", f"{name!r} was delivered")
         _publish(app, record)
 
-    if waits_for():
-        commands.check_delivery(opened, task_id, name, outcome, **given)
-    after_commit(act)
+    after_commit(act, lambda: commands.check_delivery(opened, task_id, name, outcome, **given))
 
 
 def wake(task_id: str, key: str, *, app: Celery | None = None, store: str | None = None) -> None:
@@ -125,9 +123,7 @@ def pause(task_id: str, *, app: Celery | None = None, store: str | None = None) 
         commands.pause(opened, task_id, ended=ended, kept_for=kept_for)
         _log(task_id, "paused", "pause requested")
 
-    if waits_for():
-        commands.check_open(opened, task_id, ended=ended)
-    after_commit(act)
+    after_commit(act, lambda: commands.check_open(opened, task_id, ended=ended))
 
 
 def resume(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
@@ -145,9 +141,7 @@ def resume(task_id: str, *, app: Celery | None = None, store: str | None = None)
         _log(task_id, "unpaused", "resumed")
         _publish(app, record)
 
-    if waits_for():
-        commands.check_open(opened, task_id, ended=ended)
-    after_commit(act)
+    after_commit(act, lambda: commands.check_open(opened, task_id, ended=ended))
 
 
 def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None) -> None:
@@ -174,9 +168,7 @@ def cancel(task_id: str, *, app: Celery | None = None, store: str | None = None)
         if cancelled.is_over and not cancelled.is_first:
             revoke(app, task_id, None)  # the process that cancelled it may have died before storing the state
 
-    if waits_for():
-        commands.check_open(opened, task_id, ended=ended, cancelled=True)
-    after_commit(act)
+    after_commit(act, lambda: commands.check_open(opened, task_id, ended=ended, cancelled=True))
 
 
 def cancel_in(store: Store, task_id: str, app: Celery) -> commands.Cancelled:
@@ -284,9 +276,7 @@ def retry(
         _log(task_id, "retried", f"retried{what}")
         _publish(app, record)
 
-    if waits_for():
-        retrying.check_retry(opened, task_id, step, accept_source)
-    after_commit(act)
+    after_commit(act, lambda: retrying.check_retry(opened, task_id, step, accept_source))
 
 
 def _store(app: Celery, setting: str | None) -> Store:
