@@ -80,7 +80,12 @@ class Run:
         if self.refusal is not None:
             raise self.refusal
         self._order.refuse_unused()
-        self._settle_before(name)
+        self._settle()
+        before = self.current
+        if before is not None and before.left:
+            before.let_follow(name)
+            self.raised.caught_around(before.name)
+            self.complete(before)
         if self.current is not None:
             raise nested_steps(name, step.kind, self.current.name, self.current.kind)
         found = self._order.declare(step)
@@ -320,15 +325,6 @@ class Run:
             raise self.refusal  # the task has caught it: the step is not complete
         step = self.current
         if step is not None and step.left and step.is_settled:
-            self.complete(step)
-
-    def _settle_before(self, name: str) -> None:
-        """Settle the open step before the step ``name``."""
-        self._settle()
-        step = self.current
-        if step is not None and step.left:
-            step.let_follow(name)
-            self.raised.caught_around(step.name)
             self.complete(step)
 
 
