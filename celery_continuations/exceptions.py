@@ -72,10 +72,7 @@ class Interrupted(Exception):
     ) -> None:
         # A release without percentages can rebuild it too, if none is known.
         super().__init__(step, cursor, reason, *(() if percent is None else (percent,)))
-        self.step = step
-        self.cursor = cursor
-        self.reason = reason
-        self.percent = percent
+        self.step, self.cursor, self.reason, self.percent = step, cursor, reason, percent
 
     def __repr__(self) -> str:
         percent = "" if self.percent is None else f", percent={self.percent}"
@@ -109,9 +106,7 @@ class InvalidStepError(ContinuationError):
 
     def __init__(self, message: str, found: object = None, expected: str | None = None, recorded: bool = False) -> None:
         super().__init__(message, found, expected, recorded)
-        self.found = found
-        self.expected = expected
-        self.recorded = recorded
+        self.found, self.expected, self.recorded = found, expected, recorded
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -127,8 +122,7 @@ class CheckpointError(ContinuationError):
 
     def __init__(self, transaction: str, step: str | None) -> None:
         super().__init__(transaction, step)
-        self.transaction = transaction
-        self.step = step
+        self.transaction, self.step = transaction, step
 
     def __str__(self) -> str:
         where = "between two steps" if self.step is None else f"in step {self.step!r}"
@@ -169,8 +163,7 @@ class UnserializableValueError(ContinuationError):
 
     def __init__(self, what: str, problem: str) -> None:
         super().__init__(what, problem)
-        self.what = what
-        self.problem = problem
+        self.what, self.problem = what, problem
 
     def __str__(self) -> str:
         return f"{self.what} {self.problem}"
@@ -186,8 +179,7 @@ class RememberedError(ContinuationError):
 
     def __init__(self, error_type: str, error_message: str) -> None:
         super().__init__(error_type, error_message)
-        self.error_type = error_type
-        self.error_message = error_message
+        self.error_type, self.error_message = error_type, error_message
 
     def __str__(self) -> str:
         return f"{self.error_type}: {self.error_message}"
@@ -203,8 +195,7 @@ class ResumeLimitError(ContinuationError):
 
     def __init__(self, limit: int, reason: str) -> None:
         super().__init__(limit, reason)
-        self.limit = limit
-        self.reason = reason
+        self.limit, self.reason = limit, reason
 
     def __str__(self) -> str:
         return (
@@ -224,9 +215,7 @@ class CrashLoopError(ContinuationError):
 
     def __init__(self, losses: int, step: str | None, cursor: Any) -> None:
         super().__init__(losses, step, cursor)
-        self.losses = losses
-        self.step = step
-        self.cursor = cursor
+        self.losses, self.step, self.cursor = losses, step, cursor
 
     def __str__(self) -> str:
         where = "before or between steps" if self.step is None else f"in step {self.step!r}"
@@ -253,9 +242,7 @@ class ErrorBudgetError(ContinuationError):
 
     def __init__(self, step: str, budget: int, failed: list[tuple[Any, str]]) -> None:
         super().__init__(step, budget, failed)
-        self.step = step
-        self.budget = budget
-        self.failed = failed
+        self.step, self.budget, self.failed = step, budget, failed
 
     def __str__(self) -> str:
         cursor, text = self.failed[-1]
@@ -281,8 +268,7 @@ class SnapshotTooLargeError(ContinuationError):
         self, size: int, limit: int, largest: str, advice: str = "Keep big data elsewhere and save a reference to it"
     ) -> None:
         super().__init__(size, limit, largest, advice)
-        self.size, self.limit = size, limit
-        self.largest, self.advice = largest, advice
+        self.size, self.limit, self.largest, self.advice = size, limit, largest, advice
 
     def __str__(self) -> str:
         return (
@@ -311,8 +297,7 @@ class SourceChangedError(ContinuationError):
 
     def __init__(self, step: str, task_id: str, problem: str, advice: str) -> None:
         super().__init__(step, task_id, problem, advice)
-        self.step, self.task_id = step, task_id
-        self.problem, self.advice = problem, advice
+        self.step, self.task_id, self.problem, self.advice = step, task_id, problem, advice
 
     def __str__(self) -> str:
         retry = f"retry {self.task_id}"
