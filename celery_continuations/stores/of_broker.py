@@ -31,6 +31,16 @@ class OfBroker:
             result_backend_transport_options=conf.transport_options(app),
         )
 
+    def url(self, broker_url: str) -> str:
+        """Return the broker's URL as a backend reads it: with TLS in its scheme, which Celery before 5.6 wants.
+
+        >>> from celery import Celery
+        >>> OfBroker(Celery(broker="redis://a/0", broker_use_ssl=True)).url("redis://a/0")
+        'rediss://a/0'
+        """
+        uses_tls = self.conf.redis_backend_use_ssl and broker_url.startswith("redis://")
+        return broker_url.replace("redis://", "rediss://", 1) if uses_tls else broker_url
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._app, name)
 

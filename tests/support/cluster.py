@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu import pools
 from pytest_celery import CeleryTestWorker, CeleryWorkerContainer
 
 from celery_continuations import ContinuableAsyncResult
@@ -97,6 +98,7 @@ class Cluster:
         for store in stores_of(self.client):
             store.close()
         self.client.close()
+        pools.reset()  # kombu's own, which are of no app
 
 
 def defaults(**conf: Any) -> dict[str, Any]:

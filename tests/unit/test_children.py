@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import celery
 import pytest
 from celery import Celery, chain, chord, group, states
 from celery.exceptions import Ignore, Reject, TaskRevokedError
@@ -19,6 +20,8 @@ from celery_continuations import ChildError, InvalidStepError, WaitTimeout, chil
 from celery_continuations.core.snapshot import Snapshot, Waiting
 from celery_continuations.messages.headers import AWAITED, PARENT
 from celery_continuations.stores import Fence, Status, Update
+
+IS_5_5 = celery.version_info[:2] < (5, 6)
 
 
 @pytest.fixture
@@ -164,7 +167,8 @@ def test_a_worker_that_ignores_the_header_has_the_result_stored_all_the_same(
 ) -> None:
     """As with Celery 5.5, where what the task says counts."""
     child = app.task(bind=True, name="child", ignore_result=True)(returns)
-    monkeypatch.setattr("celery.app.trace.get_actual_ignore_result", lambda task, request: task.ignore_result)
+    by_task = {"raising": False}  # 5.5 itself has no such function
+    monkeypatch.setattr("celery.app.trace.get_actual_ignore_result", lambda task, _: task.ignore_result, **by_task)
     result = waits_for(child.s(), ignore_result=False)
     worker.drain()
     check(result, "fine")
@@ -174,6 +178,8 @@ def test_a_worker_that_ignores_the_header_has_the_result_stored_all_the_same(
 def test_a_child_that_is_revoked_before_it_runs(
     worker: Any, child_id: str, app: Celery, double: Any, waits_for: Any, later: Any, ignore_result: bool
 ) -> None:
+    if ignore_result and IS_5_5:
+        pytest.skip("ends by the timeout: docs/limits.md")
     double.ignore_result = ignore_result
     result = waits_for(double.s(2).set(task_id=child_id, expires=0.001))
     worker.deliver()
@@ -299,6 +305,8 @@ CANVASES: list[tuple[str, Any, Any]] = [
 def test_a_chain_wakes_its_parent_by_its_own(
     worker: Any, app: Celery, double: Any, waits_for: Any, name: str, make: Any, expected: Any, ignore_result: bool
 ) -> None:
+    if ignore_result and IS_5_5 and name in ("fails at the first", "fails at -2"):
+        pytest.skip("ends by the timeout: docs/limits.md")
     double.ignore_result = ignore_result
     failing = app.task(bind=True, name="failing", ignore_result=ignore_result)(fails)
     signature = make(double, failing)
