@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from kombu import pools
 from pytest_celery import CeleryTestWorker, CeleryWorkerContainer
 
 from celery_continuations import ContinuableAsyncResult
@@ -98,7 +97,6 @@ class Cluster:
         for store in stores_of(self.client):
             store.close()
         self.client.close()
-        pools.reset()  # kombu's own, which are of no app
 
 
 def defaults(**conf: Any) -> dict[str, Any]:
