@@ -230,8 +230,8 @@ def _by_url(app: Celery, url: str, *, of_broker: bool = False) -> Callable[[], S
             from celery_continuations.stores.redis import RedisStore, impatient
 
             # Celery itself reads the URL and its related settings: TLS, Sentinel, credentials.
-            broker = OfBroker(app)
-            backend = _backend(broker, broker.url(url)) if of_broker else _backend(app, url)
+            owner = OfBroker(app) if of_broker else None
+            backend = _backend(owner, owner.url(url)) if owner else _backend(app, url)
             backend.connparams.update(impatient(backend.connparams))
             return RedisStore(backend.client, space)
 

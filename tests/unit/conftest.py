@@ -53,6 +53,22 @@ def worker(app: Celery) -> Iterator[Worker]:
 
 
 @pytest.fixture
+def double(app: Celery) -> Any:
+    """A plain task, which fails for negative numbers; ``double.calls`` has what it was called with."""
+    calls: list[Any] = []
+
+    @app.task(name="double")
+    def double(number: Any) -> Any:
+        calls.append(number)
+        if number < 0:
+            raise ValueError(f"{number} is negative")
+        return 2 * number
+
+    double.calls = calls
+    return double
+
+
+@pytest.fixture
 def record(app: Celery) -> Any:
     """Read a record of the app's store."""
     return lambda task_id: open_store(app, app.conf.continuation_store).read(task_id)

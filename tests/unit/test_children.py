@@ -25,20 +25,9 @@ IS_5_5 = celery.version_info[:2] < (5, 6)
 
 
 @pytest.fixture
-def calls() -> list[Any]:
-    return []
-
-
-@pytest.fixture
-def double(app: Celery, calls: list[Any]) -> Any:
-    @app.task(name="double")
-    def double(number: Any) -> Any:
-        calls.append(number)
-        if number < 0:
-            raise ValueError(f"{number} is negative")
-        return 2 * number
-
-    return double
+def calls(double: Any) -> list[Any]:
+    found: list[Any] = double.calls
+    return found
 
 
 @pytest.fixture

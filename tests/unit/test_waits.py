@@ -483,21 +483,6 @@ def test_waits_do_not_count_as_resumptions(worker: Any, task: Any) -> None:
 
 
 @pytest.fixture
-def double(app: Celery) -> Any:
-    calls: list[Any] = []
-
-    @app.task(name="double")
-    def double(number: Any) -> Any:
-        calls.append(number)
-        if number < 0:
-            raise ValueError(f"{number} is negative")
-        return 2 * number
-
-    double.calls = calls
-    return double
-
-
-@pytest.fixture
 def parent(task: Any, double: Any) -> Any:
     def body(self: Any, numbers: Any, shape: str = "list") -> Any:
         shapes: dict[str, Any] = {"list": list, "group": group, "one": lambda few: next(iter(few))}
