@@ -18,6 +18,7 @@ from celery_continuations.execution.reporting import Reporter
 from celery_continuations.messages.body import Body, received
 from celery_continuations.messages.from_request import republish, saved_message
 from celery_continuations.messages.headers import DELIVERY, GENERATION, OWN_HEADERS, PARENT, SNAPSHOT
+from celery_continuations.messages.saved import began
 from celery_continuations.process.stop_flag import COLD, StopFlag, flag_at
 from celery_continuations.protocol import commands
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
@@ -111,7 +112,7 @@ class Message:
         """Ask the result backend whether the task has ended; see :mod:`celery_continuations.protocol.endings`."""
         if record and needs_chord_count(record, bool(self.request.chord), self.task.backend):
             return None
-        return ended(self.task, self.request.id, self.task.backend)
+        return ended(self.task, self.request.id, self.task.backend, began=began(record))
 
     def was_cancelled(self) -> bool:
         """Whether the task was cancelled while no execution was running."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,9 @@ from celery_continuations.messages.body import Body, carried
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["SavedMessage"]
+    from celery_continuations.stores import Record
+
+__all__ = ["SavedMessage", "began"]
 
 T = TypeVar("T")
 
@@ -103,3 +106,12 @@ def _part(message: dict[str, Any], name: str, kind: type[T]) -> T:
     if not isinstance(part, kind):
         raise TypeError(f"{name} is a {type(part).__name__}, expected a {kind.__name__}")
     return part
+
+
+def began(record: Record | None) -> float | None:
+    """Return when the task of a record began, in seconds since the epoch; None if its saved message does not say."""
+    if record is None or record.message is None:
+        return None
+    with suppress(StoreError):  # whoever needs the message itself reports it
+        return SavedMessage.loads(record.message).began
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, states
@@ -15,16 +16,24 @@ if TYPE_CHECKING:
 
 __all__ = ["ended", "needs_chord_count", "seconds_kept"]
 
+# An outcome stored this many seconds before a task began is of an earlier task with the same id. A later one meets that
+# task's tombstone, which is kept for a day. It also exceeds what two clocks, or a backend's time zone, may differ by.
+_OF_AN_EARLIER_TASK = 86_400.0
+
 _STATUS_OF = {states.SUCCESS: Status.DONE, states.FAILURE: Status.FAILED, states.REVOKED: Status.CANCELLED}
 
 
-def ended(owner: Task[..., object] | Celery, task_id: str, backend: Any) -> tuple[Status, float] | None:
+def ended(
+    owner: Task[..., object] | Celery, task_id: str, backend: Any, *, began: float | None = None
+) -> tuple[Status, float] | None:
     """Ask the result backend whether a task has ended.
 
     Args:
         owner: whose settings apply: the task, or the app if the task is unknown.
         task_id: the task.
         backend: the result backend.
+        began: when the task began, in seconds since the epoch, if it is known: what was stored long before is of an
+            earlier task with the same id, which the backend kept for longer than the store kept the record.
 
     Returns:
         The status that the record should have, and for how many seconds to keep it; None if the task has not ended.
@@ -35,10 +44,24 @@ def ended(owner: Task[..., object] | Celery, task_id: str, backend: Any) -> tupl
     if not celery_internals.keeps_results(backend):
         return None
     try:
-        status = _STATUS_OF.get(backend.get_state(task_id))
+        found = backend.get_task_meta(task_id)
+        status = _STATUS_OF.get(found["status"])
     except Exception as exc:  # of any driver
         raise StoreError("result backend", f"{type(exc).__name__}: {exc}") from exc
-    return None if status is None else (status, seconds_kept(owner, status))
+    if status is None or _is_of_an_earlier_task(found.get("date_done"), began):
+        return None
+    return status, seconds_kept(owner, status)
+
+
+def _is_of_an_earlier_task(stored_at: Any, began: float | None) -> bool:
+    if began is None or not stored_at:
+        return False
+    try:
+        found = stored_at if isinstance(stored_at, datetime) else datetime.fromisoformat(stored_at)
+    except (TypeError, ValueError):  # a backend with a format of its own
+        return False
+    stored = found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+    return stored.timestamp() < began - _OF_AN_EARLIER_TASK
 
 
 def needs_chord_count(record: Record, in_chord: bool, backend: Any) -> bool:

@@ -263,7 +263,7 @@ class Sweeper:
         owner = (self._app.tasks.get(message.task) if message else None) or self._app
         if record and message and needs_chord_count(record, message.in_chord, owner.backend):
             return None
-        return ended(owner, task_id, owner.backend)
+        return ended(owner, task_id, owner.backend, began=message.began if message else None)
 
     def _republish_overdue(self, task_id: str, publishing: Publisher) -> None:
         def may_publish(record: Record) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from celery_continuations.messages.saved import began
 from celery_continuations.protocol.endings import ended
 from celery_continuations.protocol.owned import OwnedRecord
 from celery_continuations.stores import Fence, Record, Status, Store, Update
@@ -50,7 +51,7 @@ def take_to_end(
             return False
         known = record.fence
         # The task's own process may have stored an outcome, and not ended the record yet: the record follows.
-        result = ended(task, task_id, task.backend)
+        result = ended(task, task_id, task.backend, began=began(record))
         if result is not None:
             OwnedRecord(store, task_id, known).end(result[0], None, result[1])
             return False

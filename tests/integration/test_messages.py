@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from celery import uuid
 
 from celery_continuations.exceptions import SnapshotTooLargeError
 from tests.support.processes import await_condition
@@ -107,7 +108,7 @@ def test_routes_are_kept(cluster: Any, route: dict[str, Any]) -> None:
     cluster.worker("-c", "1", "-Q", f"{topic}.q,{topic}.priorities", test_topic=topic)
     if route.get("exchange") == "":
         with cluster.client.producer_pool.acquire() as producer:
-            message = cluster.client.amqp.create_task_message("anonymous", "project.witness", (), {})
+            message = cluster.client.amqp.create_task_message(uuid(), "project.witness", (), {})
             producer.publish(
                 message.body, headers=message.headers, serializer="json", exchange="", **message.properties,
                 routing_key=route["routing_key"], declare=queues,

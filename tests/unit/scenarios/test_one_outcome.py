@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -155,6 +156,30 @@ def test_a_copy_of_an_ended_task_is_no_second_task(
     assert not [record for record in warnings(caplog) if record.action == "id_in_use"]
 
 
+@pytest.mark.parametrize("days", [0, 2])
+@pytest.mark.parametrize(
+    "written", [str, lambda at: at, lambda at: at.replace(tzinfo=None)], ids=["iso", "aware", "naive"]
+)
+def test_the_result_of_an_earlier_task_with_the_same_id_ends_no_task(
+    worker: Worker, app: Celery, store: Any, task: Any, monkeypatch: Any, written: Any, days: int
+) -> None:
+    """The backend keeps it for longer than the store kept the record."""
+    done = []
+
+    def run(self: Any) -> None:
+        for item in self.iterate("loop", range(4)):
+            done.append(item)
+            worker.stop()
+
+    stored_at = written(datetime.now(timezone.utc) - timedelta(days=days))
+    result = {"status": states.SUCCESS, "date_done": stored_at, "result": "earlier"}
+    monkeypatch.setattr(app.backend, "get_task_meta", lambda *_, **__: result)
+    task(run).apply_async(task_id="nightly")
+    worker.drain()
+    assert len(done) == (4 if days else 1)
+    assert store.read("nightly").fence.status == Status.DONE
+
+
 def warnings(caplog: Any) -> list[Any]:
     return [record for record in caplog.records if record.levelname == "WARNING" and hasattr(record, "action")]
 
@@ -187,7 +212,7 @@ def test_a_continuation_waits_for_the_result_backend(worker: Worker, app: Celery
     result = task(stopped(worker, seen)).delay()
     worker.deliver()
     with monkeypatch.context() as patches:
-        patches.setattr(app.backend, "get_state", unavailable)
+        patches.setattr(app.backend, "get_task_meta", unavailable)
         worker.deliver()
     assert (seen, worker.queued()) == ([0], 1)
     worker.drain()
@@ -198,7 +223,7 @@ def test_without_stored_results_nothing_is_asked(worker: Worker, app: Celery, ta
     def asked(*args: Any) -> None:
         raise AssertionError("asked")
 
-    monkeypatch.setattr(app.backend, "get_state", asked)
+    monkeypatch.setattr(app.backend, "get_task_meta", asked)
     seen: list[int] = []
     task(stopped(worker, seen), ignore_result=True).delay()
     worker.drain()

@@ -111,6 +111,18 @@ def test_a_lost_execution_is_recovered_and_resumes(
     assert not store.scan().leases, "the dead worker is forgotten"
 
 
+def test_the_result_of_an_earlier_task_with_the_same_id_ends_no_lost_task(
+    worker: Any, app: Celery, sweeper: Sweeper, lost: Any, monkeypatch: Any
+) -> None:
+    """The backend keeps it for longer than the store kept the record."""
+    result = {"status": states.SUCCESS, "date_done": "2020-01-02T03:04:05", "result": "earlier"}
+    monkeypatch.setattr(app.backend, "get_task_meta", lambda *_, **__: result)
+    done = lost(task_id="nightly").done
+    sweeper.sweep(always)
+    worker.drain()
+    assert done == [0, 1, 1, 2, 3]
+
+
 def test_a_worker_whose_lease_holds_is_left_alone(sweeper: Sweeper, lost: Any, store: Any, worker: Any) -> None:
     result = lost(lease=60)
     sweeper.sweep(always)
