@@ -237,16 +237,17 @@ def validate(app: Celery, task: Task[..., object] | type[Task[..., object]] | No
             continue
         value = app.conf.get(full, one.default) if task is None else getattr(task, full, one.default)
         # a function as class attribute becomes a method, which is still callable
-        _check(full, value, one, "" if task is None else f" of task {task.name}")
+        if value is not one.default:
+            _check(full, value, one, "" if task is None else f" of task {task.name}")
     names: Iterable[str] = app.conf
     known, where = {name: one for name, one in SETTINGS.items() if name not in _OF_THE_TASK}, ""
     if task is not None:
         names, known, where = dir(task), _of_tasks(), f" of a task, as {task.name} has it"
     # In Django's settings they are CELERY_CONTINUATION_….
     spaced = f"{app.conf.prefix}{PREFIX}".upper() if app.conf.prefix else PREFIX
-    for full in sorted(str(name) for name in names):
-        prefix = next((one for one in (PREFIX, spaced) if full.startswith(one)), None)
-        if prefix is not None and full[len(prefix) :].lower() not in known:
+    for full in sorted(str(name) for name in names if str(name).startswith((PREFIX, spaced))):
+        prefix = PREFIX if full.startswith(PREFIX) else spaced
+        if full[len(prefix) :].lower() not in known:
             raise ImproperlyConfigured(
                 f"unknown setting {full}{where}; known are: " + ", ".join(sorted(PREFIX + name for name in known))
             )

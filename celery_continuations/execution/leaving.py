@@ -137,6 +137,8 @@ class Leaving(Passive):
             options = self._options_to_publish()
             if options is not None:
                 self._message.publish(generation=self._generation, snapshot=given.snapshot, options=options)
+            if given.waiting is None:  # asked last, so that the next execution does not wait for the answer
+                self._message.restore_cancelled()
         except SystemExit:
             # this execution's message is not acknowledged, and may claim again
             self._ownership.release(given.snapshot)
@@ -171,9 +173,6 @@ class Leaving(Passive):
             except StoreError as exc:
                 self._message.reporter.not_saved("that it waits; trying again", exc)
                 return {**given.options, "countdown": CHECK_AGAIN}
-        elif self._message.was_cancelled():
-            self._message.report_cancelled()  # the state RETRY has just overwritten it
-            return None
         fence = self._ownership.record.fence
         if fence.command == Command.CANCEL:
             self._ownership.cancel()

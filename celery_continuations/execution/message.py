@@ -114,9 +114,10 @@ class Message:
             return None
         return ended(self.task, self.request.id, self.task.backend, began=began(record))
 
-    def was_cancelled(self) -> bool:
-        """Whether the task was cancelled while no execution was running."""
-        return self._tombstone() is not None
+    def restore_cancelled(self) -> None:
+        """Report that the task was cancelled just before Celery stored the state RETRY, if it was."""
+        if self._tombstone() is not None and not self.ended(None):
+            self.report_cancelled()
 
     def end_cancelled(self) -> None:
         """End at the tombstone of a task that was cancelled before this message came, if there is one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery_continuations import conf, events, signals
@@ -54,13 +55,17 @@ class Reporter:
         self._began = self._step_began = time.monotonic()
         self._left: float | None = None
 
+    @cached_property
+    def _shows_cursors(self) -> bool:
+        return bool(conf.setting(self._task, "show_cursors"))
+
     def shown(self, cursor: Any) -> Any:
         """Return a cursor, or None if the task's cursors must not be shown."""
-        return cursor if conf.setting(self._task, "show_cursors") else None
+        return cursor if self._shows_cursors else None
 
     def hide_cursors(self, error: Exception) -> None:
         """Remove cursors from an error of this package, if they must not be shown."""
-        if isinstance(error, (CrashLoopError, ErrorBudgetError)) and not conf.setting(self._task, "show_cursors"):
+        if isinstance(error, (CrashLoopError, ErrorBudgetError)) and not self._shows_cursors:
             error.hide_cursors()
 
     # -- once for each task and process
@@ -205,7 +210,7 @@ class Reporter:
                 message, at = "step %s resumed", "" if isinstance(step, Wait) else " from %r"
         elif event == "step_interrupted":
             at = " at %r"
-        if not conf.setting(self._task, "show_cursors"):
+        if not self._shows_cursors:
             at = ""
         args = (step.name, step.cursor) if at else (step.name,)
         self.log(level, event, message + at, *args, **(fields := self._step_fields(event, run, step, data)))

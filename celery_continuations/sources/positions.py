@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from types import GeneratorType
 from typing import Any
@@ -293,4 +294,9 @@ def close_generator(items: Any) -> None:
 
 
 def _print_of_range(items: range) -> Print:
-    return print_of(("range", items.start, items.step))
+    return _print_of_start(items.start, items.step)
+
+
+@lru_cache
+def _print_of_start(start: int, step: int) -> Print:
+    return print_of(("range", start, step))

@@ -151,8 +151,8 @@ class _Message(Message):
     def saved(self, **options: Any) -> str | None:
         return None
 
-    def was_cancelled(self) -> bool:
-        return False
+    def restore_cancelled(self) -> None:
+        pass
 
     def publish(self, *, generation: int, snapshot: str | None, options: dict[str, Any]) -> None:
         self._rehearsal.left(str(snapshot), options)

@@ -22,6 +22,7 @@ from celery.backends.cache import DummyClient
 from django.core.management import call_command
 from django.db import connections
 from django.db.backends.signals import connection_created
+from kombu.transport.memory import Channel
 
 import tests.support.django_project  # noqa: F401 - a process has one Django project
 from celery_continuations import ContinuableTask
@@ -35,7 +36,9 @@ from tests.support.worker import Worker, make_app, numbers
 
 @pytest.fixture
 def app() -> Celery:
-    DummyClient().cache.clear()  # of all apps: results of another test's tasks of the same ids
+    # Of all apps: results of another test's tasks of the same ids, and queues, which a closed channel looks through.
+    DummyClient().cache.clear()
+    Channel.queues.clear()
     return make_app()
 
 
@@ -112,24 +115,26 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_state, "_on_app_finalizers", builtins)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def imported_code_is_not_garbage() -> Iterator[None]:
-    """Leave what is imported out of each collection: it is most of what a collection would look through."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def collected() -> Iterator[None]:
     """Collect the garbage of a module's tests, so that it is not collected in the middle of another test.
 
     Python 3.11 parses code to print the error of a generator that is ended, which spoils an ``ast.parse`` that is
     under way: https://github.com/python/cpython/issues/106905
+
+    What was imported, or is still used after a module, is left out of later collections, which would take most of
+    their time to look through it.
     """
+    gc.freeze()
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_stays_frozen() -> Iterator[None]:
+    """Let the last collection look through everything."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

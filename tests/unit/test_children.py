@@ -109,6 +109,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("body", "expected"), ENDS, ids=[body.__name__ for body, _ in ENDS])
 @pytest.mark.parametrize("kind", ["continuable", "plain"])
 @pytest.mark.parametrize("ignore_result", [False, True, "by the app"])

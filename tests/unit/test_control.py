@@ -332,7 +332,7 @@ def test_a_cancelled_execution_that_was_succeeded_touches_nothing(worker: Any, l
 
 
 def test_a_task_that_is_cancelled_while_its_interruption_is_stored_ends_revoked(
-    worker: Any, loop: Any, app: Celery, monkeypatch: Any
+    worker: Any, loop: Any, app: Celery, monkeypatch: Any, caplog: Any
 ) -> None:
     """The record is queued already, and Celery's RETRY comes after the REVOKED."""
     store_result = app.backend.store_result
@@ -344,9 +344,12 @@ def test_a_task_that_is_cancelled_while_its_interruption_is_stored_ends_revoked(
 
     monkeypatch.setattr(app.backend, "store_result", late)
     loop.act = worker.stop
+    caplog.set_level("INFO")
     result = loop.apply_async()
     worker.deliver()
-    assert (worker.queued(), result.state) == (0, states.REVOKED)
+    assert result.state == states.REVOKED
+    worker.drain()
+    assert (loop.done, result.state, caplog.text.count(f"Task {result.id} cancelled")) == ([0, 1], states.REVOKED, 1)
 
 
 # -- retry

@@ -163,6 +163,7 @@ def after_a_rollback(session: Session, item: int) -> None:
     by_the_session(session, item)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "add",
     [by_the_session, after_a_read, by_the_connection, within_another, after_one_that_was_undone, after_a_rollback],

@@ -942,6 +942,7 @@ def empty(database: Database) -> None:
         connection.execute(sa.delete(Effect))
 
 
+@pytest.mark.exhaustive
 def test_assert_resumable_finds_each_item_once_with_its_own_transaction(
     task: Any, database: Database, ways: Any
 ) -> None:

@@ -433,6 +433,7 @@ NO_TIMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("value", NO_TIMES, ids=lambda value: repr(value)[:20])
 def test_what_is_no_time_is_refused_by_name(worker: Any, task: Any, record: Any, wait: str, value: Any) -> None:

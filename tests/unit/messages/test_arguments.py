@@ -269,6 +269,7 @@ def shuffled(ways: Any, seed: int) -> list[Callable[[Driver, Any], None]]:
     return sequence
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("serializer", SERIALIZERS, indirect=True)
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("place", PLACES)
@@ -277,6 +278,7 @@ def test_arguments_come_as_they_were_sent(driver: Driver, through: Any, place: s
     check(driver, through(place, ways), ways)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("serializer", SERIALIZERS, indirect=True)
 @pytest.mark.parametrize("kept_in", ["message"])
 @pytest.mark.parametrize("place", PLACES)

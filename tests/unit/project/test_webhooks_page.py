@@ -197,6 +197,7 @@ def test_an_old_event_is_refused(site: Site, sender: str, at: float) -> None:
     assert site.delivered() == []
 
 
+@pytest.mark.exhaustive
 @every_sender
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 200_000, b"[]", b"null", b'{"a":1}', b"\xff", b"payload=1"])
 @pytest.mark.parametrize("value", ["", "ü", "t=,v1=", "t=\xb2,v1=\xb2", "v0=", "sha256=", "t=" + "9" * 5000])

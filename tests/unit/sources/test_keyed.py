@@ -117,6 +117,7 @@ def resumed(source: Any) -> list[Any]:
     return rows
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "order",
     [
@@ -428,6 +429,7 @@ def statements(engine: sa.Engine) -> list[str]:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 @pytest.mark.parametrize(
     "select",

@@ -411,6 +411,7 @@ def files_of(folder: Path) -> int:
     return sum(path.is_file() and path.suffix != ".lock" for path in folder.rglob("*"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("expires_in", [20, 60, 86400, 30 * 86400])
 def test_expired_files_are_removed_while_the_process_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expires_in: float

@@ -145,6 +145,7 @@ def test_a_task_whose_cursors_and_values_are_dates(task: Any, frozen: Frozen) ->
         assert made("2024-01-01") == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("serializer", ["json", "pickle", "yaml", "msgpack"])
 def test_dates_as_arguments(app: Celery, task: Any, frozen: Frozen, serializer: str) -> None:
     def body(self: Any, moment: Any) -> int:
@@ -161,6 +162,7 @@ def test_dates_as_arguments(app: Celery, task: Any, frozen: Frozen, serializer: 
 # -- clocks
 
 
+@pytest.mark.exhaustive
 def test_waits_pass_by_the_clock_of_the_run(task: Any, frozen: Frozen) -> None:
     def body(self: Any) -> str:
         self.sleep("until a moment", MOMENT + dt.timedelta(days=1))
@@ -176,6 +178,7 @@ def test_waits_pass_by_the_clock_of_the_run(task: Any, frozen: Frozen) -> None:
         assert_resumable(made, pairs=10)
 
 
+@pytest.mark.exhaustive
 def test_trials_end_in_time_while_the_clock_is_frozen(task: Any, frozen: Frozen) -> None:
     def body(self: Any) -> int:
         for _ in self.iterate("rows", range(30)):

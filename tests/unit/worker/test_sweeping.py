@@ -385,6 +385,7 @@ def put_neighbours(store: Any) -> None:
     store.compare_and_swap("slept", None, Update(Fence(1, Status.WAITING), slept, message, due_in=-5))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fence", [Fence(1, Status.RUNNING, "w1/1.1/a"), Fence(1, Status.QUEUED)], ids=str)
 @pytest.mark.parametrize(
     ("message", "snapshot"),
