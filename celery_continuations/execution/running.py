@@ -261,7 +261,7 @@ class Running:
         elif state in (states.SUCCESS, states.IGNORED) and sys.exc_info()[1] is None:
             # Celery reports SUCCESS also if a signal's receiver or the backend has prevented it from storing that. Then
             # the value is kept, and the execution that recovers the task returns it.
-            self.ownership.end(Status.DONE, self.checkpoints.timed_text())
+            self.ownership.end(Status.DONE, self.run.snapshot.dumps_done())
         else:
             return
         self._execution.phase = Ended()

@@ -132,7 +132,7 @@ class _Claim:
         """End the record of a task whose outcome is stored."""
         result = self.ended(record)
         if result is not None:
-            OwnedRecord(self.store, self.task_id, record.fence).end(result[0], None, result[1])
+            OwnedRecord(self.store, self.task_id, record.fence).follow(result, record.snapshot)
             raise _Stale
 
     def refuse(self, record: Record) -> None:

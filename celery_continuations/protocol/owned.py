@@ -13,7 +13,8 @@ from contextlib import suppress
 from celery_continuations.core.inbox import TIMED_OUT, Inbox
 from celery_continuations.core.notes import with_error
 from celery_continuations.core.outcome import Outcome
-from celery_continuations.exceptions import StoreError
+from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.exceptions import ContinuationError, StoreError
 from celery_continuations.stores.base import Command, Fence, Record, Status, Store, Update
 
 __all__ = ["OVERDUE_AFTER", "OwnedRecord", "Superseded"]
@@ -167,6 +168,20 @@ class OwnedRecord:
         except Superseded:
             return False
         return True
+
+    def follow(self, outcome: tuple[Status, float], snapshot: str | None) -> None:
+        """End the record of a task whose outcome is stored.
+
+        Args:
+            outcome: the status, and the seconds to keep the record.
+            snapshot: the record's.
+        """
+        status, expires_in = outcome
+        text = None
+        if status == Status.DONE and snapshot:
+            with suppress(ContinuationError):  # one that cannot be read stays as it is
+                text = Snapshot.loads(snapshot).dumps_done()
+        self.end(status, text, expires_in)
 
     def fail(self, error: BaseException | None, expires_in: float) -> None:
         """Keep the failed record for ``expires_in`` seconds, with the error that has ended the task, if it is known.

@@ -47,7 +47,7 @@ def recover(store: Store, task_id: str, *, ended: Ended, loss_of: Callable[[str]
     # Rule 5, as in claim.
     result = ended(record)
     if result is not None:
-        OwnedRecord(store, task_id, known).end(result[0], None, result[1])
+        OwnedRecord(store, task_id, known).follow(result, record.snapshot)
         return None
     with_loss(record.snapshot, loss)  # raises before anything is changed if it cannot be read
     if known.command == Command.CANCEL:

@@ -53,7 +53,7 @@ def take_to_end(
         # The task's own process may have stored an outcome, and not ended the record yet: the record follows.
         result = ended(task, task_id, task.backend, began=began(record))
         if result is not None:
-            OwnedRecord(store, task_id, known).end(result[0], None, result[1])
+            OwnedRecord(store, task_id, known).follow(result, record.snapshot)
             return False
         if releases:
             if OwnedRecord(store, task_id, known).release(None):

@@ -185,7 +185,7 @@ def test_rule_5_a_dead_owner_may_have_stored_its_result(store: MemoryStore, cloc
 
     assert claim(store, 0, "w/2/second", ended=ended, loss_of=lambda owner: Loss.CRASH) is None
     assert seen == ["message"]
-    assert record(store) == Record(Fence(1, Status.DONE), SAVED, "", "", inbox="")
+    assert record(store) == Record(Fence(1, Status.DONE), Snapshot().dumps_done(), "", "", inbox="")
     clock.now += 60
     assert store.read("id") is None
 

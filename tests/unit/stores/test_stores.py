@@ -24,7 +24,8 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 from sqlalchemy.engine import make_url
 
-from celery_continuations.core.snapshot import Snapshot
+from celery_continuations.core.outcome import Outcome
+from celery_continuations.core.snapshot import Saved, Snapshot
 from celery_continuations.exceptions import StoreError
 from celery_continuations.process.identity import new_owner, new_worker
 from celery_continuations.protocol.claim import claim as claim_message
@@ -680,12 +681,15 @@ def test_a_tombstone_in_redis_is_one_small_key(redis_url: str) -> None:
     store = redis_store(redis_url, "tombstone")
     task_id = "1d1b2b7e-3e4f-4a55-9d6f-1f2e3d4c5b6a"
     store.compare_and_swap(task_id, None, Update(RUNNING, "{}" * 1000, "message", "value", "inbox", due_in=5))
-    store.compare_and_swap(task_id, RUNNING, Update(Fence(1, Status.DONE), "", "", "", "", expires_in=86400))
+    snapshot = Snapshot(
+        completed={"validate": Outcome("value", "x" * 100), "import": Outcome()}, saved=Saved(mail="ann@example.com")
+    )
+    OwnedRecord(store, task_id, RUNNING).end(Status.DONE, snapshot.dumps_done(), 86400)
     keys = [key.decode() for key in store.client.scan_iter(f"*{task_id}")]
     assert keys == [f"{store._prefix}{task_id}"]
     assert store.client.memory_usage(keys[0]) <= 200
     assert store.client.ttl(keys[0]) > 86000
-    assert store.read(task_id) == Record(Fence(1, Status.DONE), "")
+    assert store.read(task_id) == Record(Fence(1, Status.DONE), snapshot.dumps_done())
     assert store.scan(RUNNING.worker).owned == {}
     store.client.flushdb()
     store.close()
