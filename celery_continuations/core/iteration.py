@@ -248,15 +248,21 @@ class Iteration(Step[Any], Generic[Item_co]):
 
     def _rest(self, pairs: Pairs, keep: Keep, is_batched: bool) -> Generator[Any, None, Any]:
         """Yield items; return None if a checkpoint has something to do, else what comes instead of a pair."""
-        keeps, run = keep.same or keep.make is not None, self.run
+        keeps, run, size = keep.same or keep.make is not None, self.run, 1
+        counts = self._done is not None
         for pair in pairs:
             if isinstance(pair, NoItem):
                 return pair
             item, after = pair
             kept = keep.of(item) if keeps else None
-            size = len(item) if is_batched else 1
+            if is_batched:
+                size = len(item)
             yield item
-            self._moved_to(after, kept, size)
+            # _moved_to(), inlined: the call would slow down every item.
+            self.cursor = after
+            self._kept = kept
+            if counts:
+                self._done += size  # type: ignore[operator]
             if run.attention:
                 return None
         return _END

@@ -77,8 +77,11 @@ class FileSource(BaseReader):
             self.encoding = codecs.lookup(name).name
             # The second of two, for a byte order mark may come before the first.
             self._ends = {end: (end + end).encode(name)[len(end.encode(name)) :] for end in "\r\n"}
+            b"a".decode(name, "backslashreplace")
         except (LookupError, TypeError) as exc:
             raise InvalidStepError(f"{self.path} cannot be read: unknown encoding {name!r}") from exc
+        except UnicodeError as exc:  # of punycode and idna
+            raise InvalidStepError(f"{self.path} cannot be read: {name!r} encodes names, not files") from exc
         own = self.given.encoding
         if own is not None and codecs.lookup(own).name != self.encoding:
             raise refusal(

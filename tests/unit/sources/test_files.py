@@ -276,6 +276,12 @@ def test_an_encoding_that_is_none(tmp_path: Path, encoding: Any) -> None:
         lines(tmp_path / "rows", encoding)
 
 
+@pytest.mark.parametrize("encoding", ["idna", "punycode"])
+def test_an_encoding_of_names(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(InvalidStepError, match=f"rows cannot be read: '{encoding}' encodes names, not files"):
+        lines(tmp_path / "rows", encoding)
+
+
 @pytest.mark.parametrize("name", ["rows.csv.gz", "rows.BZ2", "rows.jsonl.xz", "rows.zip"])
 def test_a_compressed_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidStepError, match="is compressed, and cannot be read from a place within: decompress"):

@@ -241,6 +241,16 @@ SHAPES: dict[str, Shape] = {
     "a Query of a join to one": Shape(orm.Query([Member]).join(Team).order_by(Team.name, *MEMBER_ORDER)),
     "a Query of both of a join": Shape(orm.Query([Team, Member]).join(Member).order_by(Team.id, *MEMBER_ORDER)),
     "a Query of a column": Shape(orm.Query([Team.name]).order_by(Team.id)),
+    "a Query of a union": Shape(
+        orm.Query([Team]).filter(Team.id < 2).union(orm.Query([Team]).filter(Team.id > 2)).order_by(Team.id),
+        refused=r"a Query after union\(\), .* select from the union",
+    ),
+    "a Query of a union of columns": Shape(
+        orm.Query([Team.id]).union(orm.Query([Team.id])), refused="cannot be read by key"
+    ),
+    "an alias of a union": Shape(
+        sa.select(orm.aliased(Team, sa.union(sa.select(Team), sa.select(Team).where(Team.id > 1)).subquery())), itself
+    ),
     "a Query with contains_eager": Shape(
         orm.Query([Team]).join(Team.members).options(orm.contains_eager(Team.members)).order_by(*TEAM_ORDER)
     ),
