@@ -9,7 +9,7 @@ from celery_continuations.protocol.liveness import Loss
 from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord
 from celery_continuations.stores.base import OWNED, Command, Due, Fence, Record, Status, Store, Update
 
-__all__ = ["Ended", "count_loss", "overdue_after", "recover", "republish_overdue", "with_loss"]
+__all__ = ["Ended", "count_loss", "not_published", "overdue_after", "recover", "republish_overdue", "with_loss"]
 
 #: Asks the result backend whether the task of a record, if there is one, has ended; returns the status that the record
 #: should have, and for how many seconds to keep it, or None.
@@ -81,11 +81,29 @@ def republish_overdue(store: Store, task_id: str, may_publish: Callable[[Record]
     if known.status not in (Status.QUEUED, Status.RUNNING) or (known.status == Status.RUNNING and known.owner):
         return None
     # Rule 13: each check doubles the time until the next; their number lets only one of two sweepers make it.
+    # The broker is asked before that: while it is unavailable, no check is used up.
+    publishes = may_publish(record)
     checks = known.republished + 1 if known.status == Status.QUEUED else 0
     queued = queued._replace(republished=checks)
     if not store.compare_and_swap(task_id, known, Update(queued, due_in=overdue_after(queued))):
         return None
-    return record if may_publish(record) else None
+    return record if publishes else None
+
+
+def not_published(store: Store, task_id: str, record: Record) -> None:
+    """Have the next sweep try again: the message of a record could not be published.
+
+    Args:
+        store: where the record is.
+        task_id: the task.
+        record: what :func:`recover` or :func:`republish_overdue` returned.
+    """
+    found = store.read(task_id)
+    known = record.fence
+    if found is None or (found.fence.generation, found.fence.status) != (known.generation, Status.QUEUED):
+        return
+    again = found.fence._replace(republished=min(found.fence.republished, known.republished))
+    store.compare_and_swap(task_id, found.fence, Update(again, due_in=0.0))
 
 
 def count_loss(store: Store, task_id: str, fence: Fence, loss: Loss) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from celery import Celery
@@ -18,7 +19,7 @@ from celery_continuations.messages.saved import SavedMessage
 from celery_continuations.protocol.endings import ended, needs_chord_count, seconds_kept
 from celery_continuations.protocol.liveness import Loss, loss_of
 from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord
-from celery_continuations.protocol.recovery import overdue_after, recover, republish_overdue
+from celery_continuations.protocol.recovery import not_published, overdue_after, recover, republish_overdue
 from celery_continuations.stores import Command, Fence, Lease, Record, Scan, Status, Store
 from celery_continuations.stores.base import LIMIT
 from celery_continuations.worker.lease_clock import LeaseClock
@@ -99,6 +100,7 @@ class Sweeper:
         self._decided: dict[str, Status | None] = {}
         self._errors: dict[str, BaseException] = {}  # with which it ends them
         self._reported: set[str] = set()  # tasks that cannot be recovered, and entries that cannot be read
+        self._unpublished: set[str] = set()  # tasks whose message this worker could not publish
         self._idle: set[str] = set()  # owners that had no task in progress at the last scan
 
     def sweep(self, by_lease: Callable[[], bool]) -> Scan:
@@ -267,7 +269,7 @@ class Sweeper:
 
     def _republish_overdue(self, task_id: str, publishing: Publisher) -> None:
         def may_publish(record: Record) -> bool:
-            if record.message is None or overdue_after(record.fence) >= _LONG:
+            if record.message is None or task_id in self._unpublished or overdue_after(record.fence) >= _LONG:
                 return True
             return not publishing.is_waiting(record.message)
 
@@ -282,7 +284,14 @@ class Sweeper:
     def _publish(self, task_id: str, record: Record, publishing: Publisher, action: str, text: str) -> None:
         if record.message is None:
             raise StoreError("record", f"task {task_id} has no saved message to publish")
-        publishing.publish(record.message, record.fence.generation)
+        try:
+            publishing.publish(record.message, record.fence.generation)
+        except OperationalError:
+            self._unpublished.add(task_id)
+            with suppress(StoreError):  # it becomes due later
+                not_published(self._store, task_id, record)
+            raise
+        self._unpublished.discard(task_id)
         self._report_action(task_id, action, text)
 
     def _report_action(self, task_id: str, action: str, text: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from kombu.exceptions import OperationalError
 
 from celery_continuations.core.outcome import Outcome
 from celery_continuations.core.snapshot import Snapshot
@@ -17,8 +18,8 @@ from celery_continuations.protocol import claim as claiming
 from celery_continuations.protocol import commands
 from celery_continuations.protocol.liveness import Loss
 from celery_continuations.protocol.owned import OVERDUE_AFTER, OwnedRecord, Superseded
+from celery_continuations.protocol.recovery import not_published, republish_overdue
 from celery_continuations.protocol.recovery import recover as recover_record
-from celery_continuations.protocol.recovery import republish_overdue
 from celery_continuations.stores.base import NOT_CLAIMABLE, Command, Fence, Record, Status, Tombstone, Update
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
@@ -372,8 +373,30 @@ def test_rule_13_of_two_sweepers_one_checks(store: MemoryStore) -> None:
         return found
 
     store.read = read_and_be_overtaken  # type: ignore[method-assign]
-    assert republish_overdue(store, "id", unasked) is None
+    assert republish_overdue(store, "id", lambda found: True) is None
     assert [found is not None for found in one] == [True]
+
+
+def test_rule_13_a_check_that_finds_the_broker_unavailable_does_not_count(store: MemoryStore) -> None:
+    def away(found: Record) -> bool:
+        raise OperationalError("away")
+
+    running(store).queue("left", 0)
+    before = record(store)
+    with pytest.raises(OperationalError):
+        republish_overdue(store, "id", away)
+    assert record(store) == before
+
+
+def test_rule_13_what_could_not_be_published_is_due_at_once(store: MemoryStore, clock: Clock) -> None:
+    running(store).queue("left", 0)
+    for _ in range(3):
+        found = republish_overdue(store, "id", lambda found: True)
+        not_published(store, "id", found)
+        assert (record(store).fence, record(store).due) == (Fence(1, Status.QUEUED), clock.now)
+    running_again = claim(store, 1)
+    not_published(store, "id", found)
+    assert record(store).fence == running_again.fence
 
 
 def test_a_message_that_may_still_be_in_its_queue_is_not_published_again(store: MemoryStore, clock: Clock) -> None:
