@@ -112,6 +112,6 @@ def began(record: Record | None) -> float | None:
     """Return when the task of a record began, in seconds since the epoch; None if its saved message does not say."""
     if record is None or record.message is None:
         return None
-    with suppress(StoreError):  # whoever needs the message itself reports it
+    with suppress(StoreError):  # who needs the message itself reports it
         return SavedMessage.loads(record.message).began
     return None

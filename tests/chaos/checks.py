@@ -29,6 +29,7 @@ class Sent:
         linked: whether it has a link.
         chord: the id of the chord's body that it is in the header of, or "".
         after: the id of the task that comes before it in a chain, or "".
+        limit: its soft time limit in seconds, or None.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Sent:
     linked: bool = False
     chord: str = ""
     after: str = ""
+    limit: float | None = None
 
     @property
     def value(self) -> int:
@@ -123,6 +125,7 @@ class Verdict:
         lost: executions that were killed, or superseded while they were frozen.
         recovery: the longest time from the last work of such an execution to the start of the next one.
         oldest: the age of the oldest repeated work at that time.
+        limited: tasks that their soft time limit has ended.
     """
 
     tasks: int = 0
@@ -132,6 +135,7 @@ class Verdict:
     done: int = 0
     recovery: float = 0.0
     oldest: float = 0.0
+    limited: int = 0
     wrong: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -171,11 +175,15 @@ class Checker:
         verdict.tasks += 1
         executions = self._executions(sent.id)
         verdict.executions += len(executions)
-        problems = [
-            *self._result(sent, state, result),
-            *self._missing(sent, executions),
-            *self._callbacks(sent, callbacks_can_be_lost),
-        ]
+        if sent.limit is not None and state == "FAILURE":
+            problems = [*self._limited(sent, result), *self._generations(executions)]
+        else:
+            problems = [
+                *self._result(sent, state, result),
+                *self._missing(sent, executions),
+                *self._generations(executions),
+                *self._callbacks(sent, callbacks_can_be_lost),
+            ]
         for number, execution in enumerate(executions):
             if number + 1 < len(executions):
                 problems += self._succeeded(execution, executions[number + 1 :])
@@ -231,6 +239,19 @@ class Checker:
         self.verdict.done += len(done)
         if missing:
             yield f"was not done: {sorted(missing)}"
+
+    def _limited(self, sent: Sent, result: object) -> Iterator[str]:
+        """Check a task that its soft time limit has ended: that is its one outcome."""
+        self.verdict.limited += 1
+        if type(result).__name__ != "SoftTimeLimitExceeded":
+            yield f"it failed with {result!r}"
+        if self._called[sent.number]:
+            yield "it failed, and its link was called"
+        words = [line.words[0] for line in self._by_task[sent.id]]
+        if "failure" in words and "begin" in words[words.index("failure") :]:
+            yield "an execution began after its failure was stored"
+
+    def _generations(self, executions: list[Execution]) -> Iterator[str]:
         generations = [one.generation for one in executions]
         if len(set(generations)) < len(generations):
             yield f"two executions have the same generation: {generations}"

@@ -17,6 +17,7 @@ def rows(run: Run) -> list[tuple[str, str]]:
     found = [(kind, str(count)) for kind, count in sorted(faults.counts.items())]
     found += [
         ("tasks", str(verdict.tasks)),
+        ("ended by a soft time limit", str(verdict.limited)),
         ("executions", str(verdict.executions)),
         ("executions lost", str(verdict.lost)),
         ("items needed", str(verdict.needed)),

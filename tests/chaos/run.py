@@ -139,7 +139,11 @@ class Run:
 
     def _signature(self, site: Site, one: Sent) -> Any:
         signature = site.client.signature(
-            "chaos.work", args=(one.number, one.items, one.pages, 0.02, one.isolated), immutable=True, task_id=one.id
+            "chaos.work",
+            args=(one.number, one.items, one.pages, 0.02, one.isolated),
+            immutable=True,
+            task_id=one.id,
+            soft_time_limit=one.limit,
         )
         if one.linked:
             signature.link(site.client.signature("chaos.called", args=(one.number,)))
@@ -149,7 +153,12 @@ class Run:
         dice = self._rng.random()
         # On files, a killed worker loses its unstarted messages; only those of tasks can be sent again.
         if self._is_on_files or dice > 0.35:
-            self._publish(site, self._signature(site, self._new(linked=dice > 0.7)))
+            limit = self._rng.uniform(0.1, 1) if self._rng.random() < 0.15 else None
+            signature = self._signature(site, self._new(linked=dice > 0.7, limit=limit))
+            self._publish(site, signature)
+            if self._rng.random() < 0.1:
+                self._publish(site, signature)
+                self.storm.faults.counts["messages sent twice"] += 1
         elif dice > 0.15:
             first = self._new()
             both = [first, self._new(after=first.id)]

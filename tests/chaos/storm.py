@@ -54,6 +54,7 @@ class Storm:
         ]  # fmt: skip
         if site.broker is not None:
             self._kinds += [self._cut_broker, self._cut_store, self._refuse_broker, self._refuse_store]
+            self._kinds += [self._stop_without_store]
 
     def await_ready(self) -> None:
         for worker in self._up:
@@ -181,7 +182,12 @@ class Storm:
         self.faults.counts["broker refused"] += 1
         self._in(self._rng.uniform(0.2, 1.5), self._site.broker.accept)
 
-    def _refuse_store(self) -> None:
+    def _stop_without_store(self) -> None:
+        """Stop a worker while the store is unavailable, from before the stop until after the next worker is ready."""
+        self._refuse_store(self._rng.uniform(2, 4))
+        self._in(self._rng.uniform(0.2, 1), self._stop_term)
+
+    def _refuse_store(self, seconds: float | None = None) -> None:
         store, began = self._site.store, time.monotonic()
         assert store is not None
         store.refuse()
@@ -191,7 +197,7 @@ class Storm:
             store.accept()
             self._store_was_away(began)
 
-        self._in(self._rng.uniform(0.2, 1.5), accept)
+        self._in(self._rng.uniform(0.2, 1.5) if seconds is None else seconds, accept)
 
     def _store_was_away(self, since: float) -> None:
         self.faults.store_away.append((since, time.monotonic() + 0.2))

@@ -23,6 +23,8 @@ from celery_continuations.testing.stores import StoreConformance
 from tests.support import servers
 from tests.support.postgresql import connect, end_others, others, url_of
 from tests.support.processes import LocalProcess, await_condition
+from tests.support.unreadable import KINDS, harms_no_other_task
+from tests.support.worker import make_app
 
 RUNNING = Fence(1, Status.RUNNING, "w/1/a")
 
@@ -63,6 +65,15 @@ class TestDatabaseStoreOnPostgreSQL(StoreConformance):
 
     def corrupt(self, store: Store, task_id: str) -> None:
         self.client.execute("UPDATE continuation_record SET fence = 'nonsense' WHERE task_id = %s", (task_id,))
+
+    def corrupt_lease(self, store: Store, worker: str) -> Iterator[None]:
+        for value in ("NaN", "Infinity", "-Infinity"):
+            self.client.execute("UPDATE continuation_lease SET until = %s WHERE worker = %s", (value, worker))
+            yield
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_entry_of_any_kind_harms_another_task(self, kind: str) -> None:
+        harms_no_other_task(make_app(), self, kind)
 
     def break_connection(self, store: Store) -> None:
         end_others(self.client)

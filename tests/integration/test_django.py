@@ -15,6 +15,8 @@ from celery_continuations.testing.stores import StoreConformance
 from tests.support.django_project import threads_close_connections
 from tests.support.postgresql import connect, end_others
 from tests.support.processes import LocalProcess
+from tests.support.unreadable import KINDS, harms_no_other_task
+from tests.support.worker import make_app
 
 
 class TestDjangoStoreOnPostgreSQL(StoreConformance):
@@ -48,6 +50,15 @@ class TestDjangoStoreOnPostgreSQL(StoreConformance):
 
     def corrupt(self, store: Store, task_id: str) -> None:
         self.client.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = %s", (task_id,))
+
+    def corrupt_lease(self, store: Store, worker: str) -> Iterator[None]:
+        for value in ("NaN", "Infinity", "-Infinity"):
+            self.client.execute("UPDATE celery_continuations_lease SET until = %s WHERE worker = %s", (value, worker))
+            yield
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_entry_of_any_kind_harms_another_task(self, kind: str) -> None:
+        harms_no_other_task(make_app(), self, kind)
 
     def break_connection(self, store: Store) -> None:
         end_others(self.client)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -16,6 +18,7 @@ from celery_continuations.stores import Fence, Status, Store, Update, open_store
 from celery_continuations.stores.factory import without_store
 from celery_continuations.testing.stores import StoreConformance
 from tests.support.django_project import threads_close_connections
+from tests.support.unreadable import KINDS, harms_no_other_task
 from tests.support.worker import make_app
 
 
@@ -36,6 +39,16 @@ class TestDjangoStoreOnSQLite(StoreConformance):
     def corrupt(self, store: Store, task_id: str) -> None:
         with connections["default"].cursor() as cursor:
             cursor.execute("UPDATE celery_continuations_record SET fence = 'nonsense' WHERE task_id = %s", [task_id])
+
+    def corrupt_lease(self, store: Store, worker: str) -> Iterator[None]:
+        for value in ("'soon'", "x'ff'", "9e999"):
+            with connections["default"].cursor() as cursor:
+                cursor.execute(f"UPDATE celery_continuations_lease SET until = {value} WHERE worker = %s", [worker])
+            yield
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_entry_of_any_kind_harms_another_task(self, app: Celery, worker: Any, kind: str) -> None:
+        harms_no_other_task(app, self, kind)
 
     def entries(self, store: Store) -> int:
         with connections["default"].cursor() as cursor:

@@ -21,7 +21,6 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 
 from celery_continuations import signals
-from celery_continuations.bin import facts
 from celery_continuations.core.snapshot import VERSION, Snapshot
 from celery_continuations.exceptions import CrashLoopError, StoreError
 from celery_continuations.messages.publishing import Publisher
@@ -36,6 +35,7 @@ from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.worker.maintenance import Maintenance
 from celery_continuations.worker.sweeper import Sweeper
 from tests.support.redis_server import redis_store
+from tests.support.unreadable import GOOD, KINDS, harms_no_other_task, put_neighbours
 from tests.support.worker import Killed
 from tests.unit.stores import test_stores as conformance
 
@@ -370,11 +370,6 @@ def test_a_record_that_cannot_be_read_keeps_nothing_else_from_being_recovered(
     assert good.get() == "end"
 
 
-GOOD = {
-    "task": "other", "route": {"exchange": "", "routing_key": "celery"}, "headers": {"id": "x", "task": "other"},
-    "properties": {}, "sending": {}, "content": ["application/json", "utf-8"], "body": "[[], {}, {}]",
-}  # fmt: skip
-
 BAD_MESSAGES = [
     "", "null", "[]", "[" * 100_000, json.dumps(list(GOOD)),
     *(json.dumps({**GOOD, "z": {"__type__": kind, "__value__": value}})
@@ -390,14 +385,6 @@ BAD_SNAPSHOTS = [
     "[" * 100_000, "null", '{"version": 99}', '{"version": 1, "losses": ["a", "b"]}', '{"version": 1, "saved": []}',
     '{"version": 1, "executions": ' + "9" * 5000 + "}", '{"version": 1, "waiting": [1, 2, 3, 4, 5]}',
 ]  # fmt: skip
-
-
-def put_neighbours(store: Any) -> None:
-    """Put a lost task, and one that has slept long enough, beside the bad record."""
-    message = json.dumps(GOOD)
-    store.compare_and_swap("lost", None, Update(Fence(1, Status.RUNNING, "w2/1.1/b"), None, message))
-    slept = '{"version": 1, "waiting": ["time", 1.0, null]}'
-    store.compare_and_swap("slept", None, Update(Fence(1, Status.WAITING), slept, message, due_in=-5))
 
 
 @pytest.mark.exhaustive
@@ -935,43 +922,9 @@ def suite_of(kind: str, path: Path, request: pytest.FixtureRequest) -> Any:
     return files
 
 
-DEEP = "[" * 100_000
-TEXTS = {"snapshot": Update(Fence(1, Status.RUNNING, "w1/1.1/a"), DEEP, json.dumps(GOOD)),
-         "message": Update(Fence(1, Status.RUNNING, "w1/1.1/a"), None, DEEP),
-         "inbox": Update(Fence(1, Status.RUNNING, "w1/1.1/a"), None, json.dumps(GOOD), inbox=DEEP)}  # fmt: skip
-
-
 @pytest.mark.parametrize("of", ["files", "redis", "sqlite"])
-@pytest.mark.parametrize("kind", ["record", "lease", *TEXTS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_entry_of_any_kind_in_any_store_harms_another_task(
     app: Celery, worker: Any, tmp_path: Path, request: pytest.FixtureRequest, of: str, kind: str
 ) -> None:
-    suite = suite_of(of, tmp_path, request)
-    store = suite.make_store("n")
-    put_neighbours(store)
-    store.compare_and_swap("bad", None, TEXTS.get(kind, TEXTS["inbox"]))
-    if kind == "record":
-        suite.corrupt(store, "bad")
-    if kind == "lease":
-        store.renew("w3", 1000)
-        next(suite.corrupt_lease(store, "w3"))
-    reports: list[Any] = []
-    sweeper = Sweeper(app, store, new_worker(), at_work, report=reports.append)
-    for _ in range(3):
-        sweeper.sweep(always)
-    assert [store.read(name).fence.status for name in ("lost", "slept")] == [Status.QUEUED, Status.QUEUED]
-    failed = [one.task_id for one in reports if one.action == "recovery_failed"]
-    assert failed == (["bad"] if kind in ("record", "snapshot", "message") else failed[:1]), "it is named once"
-    assert {task_id for task_id, _ in store.records()} == {"lost", "slept", "bad"}
-    app.conf.continuation_store = f"{__name__}.opened"
-    opened_here[:] = [store]
-    shown = {one["id"]: bool(one["error"]) for one in facts.listed(app)}
-    assert shown == {"lost": False, "slept": False, "bad": kind in ("record", "snapshot", "message")}
-    store.close()
-
-
-opened_here: list[Any] = []
-
-
-def opened(app: Celery, namespace: str) -> Any:
-    return opened_here[0]
+    harms_no_other_task(app, suite_of(of, tmp_path, request), kind)
