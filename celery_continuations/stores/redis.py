@@ -166,6 +166,7 @@ class RedisStore(Store):
     def close(self) -> None:
         """Close the connections of the pool."""
         self._client.close()
+        self._client.connection_pool.disconnect()  # close() leaves a pool open that was given to the client
 
     def _keys(self) -> Iterator[set[bytes | str]]:
         """Yield the keys of all tasks, a few at a time."""

@@ -37,6 +37,7 @@ from celery_continuations.stores.filesystem import FilesystemStore
 from celery_continuations.stores.memory import MemoryStore
 from celery_continuations.stores.message import MessageStore
 from celery_continuations.testing.stores import StoreConformance
+from tests.support.processes import await_condition
 from tests.support.redis_server import redis_store
 from tests.support.worker import make_app
 
@@ -693,6 +694,18 @@ def test_a_tombstone_in_redis_is_one_small_key(redis_url: str) -> None:
     assert store.scan(RUNNING.worker).owned == {}
     store.client.flushdb()
     store.close()
+
+
+def test_a_store_in_redis_that_is_closed_leaves_no_connection(redis_url: str) -> None:
+    from redis import Redis
+
+    store = open_store(make_app(), redis_url)
+    with Redis.from_url(redis_url) as client:
+        before = len(client.client_list())
+        store.read("id")
+        assert len(client.client_list()) == before + 1
+        store.close()
+        await_condition(lambda: len(client.client_list()) == before, "the connection is closed")
 
 
 def test_an_owned_entry_in_redis_without_its_record_is_removed(redis_url: str) -> None:
