@@ -47,7 +47,7 @@ def put_neighbours(store: Any) -> None:
 
 
 def harms_no_other_task(app: Celery, suite: Any, kind: str) -> None:
-    """Check that an entry which cannot be read is named once, and that every other task goes on and is listed.
+    """Check that an entry which cannot be read is named once, and that every other task is handled and listed.
 
     Args:
         app: an app with a worker's settings.
