@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class Publisher:
     def __init__(self, app: Celery, connection: Any) -> None:
         self._app = app
         self._connection = connection
+        self._sent: Counter[str] = Counter()  # messages by queue
         self.producer: Any = app.amqp.Producer(connection.channel(), auto_declare=False)
 
     def publish(self, text: str, generation: int) -> None:
@@ -49,12 +51,16 @@ class Publisher:
         """
         with self._errors_of_one():
             _send_saved(self._app, self.producer, text, generation, retry=False)  # the next sweep tries again
+            self._sent.update(self._queues_of(text))
 
     def is_waiting(self, text: str) -> bool:
-        """Whether the queue of a saved message has any messages, so this one may be among them."""
-        names = queue_names(self._app, SavedMessage.loads(text).route)
+        """Whether the queue of a saved message has any messages but what was published here: it may be among them."""
+        names = self._queues_of(text)
         with self._errors_of_one():
-            return any(self._count(name) for name in names)
+            return any(self._count(name) > self._sent[name] for name in names)
+
+    def _queues_of(self, text: str) -> list[str]:
+        return list(queue_names(self._app, SavedMessage.loads(text).route))
 
     @contextmanager
     def _errors_of_one(self) -> Iterator[None]:

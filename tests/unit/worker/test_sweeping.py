@@ -331,6 +331,15 @@ def test_what_is_to_be_run_later_is_not_published_at_once(worker: Any, app: Cele
     assert worker.queued() == 0
 
 
+def test_overdue_messages_do_not_hide_one_another(worker: Any, app: Celery, sweeper: Sweeper, store: Any) -> None:
+    """What a sweep has published itself says nothing of the other messages of the queue."""
+    message = json.dumps({**GOOD, "route": {"exchange": "", "routing_key": app.conf.task_default_queue}})
+    for number in range(5):
+        store.compare_and_swap(f"id{number}", None, Update(Fence(1, Status.QUEUED), None, message, due_in=-1))
+    sweeper.sweep(always)
+    assert worker.queued() == 5
+
+
 def test_a_backlog_does_not_grow_by_it(worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any) -> None:
     lost()
     sweeper.sweep(always)
