@@ -249,7 +249,6 @@ class Iteration(Step[Any], Generic[Item_co]):
     def _rest(self, pairs: Pairs, keep: Keep, is_batched: bool) -> Generator[Any, None, Any]:
         """Yield items; return None if a checkpoint has something to do, else what comes instead of a pair."""
         keeps, run, size = keep.same or keep.make is not None, self.run, 1
-        counts = self._done is not None
         for pair in pairs:
             if isinstance(pair, NoItem):
                 return pair
@@ -258,11 +257,9 @@ class Iteration(Step[Any], Generic[Item_co]):
             if is_batched:
                 size = len(item)
             yield item
-            # _moved_to(), inlined: the call would slow down every item.
-            self.cursor = after
-            self._kept = kept
-            if counts:
-                self._done += size  # type: ignore[operator]
+            self.cursor, self._kept = after, kept  # _moved_to(), inlined: the call would slow down every item
+            if self._done is not None:
+                self._done += size
             if run.attention:
                 return None
         return _END

@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, cannot_be_key
 
-__all__ = ["Shape", "Stored", "decorated", "shape_of"]
+__all__ = ["Shape", "Stored", "decorated", "shape_of", "statement_of"]
 
 
 class Stored(TypeDecorator[Any]):
@@ -62,6 +62,24 @@ class Shape(NamedTuple):
     identity: tuple[int, ...] | None
     is_unique: bool
     is_whole: bool
+
+
+def statement_of(query: Any) -> Any:
+    """Return the statement of a Query.
+
+    Raises:
+        InvalidStepError: when it has columns where the Query has entities, as after ``union()``.
+    """
+    statement: Any = query.statement
+    made = [one.get("entity") for one in query.column_descriptions]
+    found = [one.get("entity") for one in getattr(statement, "column_descriptions", ())]
+    if found and any(made) and made != found:
+        raise InvalidStepError(
+            "a Query after union(), intersect() or except_() cannot be read by key: its statement selects columns, not "
+            "entities; combine the conditions with or_() and and_(), or select from the union with "
+            "select(aliased(Entity, union.subquery()))"
+        )
+    return statement
 
 
 def shape_of(select: Any, is_query: bool) -> Shape:

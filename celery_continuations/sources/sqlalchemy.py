@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeDecorator
 from celery_continuations.core.reader import Pairs
 from celery_continuations.exceptions import InvalidStepError
 from celery_continuations.sources.keyed import Column, KeyedSource, after, cannot_be_key, following, saveable
-from celery_continuations.sources.select_keys import Stored, decorated, shape_of
+from celery_continuations.sources.select_keys import Stored, decorated, shape_of, statement_of
 from celery_continuations.sources.select_sessions import Opened, Reading, given, opened_by
 
 if TYPE_CHECKING:
@@ -113,24 +113,6 @@ def select_rows(session: Opened, select: Any, *, chunk: int = 1000) -> KeyedSour
     return _SelectRows(partial(given, session), select, chunk)
 
 
-def _statement_of(query: orm.Query[Any]) -> Any:
-    """Return the statement of a Query.
-
-    Raises:
-        InvalidStepError: when it has columns where the Query has entities, as after ``union()``.
-    """
-    statement: Any = query.statement
-    made = [one.get("entity") for one in query.column_descriptions]
-    found = [one.get("entity") for one in getattr(statement, "column_descriptions", ())]
-    if found and any(made) and made != found:
-        raise InvalidStepError(
-            "a Query after union(), intersect() or except_() cannot be read by key: its statement selects columns, not "
-            "entities; combine the conditions with or_() and and_(), or select from the union with "
-            "select(aliased(Entity, union.subquery()))"
-        )
-    return statement
-
-
 class _SelectRows(KeyedSource[Any]):
     without_repeats = "add .distinct() to a select of entities, or order by the keys of all joined tables"
 
@@ -138,7 +120,7 @@ class _SelectRows(KeyedSource[Any]):
         super().__init__(chunk)
         is_query = isinstance(select, orm.Query)
         if is_query:
-            select = _statement_of(select)
+            select = statement_of(select)
         _check_select(select)
         self._opened = opened
         self._shape = shape = shape_of(select, is_query)
