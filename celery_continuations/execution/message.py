@@ -116,8 +116,11 @@ class Message:
 
     def restore_cancelled(self) -> None:
         """Report that the task was cancelled just before Celery stored the state RETRY, if it was."""
-        if self._tombstone() is not None and not self.ended(None):
-            self.report_cancelled()
+        try:
+            if self._tombstone() is not None and not self.ended(None):
+                self.report_cancelled()
+        except Exception as exc:  # of any driver; the message ends at the tombstone, which reports it again
+            self.reporter.log(logging.WARNING, "not_stored", "its state REVOKED could not be stored yet: %r", exc)
 
     def end_cancelled(self) -> None:
         """End at the tombstone of a task that was cancelled before this message came, if there is one."""

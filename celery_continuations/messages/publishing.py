@@ -77,6 +77,11 @@ class Publisher:
             raise
         except self._connection.connection_errors as exc:
             raise OperationalError(f"{type(exc).__name__}: {exc}") from exc
+        except AttributeError as exc:
+            if self._connection.connected:
+                raise
+            # kombu's Redis transport has lost its connection: a channel without one
+            raise OperationalError(f"{type(exc).__name__}: {exc}") from exc
 
     def _count(self, name: str) -> int:
         try:

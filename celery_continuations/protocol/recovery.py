@@ -90,20 +90,12 @@ def republish_overdue(store: Store, task_id: str, may_publish: Callable[[Record]
     return record if publishes else None
 
 
-def not_published(store: Store, task_id: str, record: Record) -> None:
-    """Have the next sweep try again: the message of a record could not be published.
-
-    Args:
-        store: where the record is.
-        task_id: the task.
-        record: what :func:`recover` or :func:`republish_overdue` returned.
-    """
+def not_published(store: Store, task_id: str, generation: int) -> None:
+    """Have the next sweep publish the message of a queued record, which could not be published."""
     found = store.read(task_id)
-    known = record.fence
-    if found is None or (found.fence.generation, found.fence.status) != (known.generation, Status.QUEUED):
-        return
-    again = found.fence._replace(republished=min(found.fence.republished, known.republished))
-    store.compare_and_swap(task_id, found.fence, Update(again, due_in=0.0))
+    if found is not None and (found.fence.generation, found.fence.status) == (generation, Status.QUEUED):
+        # Rule 17: a waiting task whose time has come is published whatever is in its queue.
+        store.compare_and_swap(task_id, found.fence, Update(Fence(generation, Status.WAITING), due_in=0.0))
 
 
 def count_loss(store: Store, task_id: str, fence: Fence, loss: Loss) -> str | None:

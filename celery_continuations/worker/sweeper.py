@@ -100,7 +100,6 @@ class Sweeper:
         self._decided: dict[str, Status | None] = {}
         self._errors: dict[str, BaseException] = {}  # with which it ends them
         self._reported: set[str] = set()  # tasks that cannot be recovered, and entries that cannot be read
-        self._unpublished: set[str] = set()  # tasks whose message this worker could not publish
         self._idle: set[str] = set()  # owners that had no task in progress at the last scan
 
     def sweep(self, by_lease: Callable[[], bool]) -> Scan:
@@ -269,9 +268,15 @@ class Sweeper:
 
     def _republish_overdue(self, task_id: str, publishing: Publisher) -> None:
         def may_publish(record: Record) -> bool:
-            if record.message is None or task_id in self._unpublished or overdue_after(record.fence) >= _LONG:
+            if record.message is None or overdue_after(record.fence) >= _LONG:
                 return True
-            return not publishing.is_waiting(record.message)
+            try:
+                return not publishing.is_waiting(record.message)
+            except (OperationalError, StoreError):
+                raise
+            except Exception as exc:  # of any transport: in the end it is published without asking
+                self._report_failure(task_id, "waits in a queue that cannot be counted: ", exc)
+                return False
 
         record = republish_overdue(self._store, task_id, may_publish)
         if record is None:
@@ -287,11 +292,9 @@ class Sweeper:
         try:
             publishing.publish(record.message, record.fence.generation)
         except OperationalError:
-            self._unpublished.add(task_id)
             with suppress(StoreError):  # it becomes due later
-                not_published(self._store, task_id, record)
+                not_published(self._store, task_id, record.fence.generation)
             raise
-        self._unpublished.discard(task_id)
         self._report_action(task_id, action, text)
 
     def _report_action(self, task_id: str, action: str, text: str) -> None:

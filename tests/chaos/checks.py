@@ -228,9 +228,13 @@ class Checker:
             yield f"its state is {state}"
         elif result != sent.value:
             yield f"it returned {result!r} and not {sent.value}"
-        for line in self._by_task[sent.id]:
-            if line.words[0] == "failure":
-                yield f"failed meanwhile: {line.words[1]}"
+        for line in self._failures(sent):
+            yield f"failed meanwhile: {line.words[1]}"
+
+    def _failures(self, sent: Sent) -> list[Line]:
+        """Return the failures that were stored, but for a limit that was met while the store was unavailable."""
+        found = [line for line in self._by_task[sent.id] if line.words[0] == "failure"]
+        return [line for line in found if sent.limit is None or not self._away(line.at - 1, line.at + 1)]
 
     def _missing(self, sent: Sent, executions: list[Execution]) -> Iterator[str]:
         done = [line.words for one in executions for line in one.done]
@@ -247,9 +251,9 @@ class Checker:
             yield f"it failed with {result!r}"
         if self._called[sent.number]:
             yield "it failed, and its link was called"
-        words = [line.words[0] for line in self._by_task[sent.id]]
-        if "failure" in words and "begin" in words[words.index("failure") :]:
-            yield "an execution began after its failure was stored"
+        for failure in self._failures(sent):
+            if any(line.words[0] == "begin" and line.at > failure.at for line in self._by_task[sent.id]):
+                yield "an execution began after its failure was stored"
 
     def _generations(self, executions: list[Execution]) -> Iterator[str]:
         generations = [one.generation for one in executions]

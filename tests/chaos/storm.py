@@ -45,6 +45,7 @@ class Storm:
         self._up += [site.start_worker() for _ in range(workers - 1)]
         self._leaving: list[tuple[float, str, LocalProcess]] = []
         self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._refused_until = 0.0
         self._is_over = threading.Event()
         threading.Thread(target=self._measure_lateness, daemon=True).start()
         self._kinds: list[Callable[[], None]] = [
@@ -194,10 +195,13 @@ class Storm:
         self.faults.counts["store refused"] += 1
 
         def accept() -> None:
-            store.accept()
+            if time.monotonic() >= self._refused_until:  # another refusal may last longer
+                store.accept()
             self._store_was_away(began)
 
-        self._in(self._rng.uniform(0.2, 1.5) if seconds is None else seconds, accept)
+        seconds = self._rng.uniform(0.2, 1.5) if seconds is None else seconds
+        self._refused_until = max(self._refused_until, began + seconds)
+        self._in(seconds, accept)
 
     def _store_was_away(self, since: float) -> None:
         self.faults.store_away.append((since, time.monotonic() + 0.2))

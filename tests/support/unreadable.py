@@ -68,7 +68,8 @@ def harms_no_other_task(app: Celery, suite: Any, kind: str) -> None:
         sweeper.sweep(lambda: True)
     assert [store.read(name).fence.status for name in ("lost", "slept")] == [Status.QUEUED, Status.QUEUED]
     failed = [one.task_id for one in reports if one.action == "recovery_failed"]
-    assert failed == (["bad"] if kind in ("record", "snapshot", "message") else failed[:1]), "it is named once"
+    named = [["bad"]] if kind in ("record", "snapshot", "message") else [[""], []] if kind == "lease" else [[]]
+    assert failed in named, "it is named once"
     assert {task_id for task_id, _ in store.records()} == {"lost", "slept", "bad"}
     app.conf.continuation_store = f"{__name__}.opened"
     _opened[:] = [store]

@@ -388,15 +388,15 @@ def test_rule_13_a_check_that_finds_the_broker_unavailable_does_not_count(store:
     assert record(store) == before
 
 
-def test_rule_13_what_could_not_be_published_is_due_at_once(store: MemoryStore, clock: Clock) -> None:
+def test_rule_17_what_could_not_be_published_is_published_by_the_next_sweep(store: MemoryStore, clock: Clock) -> None:
     running(store).queue("left", 0)
     for _ in range(3):
-        found = republish_overdue(store, "id", lambda found: True)
-        not_published(store, "id", found)
-        assert (record(store).fence, record(store).due) == (Fence(1, Status.QUEUED), clock.now)
-    running_again = claim(store, 1)
-    not_published(store, "id", found)
-    assert record(store).fence == running_again.fence
+        not_published(store, "id", 1)
+        assert (record(store).fence, record(store).due) == (Fence(1, Status.WAITING), clock.now)
+        assert republish_overdue(store, "id", unasked) is not None
+    fence = claim(store, 1).fence
+    not_published(store, "id", 1)
+    assert record(store).fence == fence
 
 
 def test_a_message_that_may_still_be_in_its_queue_is_not_published_again(store: MemoryStore, clock: Clock) -> None:

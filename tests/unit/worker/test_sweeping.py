@@ -340,6 +340,26 @@ def test_overdue_messages_do_not_hide_one_another(worker: Any, app: Celery, swee
     assert worker.queued() == 5
 
 
+def test_a_queue_that_cannot_be_counted_uses_up_the_check(
+    worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    def uncounted(*args: Any) -> None:
+        raise PermissionError("GetQueueAttributes")
+
+    monkeypatch.setattr(Publisher, "_count", uncounted)
+    result = lost()
+    sweeper.sweep(always)
+    worker.deliver_nothing()
+    now = time.time()
+    for look in range(1, 12):
+        monkeypatch.setattr(store, "_clock", lambda look=look: now + look * 86400)
+        sweeper.sweep(always)
+    assert worker.queued() >= 1, "in the end it is published without asking"
+    assert "waits in a queue that cannot be counted: PermissionError" in caplog.text
+    worker.drain()
+    assert result.get() == "end"
+
+
 def test_a_backlog_does_not_grow_by_it(worker: Any, sweeper: Sweeper, lost: Any, store: Any, monkeypatch: Any) -> None:
     lost()
     sweeper.sweep(always)
