@@ -22,10 +22,13 @@ from typing import Any
 PATIENCE = 30.0
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_port(at_most: int = 65_535) -> int:
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port <= at_most:
+            return port
 
 
 def await_condition(condition: Callable[[], Any], what: str, *, within: float = PATIENCE) -> Any:

@@ -55,7 +55,7 @@ def missing() -> dict[str, str]:
 
 def start_redis(folder: Path, *options: str, durable: bool = False) -> LocalProcess:
     """A Redis server; with ``durable``, acknowledged writes are on disk."""
-    port = free_port()
+    port = free_port(at_most=55_535)  # as a server of a cluster it also listens 10,000 ports above
     argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
     argv += ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
     argv += options
