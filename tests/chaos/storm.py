@@ -184,7 +184,7 @@ class Storm:
         self._in(self._rng.uniform(0.2, 1.5), self._site.broker.accept)
 
     def _stop_without_store(self) -> None:
-        """Stop a worker while the store is unavailable, from before the stop until after the next worker is ready."""
+        """Stop a worker while the store is unavailable, from before the stop until seconds after it."""
         self._refuse_store(self._rng.uniform(2, 4))
         self._in(self._rng.uniform(0.2, 1), self._stop_term)
 
